@@ -1,0 +1,81 @@
+# wmpo-lite: `make` installs into .venv, `make demo` runs the main job, `make help` lists the rest.
+# Choices: make PYTHON=/path/to/python3.12 ..., make demo ARGS="--task square --seed 1"
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# The environment remembers absolute paths, so the stamp carries the folder's checksum: a moved checkout installs anew.
+STAMP := $(VENV)/.installed-$(shell pwd | cksum | cut -d' ' -f1)
+
+# The first Python that is new enough, the environment's own before others; else an old one, to say that it is too old.
+find_python = for p in $(BIN)/python python3.11 python3.12 python3.13 python3.14 python3 python; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; \
+    python3 -c '' 2>/dev/null && echo python3
+ifeq ($(origin PYTHON),undefined)
+PYTHON = $(shell $(find_python))
+endif
+
+# What tests see: no progress bars, no downloads, and on Linux no screen (elsewhere MuJoCo's default draws without one).
+TEST_ENV := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1
+ifeq ($(shell uname -s),Linux)
+TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
+endif
+
+.DEFAULT_GOAL := setup
+.PHONY: setup check demo test bench lab assets doctor clean help
+
+setup: check $(STAMP)  ## check this machine and install into .venv (the default)
+	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
+
+check:
+	@python="$(PYTHON)"; test -n "$$python" || { \
+	    echo "wmpo-lite: no Python found: install 3.11 or newer (Debian: sudo apt-get install -y python3-venv)" >&2; \
+	    exit 1; }; \
+	"$$python" -I wmpo_lite/setup_check.py $(if $(wildcard $(STAMP)),--installed)
+
+# torch comes first and alone. Without a GPU its CPU build is wanted: as pip's configuration offers it, else from
+# PyTorch's own index, else what the default index has (on Linux that brings several GB of CUDA libraries).
+$(STAMP): pyproject.toml | check
+	@$(BIN)/python -c '' 2>/dev/null || { echo "wmpo-lite: creating $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }
+	@if nvidia-smi >/dev/null 2>&1; then \
+	    echo "wmpo-lite: GPU found, installing torch $(TORCH)"; \
+	    $(BIN)/python -m pip install -q torch==$(TORCH); \
+	else \
+	    echo "wmpo-lite: no GPU found, installing the CPU build of torch $(TORCH)"; \
+	    $(BIN)/python -m pip install -q 'torch==$(TORCH)+cpu' 2>/dev/null \
+	    || $(BIN)/python -m pip install -q --retries 1 torch==$(TORCH) --index-url $(TORCH_CPU_INDEX) 2>/dev/null \
+	    || $(BIN)/python -m pip install -q torch==$(TORCH); \
+	fi
+	@echo "wmpo-lite: installing the other packages (a few minutes)"
+	@$(BIN)/python -m pip install -q -e '.[dev,notebooks]'
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with a report in runs/
+	$(BIN)/wmpo-lite demo $(ARGS)
+
+test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
+	$(TEST_ENV) $(BIN)/python -m pytest $(or $(ARGS),tests)
+
+bench: check $(STAMP)  ## the measurements in tests/bench
+	$(TEST_ENV) $(BIN)/python -m pytest tests/bench -s $(ARGS)
+
+lab: check $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb
+
+assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
+	$(BIN)/wmpo-lite assets $(ARGS)
+
+doctor: check $(STAMP)  ## versions, rendering and a known-answer rollout
+	$(BIN)/wmpo-lite doctor $(ARGS)
+
+clean:  ## remove what make installed and caches; runs/ and assets/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | while IFS=$$'\t' read -r name text; do \
+	    printf '  make %-8s %s\n' "$$name" "$$text"; done

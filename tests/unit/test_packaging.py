@@ -1,0 +1,170 @@
+"""The set-up files agree, importing the package is cheap, and a machine that lacks something is told in one line."""
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import wmpo_lite
+from wmpo_lite import setup_check
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NO_GL = "no OpenGL library"
+
+
+def pins(requirements):
+    """["name[extra]==1.2"] -> {"name[extra]": "1.2"}; fails without an exact version, or when two disagree."""
+    versions = {}
+    for requirement in requirements:
+        name, separator, version = requirement.partition("==")
+        assert separator and re.fullmatch(r"[0-9.]+", version), f"{requirement} is not pinned"
+        assert versions.setdefault(name, version) == version, f"{name} is pinned twice"
+    return versions
+
+
+def test_environment_yml_repeats_the_pins_of_pyproject():
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras) == {"notebooks", "dev", "libero", "arm"}
+    pins(PROJECT["dependencies"] + sum(extras.values(), []))  # all pinned, none contradictory
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    lines = next(entry["pip"] for entry in environment if isinstance(entry, dict))
+    packages = [line for line in lines if not line.startswith("-")]
+    assert pins(packages) == pins(PROJECT["dependencies"] + extras["notebooks"] + extras["dev"])
+    assert "-e ." in lines and "python=3.11" in environment
+    assert PROJECT["requires-python"] == ">=3.11" and setup_check.OLDEST_PYTHON == (3, 11)
+
+
+def test_versions_agree_between_files():
+    torch = pins(PROJECT["dependencies"])["torch"]
+    assert f"TORCH := {torch}\n" in (ROOT / "Makefile").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert wmpo_lite.__version__ == PROJECT["version"] == citation["version"]
+    assert "2511.09515" in citation["references"][0]["url"]
+
+
+def test_installed_packages_are_the_pinned_ones():
+    from importlib.metadata import version
+    for name, pinned in pins(PROJECT["dependencies"]).items():
+        installed = version(name.partition("[")[0]).partition("+")[0]  # 2.13.0+cpu satisfies 2.13.0
+        assert installed == pinned, f"{name} {installed} is installed and {pinned} is pinned: run make"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "diffusers", "mujoco")
+    code = f"import sys, wmpo_lite; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_setup_check_needs_the_standard_library_only():
+    code = ("import sys; sys.path.insert(0, 'wmpo_lite'); import setup_check; "
+            "print({m.partition('.')[0] for m in sys.modules} - {*sys.stdlib_module_names, '__main__'})")
+    command = [sys.executable, "-I", "-S", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == "{'setup_check'}"
+
+
+@pytest.mark.parametrize("version, has_venv, words", [
+    ((3, 10, 12), True, ["3.11 or newer", "3.10", "PYTHON="]),
+    ((2, 7), True, ["3.11 or newer", "2.7"]),
+    ((3, 12, 1), False, ["apt-get install -y python3.12-venv"]),
+    ((3, 11, 0), True, None),
+    ((3, 13), True, None),
+    ((4, 0), True, None),
+])
+def test_python(version, has_venv, words):
+    expect(setup_check.python_problems(version, has_venv), words)
+
+
+@pytest.mark.parametrize("free, words", [(3.9e9, ["4 GB", "3.9", "/home/ada"]), (4e9, None), (1e12, None)])
+def test_disk(free, words):
+    expect(setup_check.disk_problems(free, 4, "/home/ada"), words)
+
+
+@pytest.mark.parametrize("present, platform, has_apt, words", [
+    ([], "linux", True, [NO_GL, "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"]),
+    ([], "linux", False, [NO_GL, "your distribution's packages"]),
+    (["libEGL.so.1"], "linux", True, [NO_GL]),  # a dispatcher without a driver draws nothing
+    (["libEGL_mesa.so.0"], "linux", True, [NO_GL]),
+    (["libEGL.so.1", "libEGL_mesa.so.0"], "linux", True, None),
+    (["libEGL.so.1", "libEGL_nvidia.so.0"], "linux", True, None),
+    (["libOSMesa.so.8"], "linux", True, None),
+    ([], "darwin", False, None),
+])
+def test_gl(present, platform, has_apt, words):
+    expect(setup_check.gl_problems(lambda name: name in present, platform, has_apt), words)
+
+
+def expect(problems, words):
+    """One problem, on one line, that holds all `words`; or none when `words` is None."""
+    assert len(problems) == (0 if words is None else 1)
+    for problem in problems:
+        assert "\n" not in problem.message and len(problem.message) < 220
+        assert all(word in problem.message for word in words), problem.message
+
+
+def no_gl():
+    return setup_check.gl_problems(lambda name: False, "linux")
+
+
+def test_without_root_each_problem_is_one_line_and_nothing_is_installed(capsys):
+    def find(installed):
+        return setup_check.python_problems((3, 9)) + setup_check.disk_problems(0, 4) + no_gl()
+
+    def forbidden(*args):
+        raise AssertionError("must not install")
+
+    assert setup_check.main([], find, lambda: False, forbidden, forbidden) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 3
+    assert all(line.startswith("wmpo-lite: ") for line in printed.err.splitlines())
+
+
+def test_as_root_on_debian_the_packages_are_installed_once_and_checked_again(capsys):
+    installed, again = [], []
+    setup_check.main(["--installed"], lambda installed: no_gl(), lambda: True, installed.append, again.append)
+    assert installed == [setup_check.GL_PACKAGES] and again == [["--installed", "--after-apt"]]
+    # The second process finds them still missing: it says so and does not try for ever.
+    assert setup_check.main(again[0], lambda installed: no_gl(), lambda: True, installed.append, again.append) == 1
+    assert len(installed) == 1 and NO_GL in capsys.readouterr().err
+
+
+def test_as_root_what_no_package_solves_is_only_said(capsys):
+    assert setup_check.main([], lambda installed: setup_check.disk_problems(0, 4), lambda: True, None, None) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_nothing_missing_is_silent(capsys):
+    assert setup_check.main([], lambda installed: [], lambda: True, None, None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("missing, worked, installs", [(None, True, 1), ("libosmesa6", True, 2), ("libegl1", False, 2)])
+def test_apt_install_drops_osmesa_where_a_release_has_none(missing, worked, installs):
+    calls = []
+
+    def run(command):
+        calls.append(command)
+        return 100 if missing in command else 0
+
+    assert setup_check.apt_install(list(setup_check.GL_PACKAGES), run) is worked
+    assert calls[0] == ["apt-get", "update", "-qq"] and len(calls) == 1 + installs
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_says_in_one_line_that_python_is_missing_or_too_old(tmp_path):
+    def make(python):
+        return subprocess.run(["make", "check", f"PYTHON={python}"], capture_output=True, text=True, cwd=ROOT).stderr
+
+    assert len([line for line in make("").splitlines() if "no Python found" in line]) == 1
+    old = tmp_path / "python3"  # runs the real check, told that it is Python 3.9
+    code = ("import sys; sys.version_info = (3, 9, 2); sys.path.insert(0, \"wmpo_lite\"); import setup_check; "
+            "sys.exit(setup_check.main([], on_debian_as_root=lambda: False))")
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
+    old.chmod(0o755)
+    assert len([line for line in make(old).splitlines() if "3.11 or newer is needed and this is 3.9" in line]) == 1

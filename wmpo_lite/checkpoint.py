@@ -1,0 +1,136 @@
+"""Trained things on disk: a folder with `config.json`, `model.safetensors` and `provenance.json`. Never pickle, never code."""
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite.errors import UserError
+
+PACKAGES = ("torch", "transformers", "diffusers", "mujoco", "numpy")
+
+
+def write_atomic(path: Path, data: bytes):
+    """Write a file so that a reader, or a kill, never meets half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error.strerror}); free some disk space or choose another folder") from error
+
+
+def write_json(path: Path, value):
+    write_atomic(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; the folder is not a checkpoint of this kit or was only partly copied") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it was truncated or edited, fetch or train it again") from error
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    return str(value)
+
+
+def save_tensors(path: Path, tensors: dict):
+    """Tensors (any nesting flattened by the caller) as safetensors, written atomically."""
+    from safetensors.torch import save
+    write_atomic(Path(path), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+def load_tensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing; the folder is not a checkpoint of this kit or was only partly copied")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); it is truncated or not a checkpoint, fetch or train it again") from error
+
+
+def versions() -> dict:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def commit() -> str:
+    """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def save_module(folder: Path, module, config, provenance: dict | None = None):
+    """Write `module` with its dataclass `config`; the folder appears complete or not at all."""
+    folder = Path(folder)
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    save_tensors(staging / "model.safetensors", module.state_dict())
+    write_json(staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)})
+    write_json(staging / "provenance.json", {**(provenance or {}), "versions": versions(), "commit": commit()})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+
+
+def load_config(folder: Path, config_class, class_name: str):
+    """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's fields."""
+    values = read_json(Path(folder) / "config.json")
+    found = values.pop("class", None)
+    if found != class_name:
+        raise UserError(f"{folder} holds a '{found}', expected a '{class_name}'; check which folder belongs to which option")
+    known = {field.name for field in dataclasses.fields(config_class)}
+    if set(values) - known:
+        raise UserError(f"{folder}/config.json has unknown fields {sorted(set(values) - known)}; it was written by another version of the kit")
+    return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def load_state(folder: Path, module):
+    """Load the weights of a checkpoint folder into `module`, exactly."""
+    tensors = load_tensors(Path(folder) / "model.safetensors")
+    own = module.state_dict()
+    if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
+        raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
+    module.load_state_dict(tensors)
+    return module
+
+
+def plain(value):
+    """`value` as it looks after a round trip through JSON, for comparing settings with stored ones."""
+    return json.loads(json.dumps(value, default=_plain))

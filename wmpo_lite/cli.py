@@ -1,0 +1,92 @@
+"""The command line: `wmpo-lite demo | assets | doctor | results`."""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from wmpo_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run the whole method once: P real rollouts, alignment, reward model, trust panel, GRPO in imagination, baselines, evaluation, report."""
+
+    task: str = "place"
+    profile: str = "laptop"  # smoke (minutes, for tests), laptop or gpu
+    seed: int = 0
+    rollout_budget: int = 128  # P: real rollouts of the task after cloning
+    name: str = ""  # folder under runs/; by default task, profile, seed and P
+    from_scratch: bool = False  # train the shipped assets anew first (hours)
+
+    def __call__(self):
+        from wmpo_lite.main_job import ASSETS, Run, main_job
+        assets = ASSETS
+        if self.from_scratch:
+            from wmpo_lite.pretrain import make_assets
+            assets = Path("runs") / "assets"
+            make_assets(self.task, assets, seed=self.seed, profile=self.profile)
+        run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets))
+        run.settings()
+        main_job(run, Path("runs") / (self.name or f"{self.task}-{self.profile}-p{self.rollout_budget}-s{self.seed}"))
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Train everything that is shipped in assets/ anew, into runs/assets, and copy it over."""
+
+    task: str = "place"
+    seed: int = 0
+    profile: str = "laptop"
+
+    def __call__(self):
+        from wmpo_lite.main_job import ASSETS
+        from wmpo_lite.pretrain import install_assets, make_assets
+        make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile)
+        install_assets(Path("runs") / "assets" / self.task, ASSETS / self.task)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check the installation, and a run if one is named."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+
+    def __call__(self):
+        from wmpo_lite.doctor import main as examine
+        sys.exit(examine(self.run))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Collect the records of finished runs into assets/results/main_job.json, or print the README's table from it."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+
+    def __call__(self):
+        from wmpo_lite.results import collect, table
+        if self.runs:
+            collect(self.runs)
+        print(table())
+
+
+COMMANDS = {"demo": Demo, "assets": Assets, "doctor": Doctor, "results": Results}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `wmpo-lite`; a UserError becomes one line on standard error and exit status 1."""
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, args=arguments, prog="wmpo-lite")
+        command()
+    except UserError as error:
+        print(f"wmpo-lite: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("wmpo-lite: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,528 @@
+"""`wmpo-lite doctor`: is this installation sound, and did a run really learn, or did one of the classic silent zeros strike?
+
+`check_installation` compares packages with their pins, renders a frame and repeats a rollout whose outcome is stored below. `diagnose` reads the files
+of a run folder, as far as they are there, and says of each what it means and what to do. Nothing is written, and no network is used.
+"""
+import json
+import math
+import os
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite import setup_check
+from wmpo_lite.errors import UserError
+
+# Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40 control steps, mujoco 3.17.0. Other processors round
+# differently, hence the tolerances. After a wanted change of the simulator `known_rollout()` measures them anew.
+KNOWN_FINISH = (25, 21, 20, 19, 19, 21, 18, 19)  # control step of the first successful frame
+KNOWN_TIPS = ((0.1489, 0.0770, 0.0850), (0.1460, -0.0924, 0.0850), (0.1752, 0.0913, 0.0850), (0.2040, -0.0759, 0.0850),
+              (0.2046, -0.0454, 0.0850), (0.1843, 0.0777, 0.0850), (0.2054, -0.0689, 0.0850), (0.1742, 0.0078, 0.0850))  # m, after the last step
+FINISH_TOLERANCE, TIP_TOLERANCE = 1, 0.002  # control steps, m
+
+# Where a figure of the run stops being good. Sources: the paper's table of clip rates, and runs of this kit that did and did not transfer.
+CLIP_HIGH, KL_HIGH, ENTROPY_LEFT = 0.30, 0.10, 0.20  # share of tokens; nats a token in one iteration; share of the first iteration's entropy
+GROUPS_LOW = 0.25  # share of groups kept
+SHUFFLED_COST, AUC, AGREEMENT, REWARD_F1 = 3.0, 0.90, 0.85, 0.95
+EPISODES_LOW = 128  # +-8.5 points at 95 %
+
+FILES = {"config.json": "the run's settings", "metrics.jsonl": "the learning curves", "rollouts.hdf5": "the real rollouts",
+         "trust.json": "the trust panel", "evaluation.json": "the evaluation"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about a run. level: 'ok', 'note' (look at it) or 'problem' (the run's numbers mean little until this is solved)."""
+
+    level: str
+    topic: str
+    message: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------- installation
+
+
+def check_installation() -> list[tuple[str, bool, str]]:
+    """(name, ok, message) for each check, in the order in which to repair things. A check that breaks counts as failed; none of them raises."""
+    checks = (("Python", _check_python), ("packages", _check_packages), ("disk", _check_disk), ("OpenGL", _check_gl), ("rendering", _check_rendering),
+              ("known answer", _check_known_answer), ("splits", _check_splits))
+    results = []
+    for name, check in checks:
+        try:
+            ok, message = check()
+        except Exception as error:  # a doctor that dies of what it looks for helps nobody
+            ok, message = False, f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        results.append((name, ok, message))
+    return results
+
+
+def _check_python():
+    problems = setup_check.python_problems(sys.version_info)
+    return not problems, problems[0].message if problems else sys.version.split()[0]
+
+
+def _check_disk():
+    import shutil
+    free = shutil.disk_usage(".").free
+    problems = setup_check.disk_problems(free, setup_check.GB_TO_RUN, os.getcwd())
+    return not problems, problems[0].message if problems else f"{free / 1e9:.0f} GB free"
+
+
+def pinned_versions() -> dict[str, tuple[str, bool]]:
+    """name -> (pinned version, belongs to an extra), of the installed package or else of the checkout's pyproject.toml."""
+    try:
+        lines = metadata.requires("wmpo_lite") or []
+    except metadata.PackageNotFoundError:
+        path = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        if not path.is_file():
+            raise UserError("the package wmpo_lite is not installed, so its pins are unknown; run make, or pip install -e .") from None
+        project = tomllib.loads(path.read_text())["project"]
+        lines = project["dependencies"] + [f"{line}; extra" for extra in project["optional-dependencies"].values() for line in extra]
+    found = {}
+    for line in lines:
+        match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*==\s*([^\s;]+)", line)
+        if match:
+            found.setdefault(match[1], (match[2], "extra" in line.partition(";")[2]))
+    return found
+
+
+def _check_packages():
+    wrong, same, pins = [], 0, pinned_versions()
+    for name, (pinned, optional) in pins.items():
+        try:
+            installed = metadata.version(name).partition("+")[0]  # 2.13.0+cpu satisfies 2.13.0
+        except metadata.PackageNotFoundError:
+            if not optional:
+                wrong.append(f"{name} {pinned} is missing")
+            continue
+        if installed != pinned:
+            wrong.append(f"{name} is {installed}, pinned {pinned}")
+        same += installed == pinned
+    if wrong:
+        return False, "; ".join(wrong) + ": run make again, since results were measured with the pinned versions"
+    return bool(pins), f"{same} packages at their pinned versions" if pins else "no pins were found: install the package with make"
+
+
+def _check_gl():
+    problems = setup_check.gl_problems(setup_check.can_load)
+    return not problems, problems[0].message if problems else f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'chosen at import')}"
+
+
+def _place_env(count: int):
+    """The simulator of `place` at 64 pixels with one thread, and the first `count` states of split `demos`."""
+    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    task = get_task("place")
+    return TabletopEnv(task, size=64, threads=1), initial_states(task, "demos", np.arange(count))
+
+
+def _check_rendering():
+    env, states = _place_env(1)
+    try:
+        picture = env.reset(states)[0].astype(int)  # (64, 64, 3)
+    finally:
+        env.close()
+    # A broken driver draws black, noise or nothing: look for the orange arm and for the grey table around it.
+    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    orange = ((red > 120) & (red - blue > 80) & (green > 40) & (green < red)).mean()
+    grey = ((picture.max(-1) - picture.min(-1) < 25) & (red > 60) & (red < 230)).mean()
+    ok = orange > 0.01 and grey > 0.3
+    message = f"a frame shows the arm on {100 * orange:.0f} % and the table on {100 * grey:.0f} % of its pixels"
+    return ok, message if ok else f"{message}, which is not the scene: update the OpenGL driver, or try MUJOCO_GL=osmesa"
+
+
+def known_rollout() -> tuple[np.ndarray, np.ndarray]:
+    """(finish steps int (8,), 0 without success; finger tips (8, 3) in metres after the last step) of the rollout behind `KNOWN_FINISH`."""
+    from wmpo_lite.envs.tabletop.expert import PickAndPlace
+    env, states = _place_env(8)
+    try:
+        env.reset(states)
+        expert, done = PickAndPlace(len(states)), []
+        for _ in range(40):
+            action = expert.act(env, *env.task.goal(env))
+            done.append(env.step_chunk(action[:, None], every_frame=False)[1][:, 0])
+        done, tips = np.stack(done, axis=1), env.tip  # (B, T), (B, 3)
+    finally:
+        env.close()
+    return np.where(done.any(axis=1), done.argmax(axis=1) + 1, 0), tips
+
+
+def _check_known_answer():
+    finish, tips = known_rollout()
+    solved, late = int((finish > 0).sum()), int(np.abs(finish - KNOWN_FINISH).max())
+    off = float(np.abs(tips - np.array(KNOWN_TIPS)).max())
+    ok = solved == len(KNOWN_FINISH) and late <= FINISH_TOLERANCE and off <= TIP_TOLERANCE
+    message = f"the expert solves {solved} of {len(KNOWN_FINISH)} states, finish steps within {late}, finger tips within {1000 * off:.2f} mm of the stored ones"
+    advice = (f": this simulator moves otherwise than the one that the weights were trained on (mujoco {metadata.version('mujoco')}); install the pinned "
+              "mujoco and take the simulator's files unchanged")
+    return ok, message if ok else message + advice
+
+
+def _check_splits():
+    from wmpo_lite.envs.tabletop import tasks
+    from wmpo_lite.envs.tabletop.env import SPLITS, initial_states
+    seen, count, doubles = {}, 64, []
+    for name in tasks.NAMES:
+        for split in SPLITS:
+            states = initial_states(tasks.get_task(name), split, np.arange(count)).states
+            doubles += [f"{name}/{split}/{i} = {seen[row.tobytes()]}" for i, row in enumerate(states) if row.tobytes() in seen]
+            seen |= {row.tobytes(): f"{name}/{split}/{i}" for i, row in enumerate(states)}
+    message = f"{len(seen)} states of {len(SPLITS)} splits, none twice"
+    return not doubles, f"shared initial states ({'; '.join(doubles[:3])}): a gain on them may be memory; repair the splits" if doubles else message
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- runs
+
+
+def diagnose(run_folder) -> list[Finding]:
+    """Findings about a run folder, most of them from files that may be missing (the run was killed, or is still going): those are named.
+
+    Raises UserError if the folder does not exist or holds none of a run's files.
+    """
+    run = Path(run_folder)
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder; name a run, such as runs/place-laptop-0")
+    missing = [name for name in FILES if not (run / name).is_file()]
+    if len(missing) == len(FILES):
+        raise UserError(f"{run} holds none of {', '.join(FILES)}; name the folder that `wmpo-lite demo` wrote, such as runs/place-laptop-0")
+    findings = []
+    if missing:
+        what = ", ".join(f"{name} ({FILES[name]})" for name in missing)
+        findings.append(Finding("note", "files", f"{what} missing: the run has not come so far; start the same command again and it resumes."))
+    config, trust, evaluation = (_read(run / name, findings) for name in ("config.json", "trust.json", "evaluation.json"))
+    records = _read_lines(run / "metrics.jsonl", findings)
+    rollouts = _read_rollouts(run / "rollouts.hdf5", findings)
+    rewards = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
+    clip = _read(rewards[0] / "config.json", findings).get("clip", 8) if rewards else config.get("clip", 8)
+    findings += _rollouts(rollouts, config, clip) if rollouts else []
+    findings += _windows(rollouts, config, clip, trust)
+    findings += _metrics(records)
+    findings += _trust(trust)
+    findings += _evaluation(evaluation, records)
+    findings += _states(rollouts, config, evaluation)
+    findings += _statistics(run) + _versions(run)
+    return findings
+
+
+def _read(path: Path, findings: list) -> dict:
+    """A JSON object, or {} where it is missing; a broken one is a finding."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text())
+        if isinstance(value, dict):
+            return value
+    except (ValueError, OSError):
+        pass
+    findings.append(Finding("problem", "files", f"{path.name} cannot be read as JSON: it was truncated or edited; delete it and run the stage again."))
+    return {}
+
+
+def _read_lines(path: Path, findings: list) -> list[dict]:
+    """Records of a JSON-lines file. A cut last line (killed in mid-write) is passed over, any other bad line is a finding."""
+    if not path.is_file():
+        return []
+    lines, records, bad = path.read_text(errors="replace").splitlines(), [], 0
+    for number, line in enumerate(lines):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            bad += bool(line.strip()) and number + 1 < len(lines)
+    if bad:
+        findings.append(Finding("problem", "files", f"{path.name} has {bad} lines that are not JSON objects: delete them, or run the stage again."))
+    return records
+
+
+def _read_rollouts(path: Path, findings: list) -> list:
+    if not path.is_file():
+        return []
+    from wmpo_lite.trajectory import load_trajectories
+    try:
+        return load_trajectories(path)
+    except UserError as error:
+        findings.append(Finding("problem", "files", str(error)))
+        return []
+
+
+def _checkpoints(run: Path):
+    """(folder, class name) of every checkpoint in the run folder."""
+    for path in sorted(run.glob("**/config.json")):
+        try:
+            kind = json.loads(path.read_text()).get("class")
+        except (ValueError, OSError, AttributeError):
+            continue
+        if kind:
+            yield path.parent, kind
+
+
+def _rollouts(rollouts, config, clip) -> list[Finding]:
+    """The P real rollouts: both outcomes there, none missing, and clips to be cut from them."""
+    out, n, won = [], len(rollouts), [t for t in rollouts if t.success]
+    budget = config.get("rollout_budget")
+    if budget and n != budget:
+        out.append(Finding("problem", "budget", f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}: P counts every real episode, so record "
+                                                "again or state the true number."))
+    if not won or len(won) == n:
+        out.append(Finding("problem", "rollouts", f"{'none' if not won else 'all'} of the {n} real rollouts succeed, so no success classifier can be "
+                                                  "fitted: start from a base policy that does both, or raise P."))
+        return out
+    out.append(Finding("ok", "rollouts", f"{len(won)} of {n} real rollouts succeed ({100 * len(won) / n:.0f} %): both outcomes are there to learn from."))
+    positives = sum(t.finish_step + 1 >= clip for t in won)
+    negatives = n - len(won) + sum(t.finish_step - clip >= clip - 1 for t in won)
+    if not positives or not negatives:
+        out.append(Finding("problem", "clips", f"the rollouts yield {positives} positive and {negatives} negative reward clips of {clip} frames, so the "
+                                               "classifier sees one class only: shorten the clip or lengthen the episodes."))
+    elif positives < len(won):
+        out.append(Finding("note", "clips", f"{len(won) - positives} of {len(won)} successes end before frame {clip - 1} and give no clip of {clip} frames: "
+                                            "shorten the clip so that quick successes are rewarded."))
+    else:
+        out.append(Finding("ok", "clips", f"every success gives a terminal clip of {clip} frames, and {negatives} episodes give negatives."))
+    return out
+
+
+def _windows(rollouts, config, clip, trust) -> list[Finding]:
+    """Can any window of an imagined episode reach the reward?"""
+    out = []
+    horizon = config.get("horizon") or (len(rollouts[0]) if rollouts else None)
+    if horizon:
+        windows = horizon + 1 - clip + 1  # frames 0..horizon at stride 1
+        if windows < 1:
+            out.append(Finding("problem", "reward windows", f"no reward window of {clip} frames fits into a horizon of {horizon} steps, so every reward is 0: "
+                                                            "raise the horizon or shorten the clip."))
+        else:
+            late = [t.finish_step for t in rollouts if t.success and t.finish_step > horizon]
+            out.append(Finding("ok", "reward windows", f"{windows} windows of {clip} frames fit into a horizon of {horizon} steps; a success is seen from frame "
+                                                       f"{clip - 1} on."))
+            if late:
+                out.append(Finding("problem", "reward windows", f"{len(late)} recorded successes finish after the horizon of {horizon} steps, where imagination "
+                                                                "has stopped: raise the horizon."))
+    scores, real, threshold = trust.get("scores"), trust.get("real"), trust.get("threshold")
+    if scores and real and threshold is not None and len(scores) == len(real):
+        reached = sum(s >= threshold for s, r in zip(scores, real) if r)
+        if any(real) and not reached:
+            out.append(Finding("problem", "threshold", f"no imagined replay of the {sum(map(bool, real))} real successes reaches the threshold {threshold:.3f} "
+                                                       "(zero clips): align the world model longer, or fit the threshold again on held-out rollouts."))
+        elif any(real):
+            out.append(Finding("ok", "threshold", f"{reached} of {sum(map(bool, real))} real successes reach the threshold {threshold:.3f} when imagined."))
+    if threshold is not None and not 0 < threshold < 1:
+        out.append(Finding("problem", "threshold", f"the reward threshold is {threshold}, outside (0, 1), so the reward never changes: fit it again."))
+    return out
+
+
+def _metrics(records) -> list[Finding]:
+    """Update by update: groups, clipping, entropy, divergence, and whether anything was learned at all."""
+    out = []
+    broken = {r.get("stage") for r in records if any(isinstance(v, float) and not math.isfinite(v) for v in r.values())}
+    if broken:
+        out.append(Finding("problem", "metrics", f"stage {', '.join(sorted(map(str, broken)))} logged NaN or infinity: lower its learning rate and run it again."))
+    for stage, where in (("wmpo", "in imagination"), ("grpo", "in the simulator")):
+        rows = [r for r in records if r.get("stage") == stage and "kept" in r]
+        if rows:
+            out += _groups(stage, rows) + _updates(stage, where, rows)
+    return out
+
+
+def _groups(stage, rows) -> list[Finding]:
+    total = {key: sum(r.get(key, 0) for r in rows) for key in ("kept", "all_success", "all_failure", "out_of_range")}
+    groups, empty = sum(total.values()), sum(not r["kept"] for r in rows)
+    if not groups:
+        return [Finding("problem", f"{stage} groups", f"{stage} sampled no groups at all: check rollout_budget against the group size (P smaller than one group?).")]
+    text = (f"{stage} kept {total['kept']} of {groups} groups in {len(rows)} iterations ({total['all_success']} dropped as all successes, "
+            f"{total['all_failure']} as all failures, {total['out_of_range']} out of range)")
+    fail = total["all_failure"] >= total["all_success"]
+    advice = ("raise the temperature, or start from a better policy or an easier threshold" if fail else
+              "stop earlier or raise the reward threshold: the policy has solved what it imagines")
+    if not total["kept"]:
+        return [Finding("problem", f"{stage} groups", f"{text}, so nothing was learned: {advice}.")]
+    if empty:
+        return [Finding("problem", f"{stage} groups", f"{text}, and {empty} iterations kept none and learned nothing: {advice}.")]
+    if total["kept"] < GROUPS_LOW * groups:
+        return [Finding("note", f"{stage} groups", f"{text}, little signal for the price: {advice}.")]
+    return [Finding("ok", f"{stage} groups", f"{text}.")]
+
+
+def _column(rows, key) -> np.ndarray:
+    return np.array([r[key] for r in rows if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])], dtype=float)
+
+
+def _updates(stage, where, rows) -> list[Finding]:
+    out = []
+    clip, entropy, kl, success, valid = (_column(rows, key) for key in ("clip_fraction", "entropy", "approx_kl", "success", "valid_fraction"))
+    if len(clip):
+        level = "note" if clip.mean() > CLIP_HIGH or clip.max() == 0 else "ok"
+        advice = (": the steps overshoot, lower the learning rate or the epochs" if clip.mean() > CLIP_HIGH else
+                  ": no ratio ever left its bounds, so raise the learning rate or the epochs (one update a batch never clips)" if clip.max() == 0 else "")
+        out.append(Finding(level, f"{stage} clip fraction", f"{100 * clip.mean():.1f} % of the tokens are clipped on average, {100 * clip.max():.1f} % at "
+                                                            f"most{advice}."))
+    if len(kl):
+        level = "problem" if kl.max() == 0 else "note" if kl.max() > KL_HIGH else "ok"
+        advice = {"problem": ": the policy did not change at all, check that its parameters require gradients and that lr is not 0",
+                  "note": ": single updates leap, lower the learning rate", "ok": ""}[level]
+        out.append(Finding(level, f"{stage} KL", f"the approximate KL of an iteration is {kl.mean():.4f} nats a token on average and {kl.max():.4f} at most{advice}."))
+    if len(entropy):
+        level = "note" if entropy[-1] < ENTROPY_LEFT * entropy[0] else "ok"
+        advice = ": exploration has collapsed, so stop earlier or raise the temperature" if level == "note" else ""
+        out.append(Finding(level, f"{stage} entropy", f"entropy goes from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token{advice}."))
+    if len(success):
+        edge = max(1, len(success) // 5)
+        first, last = 100 * success[:edge].mean(), 100 * success[-edge:].mean()
+        if success.max() == 0 or success.min() == 1:
+            out.append(Finding("problem", f"{stage} reward", f"the reward {where} is {success.max():.0f} in every iteration, which teaches nothing: check the "
+                                                            "reward threshold, the reward windows and the instruction."))
+        else:
+            out.append(Finding("ok" if last > first else "note", f"{stage} reward", f"sampled success {where} goes from {first:.0f} to {last:.0f} %"
+                               + ("." if last > first else ": no progress; look at groups and learning rate, or train for longer.")))
+    if len(valid) and valid.min() <= 0.02:
+        out.append(Finding("problem", f"{stage} mask", "an iteration left at most 2 % of the tokens unmasked: finish_step comes too early, check the threshold."))
+    return out
+
+
+def _trust(trust) -> list[Finding]:
+    """The world model and the reward model, where a flattering imagination would make everything else meaningless."""
+    out, threshold = [], trust.get("threshold")
+    psnr = trust.get("psnr") or {}
+    beaten = [h for h, model, copy in zip(psnr.get("horizons", []), psnr.get("model", []), psnr.get("copy_last", [])) if model <= copy]
+    if beaten:
+        out.append(Finding("problem", "prediction", f"copying the last frame predicts as well as the world model at {', '.join(map(str, beaten))} steps: train it longer."))
+    elif psnr.get("model"):
+        out.append(Finding("ok", "prediction", f"the world model reaches {psnr['model'][-1]:.1f} dB after {psnr['horizons'][-1]} steps, a copied frame "
+                                               f"{psnr['copy_last'][-1]:.1f} dB."))
+    cost = (trust.get("sensitivity") or {}).get("shuffled_cost")
+    if cost is not None:
+        weak = cost < SHUFFLED_COST
+        out.append(Finding("problem" if weak else "ok", "actions", f"shuffled actions cost {cost:.1f} dB" + (
+            f", less than {SHUFFLED_COST:g}: the world model largely ignores its actions; check that action s belongs to frame s + 1, add play and train longer." if weak else ": the world model listens.")))
+    agreement = trust.get("agreement") or {}
+    if agreement.get("auc") is not None:
+        weak = agreement["auc"] < AUC
+        out.append(Finding("problem" if weak else "ok", "agreement", f"imagined success tells real success with AUC {agreement['auc']:.3f} (n = {agreement.get('n', '?')})" + (
+            f", below {AUC}: GRPO would learn the imagination's mistakes; align longer, oversample contact and watch the films." if weak else ".")))
+    for key, name, advice in (("success_agreement", "successes", "imagination misses them; lower the threshold or align longer"),
+                              ("failure_agreement", "failures", "imagination flatters the policy; add failures and smeared frames to the reward model")):
+        if agreement.get(key) is not None and agreement[key] < AGREEMENT:
+            out.append(Finding("note", "agreement", f"{100 * agreement[key]:.0f} % of the real {name} are imagined as such, below {100 * AGREEMENT:.0f} %: {advice}."))
+    for key, what in (("reward_f1_real", "real"), ("reward_f1_imagined", "imagined")):
+        if trust.get(key) is not None:
+            weak = trust[key] < (REWARD_F1 if what == "real" else 0.85)
+            out.append(Finding("note" if weak else "ok", "reward F1", f"the success classifier has F1 {trust[key]:.3f} on {what} video" + (
+                ": give it more steps, or look at the clips it gets wrong." if weak else f" (threshold {threshold:.3f})." if threshold is not None else ".")))
+    return out
+
+
+def _evaluation(evaluation, records) -> list[Finding]:
+    """Is the gain real, or noise read as signal?"""
+    from wmpo_lite.evaluate import paired_comparison, success_rate
+    out, policies = [], {name: p["success"] for name, p in (evaluation.get("policies") or {}).items() if p.get("success")}
+    if not policies:
+        return out
+    n = min(len(s) for s in policies.values())
+    half = 100 * 1.96 * math.sqrt(0.25 / n)
+    out.append(Finding("ok" if n >= EPISODES_LOW else "note", "episodes", f"{n} evaluation episodes carry up to +-{half:.1f} points of noise at 95 %" + (
+        "." if n >= EPISODES_LOW else f": evaluate on {EPISODES_LOW} or more before comparing.")))
+    base = policies.get("base")
+    if base is not None and (all(base) or not any(base)):
+        out.append(Finding("problem", "base policy", f"the base policy {'always' if all(base) else 'never'} succeeds in evaluation ({success_rate(base)}): "
+                                                     + ("there is nothing to improve; choose a harder task." if all(base) else "check the action statistics, the "
+                                                        "simulator's version and the frame size before blaming the training.")))
+    won = policies.get("wmpo")
+    for name, other in policies.items():
+        if won is None or name == "wmpo" or len(other) != len(won):
+            continue
+        pair = paired_comparison(other, won)
+        if pair.low > 0:
+            out.append(Finding("ok", "gain", f"WMPO over {name}: {pair}, clear of zero."))
+        elif pair.high < 0:
+            out.append(Finding("problem", "gain", f"WMPO is worse than {name}: {pair}; read the agreement above, and stop earlier on the validation split."))
+        else:
+            need = math.ceil(n * ((pair.high - pair.low) / 2 / abs(pair.gain)) ** 2) if pair.gain else None
+            size = f"evaluate on about {need} states to tell a gain of this size" if need and need < 1e5 else "there is no gain to tell"
+            out.append(Finding("note", "gain", f"WMPO over {name} is inside the noise ({pair}): {size}, and do not report it as one."))
+    curve = _column([r for r in records if r.get("stage") == "wmpo"], "success")
+    if won is not None and base is not None and len(base) == len(won) and len(curve) >= 5:
+        edge = max(1, len(curve) // 5)
+        dreamt, real = curve[-edge:].mean() - curve[:edge].mean(), np.mean(won) - np.mean(base)
+        if dreamt > 0.1 and real < dreamt / 3:
+            out.append(Finding("problem", "transfer", f"imagined success rises by {100 * dreamt:.0f} points and real success by {100 * real:.0f}: the policy exploits "
+                                                      "the imagination; improve the agreement, or stop earlier."))
+    return out
+
+
+def _states(rollouts, config, evaluation) -> list[Finding]:
+    """Do the rollouts start from states that the evaluation uses? Compared number by number, whatever the split is called."""
+    if not rollouts:
+        return []
+    splits = sorted({t.split for t in rollouts})
+    held_out = [split for split in splits if split in ("validation", "evaluation")]
+    if held_out:
+        return [Finding("problem", "leakage", f"rollouts.hdf5 was recorded on the split {', '.join(held_out)}: the gain may be memory; record on 'rollouts'.")]
+    from wmpo_lite.envs.tabletop import tasks
+    from wmpo_lite.envs.tabletop.env import initial_states
+    if config.get("task") not in tasks.NAMES:
+        return []
+    task, n = tasks.get_task(config["task"]), int(evaluation.get("n") or 256)
+    used = {t.initial_state.tobytes() for t in rollouts}
+    shared = sum(row.tobytes() in used for row in initial_states(task, "evaluation", np.arange(n)).states)
+    if shared:
+        return [Finding("problem", "leakage", f"{shared} of {n} evaluation states also occur in the rollouts: the gain may be memory; record rollouts on states of their own.")]
+    double = "" if len(used) == len(rollouts) else f" ({len(rollouts) - len(used)} rollouts repeat a state)"
+    return [Finding("ok", "leakage", f"the {len(used)} initial states of the rollouts{double} and the {n} of the evaluation have none in common.")]
+
+
+def _statistics(run: Path) -> list[Finding]:
+    """Every policy must carry the ranges that turn tokens into actions."""
+    out, good = [], 0
+    for folder, kind in _checkpoints(run):
+        if kind != "Policy":
+            continue
+        values = _read(folder / "actions.json", [])
+        name = folder.relative_to(run)
+        if not {"names", "low", "high"} <= set(values):
+            out.append(Finding("problem", "action statistics", f"policy {name} has no complete actions.json, so its tokens mean no motion: save it again with Policy.save."))
+        elif not (len(values["names"]) == len(values["low"]) == len(values["high"]) and all(a < b for a, b in zip(values["low"], values["high"]))):
+            out.append(Finding("problem", "action statistics", f"policy {name} has action ranges that are empty or of different lengths: save it again from the right data."))
+        else:
+            good += 1
+    return out + ([Finding("ok", "action statistics", f"{good} saved policies carry their action statistics.")] if good else [])
+
+
+def _versions(run: Path) -> list[Finding]:
+    """Was the run made with the pinned simulator and libraries?"""
+    pins, seen = {name: version for name, (version, _) in pinned_versions().items()}, {}
+    for path in [run / "result.json", run / "config.json", *sorted(run.glob("**/provenance.json"))]:
+        versions = _read(path, []).get("versions")
+        for name, version in (versions if isinstance(versions, dict) else {}).items():
+            seen.setdefault(name, set()).add(str(version).partition("+")[0])
+    other = [f"{name} {'/'.join(sorted(versions))} (pinned {pins[name]})" for name, versions in seen.items() if name in pins and versions != {pins[name]}]
+    if not seen:
+        return [Finding("note", "versions", "the run records no package versions: success rates of another simulator version do not compare; finish the run or record them.")]
+    if other:
+        level = "problem" if any(text.startswith("mujoco") for text in other) else "note"
+        return [Finding(level, "versions", f"the run was made with {', '.join(other)}: install the pinned versions and run it again before comparing numbers.")]
+    return [Finding("ok", "versions", f"the run was made with the pinned {', '.join(f'{name} {pins[name]}' for name in seen if name in pins)}.")]
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ report
+
+
+def main(run: Path | None = None) -> int:
+    """Print the installation report, and that of a run folder if one is named. Returns 0, or 1 if a check fails or a finding is a problem."""
+    print("Installation")
+    checks = check_installation()
+    for name, ok, message in checks:
+        print(f"  {'ok  ' if ok else 'FAIL'}  {name:<14} {message}")
+    bad = sum(not ok for _, ok, _ in checks)
+    if run is not None:
+        findings = diagnose(run)
+        print(f"\nRun {run}")
+        for level in ("problem", "note", "ok"):
+            for finding in findings:
+                if finding.level == level:
+                    print(f"  {level:<8} {finding.topic:<19} {finding.message}")
+        bad += sum(finding.level == "problem" for finding in findings)
+    print(f"\n{bad} {'problem' if bad == 1 else 'problems'} found." if bad else "\nNo problems found.")
+    return int(bool(bad))

@@ -1,0 +1,67 @@
+"""The imagined environment: the world model moves the picture, the reward model ends the episode (paper section 3.4, steps 1 to 4)."""
+import numpy as np
+import torch
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import InitialStates
+
+
+class ImaginedEnv:
+    """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one recorded frame and nothing else.
+
+    reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk and never re-encoded.
+    `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
+    """
+
+    def __init__(self, autoencoder, world_model, reward_model=None, *, seed: int = 0, steps: int | None = None, stop: bool = True,
+                 action_names=("dx", "dy", "dz", "gripper")):
+        self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
+        self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
+        self.steps, self.stop = steps, stop
+        self.generator = torch.Generator().manual_seed(seed)
+        self.instructions: list[str] = []
+
+    def reset(self, states: InitialStates) -> np.ndarray:
+        if states.frames is None:
+            raise UserError("imagination starts from recorded frames and these initial states have none; take them from recorded rollouts")
+        first = torch.from_numpy(np.ascontiguousarray(states.frames))  # (B, H, W, 3)
+        latent = self.autoencoder.encode_uint8(first)
+        self.context = latent[:, None].repeat(1, self.world_model.config.context, 1, 1, 1)  # (B, c, C, h, w)
+        self.done = np.zeros(len(states), dtype=bool)
+        self.scores = np.zeros(len(states), dtype=np.float32)
+        self.instructions = list(states.instructions)
+        self.recent = first[:, None]  # frames that the next reward windows still need
+        return first.numpy().copy()
+
+    @torch.no_grad()
+    def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
+        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float32).clamp(-1, 1)
+        if not torch.isfinite(actions).all():
+            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        batch, chunk, _ = actions.shape
+        live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
+        frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
+        done = np.repeat(self.done[:, None], chunk, axis=1)
+        if len(live):
+            future = torch.cat([self.world_model.imagine(self.context[part], actions[part], self.generator, self.steps)
+                                for part in np.array_split(live, -(-len(live) // 32))])  # pieces that fit the cache run faster
+            self.context[live] = future[:, -self.context.shape[1]:]
+            frames[live] = self.autoencoder.decode_uint8(future)
+            self._judge(live, frames, done)
+        keep = self.reward_model.config.clip - 1 if self.reward_model is not None else 1
+        self.recent = torch.cat([self.recent, frames], dim=1)[:, -keep:]
+        self.done = done[:, -1]
+        shown = frames if every_frame else frames[:, -1:]
+        return shown.numpy(), done, {"scores": self.scores.copy()}
+
+    def _judge(self, live, frames, done):
+        """Slide the reward model over the windows that end in this chunk."""
+        if self.reward_model is None:
+            return
+        seen = torch.cat([self.recent[live], frames[live]], dim=1)
+        scores = self.reward_model.slide(seen, [self.instructions[i] for i in live]).numpy()  # (live, windows)
+        if not scores.shape[1]:
+            return
+        self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
+        over = np.maximum.accumulate(scores >= float(self.reward_model.threshold), axis=1)
+        done[live, -over.shape[1]:] |= over

@@ -1,0 +1,101 @@
+"""Scripted experts: a pick-and-place state machine that looks at the true state, and play built from the same moves."""
+import numpy as np
+
+from wmpo_lite.envs.tabletop import scene
+from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE
+
+APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
+HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
+
+
+class PickAndPlace:
+    """Closed-loop expert for B episodes. `act` returns the intended action (B, 4) for the current state.
+
+    pick_offset: (B, 3) metres added to the grasp point (0 for an expert; play uses it to miss now and then).
+    """
+
+    def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0):
+        self.phase, self.timer = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
+        self.pick_offset, self.place_offset = pick_offset, place_offset
+
+    def act(self, env, pick: np.ndarray, place: np.ndarray) -> np.ndarray:
+        tip, phase = env.tip, self.phase
+        pick, place = pick + self.pick_offset, place + self.place_offset
+        at = lambda target, tolerance: np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance  # noqa: E731
+        advance = np.select(
+            [phase == APPROACH, phase == DESCEND, phase == CLOSE, phase == LIFT, phase == CARRY, phase == LOWER, phase == OPEN],
+            [at(pick, 0.006), tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004, self.timer >= 2, tip[:, 2] > TRAVEL - 0.012, at(place, 0.008),
+             tip[:, 2] < place[:, 2] + 0.005, self.timer >= 1], False)
+        self.phase = phase = phase + advance
+        self.timer = np.where(advance, 0, self.timer + 1)
+        low_pick, high_pick = pick * [1, 1, 0] + [0, 0, 0.012], pick * [1, 1, 0] + [0, 0, HOVER]
+        high_place = place * [1, 1, 0] + [0, 0, TRAVEL]
+        target = np.select(
+            [(phase == p)[:, None] for p in range(8)],
+            [high_pick, low_pick, tip, tip * [1, 1, 0] + [0, 0, TRAVEL], high_place, place, tip, high_place])
+        action = np.zeros((len(tip), 4))
+        action[:, :3] = np.clip((target - tip) / MAX_STEP, -1, 1)
+        closed = (phase >= CLOSE) & (phase <= LOWER)
+        action[:, 3] = np.where(closed, 1, -1)
+        return action
+
+    def restart(self, which: np.ndarray):
+        self.phase[which], self.timer[which] = APPROACH, 0
+
+
+def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, horizon: int | None = None):
+    """Run the task's expert. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention.
+
+    Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T).
+    """
+    frames, executed, intended, done = [env.reset(states)], [], [], []
+    expert = PickAndPlace(len(states))
+    for _ in range(horizon or env.task.horizon):
+        pick, place = env.task.goal(env)
+        wanted = expert.act(env, pick, place)
+        action = wanted.copy()
+        action[:, :3] = np.clip(wanted[:, :3] + noise * rng.normal(size=(len(wanted), 3)), -1, 1)
+        image, finished, _ = env.step_chunk(action[:, None])
+        frames.append(image[:, 0]), executed.append(action), intended.append(wanted), done.append(finished[:, 0])
+    stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
+    return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done)}
+
+
+def play(env, states, rng: np.random.Generator, horizon: int):
+    """Scripted play: grasps that hit and miss, pushes, drops and aimless motion, which never leave an object in the task's goal relation.
+
+    Each episode draws its own mixture; a finished pick-and-place starts over with another object and another spot. Returns the dict of
+    `demonstrate` without `intended`, plus `clean` bool (B,): False where an object ended up on the target by accident, to be thrown away.
+    """
+    batch = len(states)
+    frames, executed, clean = [env.reset(states)], [], np.ones(batch, dtype=bool)
+    expert = PickAndPlace(batch, np.zeros((batch, 3)), np.zeros((batch, 3)))
+    objects = env.task.play_objects
+    chosen, spot = np.zeros(batch, dtype=int), np.zeros((batch, 3))
+    aimless = rng.random(batch) < 0.2
+    noise = rng.choice([0.0, 0.15, 0.4], size=batch)
+    drift, grip = np.zeros((batch, 3)), np.full(batch, -1.0)
+
+    def draw(which):
+        """A new object, grasp offset and spot for the episodes `which`."""
+        count = len(which)
+        chosen[which] = rng.integers(len(objects), size=count)
+        expert.pick_offset[which, :2] = rng.normal(size=(count, 2)) * rng.choice([0.0, 0.005, 0.016], size=(count, 1))
+        spot[which] = np.concatenate([env.task.play_spots(env, which, rng), rng.uniform(0.014, 0.07, (count, 1))], axis=1)
+        expert.restart(which)
+
+    draw(np.arange(batch))
+    for _ in range(horizon):
+        draw(np.flatnonzero(((expert.phase == RETREAT) & (expert.timer >= rng.integers(1, 5, batch))) | (rng.random(batch) < 0.01)))
+        positions = np.stack([env.position(name) for name in objects], axis=1)  # (B, objects, 3)
+        action = expert.act(env, positions[np.arange(batch), chosen], spot)
+        drift = 0.7 * drift + 0.7 * rng.normal(size=(batch, 3)) * (0.7, 0.7, 0.6)
+        grip = np.where(rng.random(batch) < 0.12, -grip, grip)
+        wander = np.concatenate([drift - [0, 0, 0.08], grip[:, None]], axis=1)
+        action = np.where(aimless[:, None], wander, action)
+        action[:, :3] += noise[:, None] * rng.normal(size=(batch, 3))
+        action = np.clip(action, -1, 1)
+        image, _, _ = env.step_chunk(action[:, None])
+        clean &= ~env.task.goal_relation(env)
+        frames.append(image[:, 0]), executed.append(action)
+    return {"frames": np.stack(frames, axis=1), "executed": np.stack(executed, axis=1).astype(np.float32), "clean": clean}

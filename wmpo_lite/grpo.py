@@ -1,0 +1,224 @@
+"""GRPO: group advantages, dynamic sampling, the clipped loss and one policy update (paper: policy optimisation).
+
+Left out, as in the paper: critic, reference model, KL term, entropy bonus. The only learning signal is which of the G
+trajectories from the same first frame ended in success, so a group in which all of them did the same teaches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from wmpo_lite.batch import (RolloutBatch, batch_from_trajectories, batch_log_probs, optimiser_step,  # noqa: F401
+                             valid_token_mask)
+from wmpo_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from wmpo_lite.trajectory import Trajectory
+
+MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: past any use, yet finite, so a ratio times a zero advantage is 0 and not NaN
+EXTREMES = {"ratio_max": max, "ratio_min": min}  # logs that an average would hide
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Settings of one GRPO iteration; the defaults suit a policy of a few million weights.
+
+    The paper: lr 5e-6, 64 groups of 8 (512 trajectories), minibatch 128 in one pass (4 updates), temperature 1.6.
+    """
+
+    group_size: int = 8  # G, trajectories that share a first frame
+    groups: int = 16  # groups an iteration
+    clip_low: float = 0.20  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.28
+    std: Literal["population", "unbiased"] = "population"  # paper: population; its code: unbiased + 1e-6
+    ratio: Literal["token", "chunk"] = "token"  # paper: per chunk (sum of K x D log-probs); its code: per token
+    dynamic_sampling: Literal["drop", "range"] = "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
+    lr: float = 3e-4
+    epochs: int = 2  # passes over the trajectories of an iteration
+    minibatch: int = 128  # trajectories an optimiser step
+    micro_batch: int | None = None  # trajectories a forward pass; gradients add up to the same step in less memory
+    grad_clip: float = 1.0
+    temperature: float = 1.0  # of sampling; log-probs are taken at the same temperature
+
+    def __post_init__(self):
+        check_choice("std", self.std, ("population", "unbiased"))
+        check_choice("ratio", self.ratio, ("token", "chunk"))
+        check_choice("dynamic_sampling", self.dynamic_sampling, ("drop", "range"))
+        check_range("GRPOConfig", self, group_size=2, groups=1, epochs=1, minibatch=1)
+        check_positive("GRPOConfig", self, "clip_low", "clip_high", "lr", "grad_clip", "temperature")
+        if self.clip_low >= 1:
+            raise UserError(f"GRPOConfig.clip_low is {self.clip_low}: no ratio is below 0, so choose less than 1.")
+        if self.micro_batch is not None:
+            check_range("GRPOConfig", self, micro_batch=1)
+
+
+def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
+
+
+def check_range(where: str, config, **minimum: int) -> None:
+    for name, least in minimum.items():
+        if getattr(config, name) < least:
+            raise UserError(f"{where}.{name} is {getattr(config, name)}: expected {least} or more.")
+
+
+def check_positive(where: str, config, *names: str) -> None:
+    for name in names:
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
+            raise UserError(f"{where}.{name} is {getattr(config, name)}: expected a finite number above 0.")
+
+
+def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Tensor:
+    """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group of equal rewards."""
+    check_choice("std", std, ("population", "unbiased"))
+    n = rewards.shape[1]
+    centred = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
+    squares = centred.square().sum(1, keepdim=True)
+    scale = (squares / n).sqrt() if std == "population" else (squares / max(n - 1, 1)).sqrt() + 1e-6
+    # Rewards are compared, not std > 0: the mean of equal rewards rounds, and the division would blow that up to +-1.
+    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    return torch.where(equal, torch.zeros_like(centred), centred / scale.masked_fill(equal, 1.0))
+
+
+def keep_groups(rewards: torch.Tensor, rule: str = "drop") -> torch.Tensor:
+    """Dynamic sampling: (N_groups, G) rewards -> bool (N_groups,), True for the groups that are worth an update.
+
+    'drop' keeps every group whose rewards differ; 'range' (the paper's code) keeps 0.1 <= mean reward <= 0.9.
+    """
+    check_choice("dynamic_sampling", rule, ("drop", "range"))
+    if rule == "drop":
+        return rewards.amax(1) != rewards.amin(1)
+    mean = rewards.double().sum(1) / rewards.shape[1]
+    return (mean >= 0.1) & (mean <= 0.9)
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """How many groups dynamic sampling kept, and why it dropped the others."""
+
+    kept: int
+    all_success: int
+    all_failure: int
+    out_of_range: int = 0  # rewards differ, but their mean is outside [0.1, 0.9]
+
+    def message(self) -> str:
+        total = self.kept + self.all_success + self.all_failure + self.out_of_range
+        outside = f", {self.out_of_range} outside the range" if self.out_of_range else ""
+        return (f"{self.kept} of {total} groups kept ({self.all_success} all successes, {self.all_failure} all failures"
+                f"{outside})")
+
+
+def group_stats(rewards: torch.Tensor, rule: str = "drop") -> GroupStats:
+    """Counts of `keep_groups` on rewards (N_groups, G)."""
+    keep = keep_groups(rewards, rule)
+    equal = rewards.amax(1) == rewards.amin(1)
+    high = rewards[:, 0] > 0.5
+    count = lambda mask: int((mask & ~keep).sum())  # noqa: E731
+    return GroupStats(int(keep.sum()), count(equal & high), count(equal & ~high), count(~equal))
+
+
+def require_signal(stats: GroupStats) -> None:
+    """Raise UserError when no group is left: the update would otherwise do nothing, in silence."""
+    if stats.kept == 0:
+        raise UserError(f"No group is left to learn from: {stats.message()}; raise the temperature or group_size, or "
+                        "start from a policy (or a reward threshold) that yields both successes and failures.")
+
+
+def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions (N_groups, G)."""
+    if len(groups) == 0 or bool((groups < 0).any()):
+        raise UserError("GRPO needs trajectories sampled in groups: there are none, or some have no group (-1).")
+    sizes = torch.unique(groups, return_counts=True)[1]
+    if bool((sizes != sizes[0]).any()):
+        raise UserError(f"Groups have different sizes ({int(sizes.min())} to {int(sizes.max())} trajectories): "
+                        "expected the same group_size for all; sample whole groups.")
+    positions = torch.argsort(groups, stable=True).view(len(sizes), -1)  # (N_groups, G)
+    return rewards[positions], positions
+
+
+def filter_groups(trajectories: list[Trajectory], rule: str = "drop") -> tuple[list[Trajectory], GroupStats]:
+    """Dynamic sampling on trajectories: those of the kept groups, group by group, and the counts."""
+    rewards = torch.tensor([float(t.success) for t in trajectories])
+    table, positions = group_rewards(rewards, torch.tensor([t.group for t in trajectories], dtype=torch.long))
+    kept = positions[keep_groups(table, rule)].flatten().tolist()
+    return [trajectories[i] for i in kept], group_stats(table, rule)
+
+
+def policy_loss(new_log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
+                clip_low: float = 0.20, clip_high: float = 0.28,
+                ratio: str = "token") -> tuple[torch.Tensor, dict[str, float]]:
+    """Clipped GRPO objective, negated: mean over a trajectory's valid tokens (or chunks), then over trajectories.
+
+    new_log_probs, old_log_probs, mask: (N, n_chunks, K, D); advantages: (N,). A chunk's ratio joins its valid tokens.
+    A trajectory with no valid token adds zero (and still counts in the mean). Logs: clip_fraction (valid ratios where
+    the clip stops the gradient), approx_kl (k3 estimate of KL(old || new) over valid tokens), ratio_max, ratio_min.
+    """
+    check_choice("ratio", ratio, ("token", "chunk"))
+    difference = (new_log_probs - old_log_probs).masked_fill(~mask, 0.0)  # (N, n_chunks, K, D)
+    if ratio == "token":
+        log_ratio, valid = difference.flatten(1), mask.flatten(1)  # (N, n_chunks * K * D)
+    else:
+        log_ratio, valid = difference.sum((-2, -1)), mask.flatten(2).any(-1)  # (N, n_chunks)
+    r = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    free = r * advantages[:, None]
+    clipped = r.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
+    objective = torch.minimum(free, clipped).masked_fill(~valid, 0.0)
+    loss = -(objective.sum(1) / valid.sum(1).clamp(min=1)).mean()
+    with torch.no_grad():
+        d, seen = difference[mask].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), r[valid]
+        logs = {"clip_fraction": (clipped < free)[valid].float().mean(), "approx_kl": (d.exp() - 1 - d).mean(),
+                "ratio_max": seen.max(), "ratio_min": seen.min()} if len(seen) else {
+                    "clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+    return loss, {name: float(value) for name, value in logs.items()}
+
+
+def update(policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, config: GRPOConfig,
+           generator: torch.Generator | None = None) -> dict[str, float]:
+    """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by `generator` (CPU).
+
+    policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs, entropy (M, K, D).
+    Logs are averages over minibatches (ratio_max, ratio_min: extremes). UserError: groups without signal or of another
+    size, log-probs that were not recorded, a loss or gradient that is not finite (that step is not taken).
+    """
+    table, positions = group_rewards(batch.rewards, batch.groups)
+    if table.shape[1] != config.group_size:  # such as two rounds of sampling that number their groups alike
+        raise UserError(f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is {config.group_size}: "
+                        "give each group its own number.")
+    require_signal(group_stats(table, "drop"))
+    mask = batch.mask
+    if not torch.isfinite(batch.log_probs[mask]).all():
+        raise UserError("Some trajectories lack the log-probs of the policy that sampled them: record rollouts with "
+                        "their log-probs for GRPO.")
+    advantages = torch.empty_like(batch.rewards)
+    advantages[positions] = group_advantages(table, config.std)
+    device = optimizer.param_groups[0]["params"][0].device
+    steps: list[dict[str, float]] = []
+    for _ in range(config.epochs):
+        for minibatch in torch.randperm(len(advantages), generator=generator).split(config.minibatch):
+            optimizer.zero_grad(set_to_none=True)
+            logs: dict[str, float] = {}
+            for index in minibatch.split(config.micro_batch or len(minibatch)):
+                valid = mask[index].to(device)
+                new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
+                loss, parts = policy_loss(new, batch.log_probs[index].to(device), advantages[index].to(device), valid,
+                                          config.clip_low, config.clip_high, config.ratio)
+                if not torch.isfinite(loss):
+                    raise UserError(f"The GRPO loss is {loss.item()} at update {len(steps)}: lower lr "
+                                    f"(now {config.lr}), and check the policy's weights for NaN.")
+                share = len(index) / len(minibatch)  # the loss is a mean over trajectories, so shares add up exactly
+                if loss.requires_grad:
+                    (loss * share).backward()
+                parts |= {"loss": loss.item(), "entropy": float(entropy.detach()[valid].mean()) if valid.any() else 0.0}
+                for name, value in parts.items():
+                    pick = EXTREMES.get(name)
+                    logs[name] = pick(logs.get(name, value), value) if pick else logs.get(name, 0.0) + share * value
+            logs["grad_norm"] = optimiser_step(optimizer, config.grad_clip, f"GRPO update {len(steps)}")
+            steps.append(logs)
+    columns = {name: [s[name] for s in steps] for name in steps[0]}
+    return {name: EXTREMES.get(name, fmean)(values) for name, values in columns.items()}

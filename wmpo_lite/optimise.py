@@ -1,0 +1,94 @@
+"""The GRPO loop: the same for imagination (WMPO) and for the simulator (online GRPO); only the environment and its initial states differ."""
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wmpo_lite import checkpoint, grpo
+from wmpo_lite.errors import UserError
+from wmpo_lite.rollout import rollout
+from wmpo_lite.trajectory import InitialStates
+
+
+def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRPOConfig, *, iterations: int, horizon: int, seed: int, stage: str,
+             folder: Path | None = None, on_log: Callable | None = None, refill: int = 1, freeze_vision: bool = False, save_every: int = 5,
+             tolerate_silence: bool = False) -> list[dict]:
+    """Improve `policy` in place by `iterations` rounds of rollouts and updates; returns one record a round.
+
+    make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that seed); states: pool of initial states, of which
+    every iteration takes `config.groups` at random, each repeated `config.group_size` times (paper: 64 x 8). Groups without signal are dropped
+    and drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint here and continue what is found.
+    tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is spent all the same); otherwise UserError.
+    """
+    from tqdm.auto import tqdm
+
+    if len(states) < 1:
+        raise UserError(f"stage '{stage}' has no initial states to start from; record rollouts first")
+    for parameter in policy.vision.parameters():
+        parameter.requires_grad_(not freeze_vision)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+    records, start = _resume(folder, policy, optimiser, parameters)
+    bar = tqdm(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
+    for iteration in bar:
+        clock = time.time()
+        rng = np.random.default_rng([seed, iteration])
+        kept, all_rewards, stats = [], [], None
+        for attempt in range(1 + refill):
+            missing = config.groups - len(kept) // config.group_size
+            if missing <= 0:
+                break
+            chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
+            env = make_env(int(rng.integers(2**31)))
+            numbers = np.repeat(np.arange(missing), config.group_size) + 1000 * attempt
+            batch = rollout(policy, env, states[chosen].repeat(config.group_size), horizon=horizon, temperature=config.temperature,
+                            seed=int(rng.integers(2**31)), groups=numbers, every_frame=False, batch=256)
+            good, found = grpo.filter_groups(batch, config.dynamic_sampling)
+            kept += good
+            all_rewards += [t.success for t in batch]
+            stats = found if stats is None else _add(stats, found)
+        record = {"stage": stage, "step": iteration + 1, "success": float(np.mean(all_rewards)), "rollouts": len(all_rewards), "kept": stats.kept,
+                  "all_success": stats.all_success, "all_failure": stats.all_failure, "out_of_range": stats.out_of_range}
+        if kept:
+            policy.train()
+            data = grpo.batch_from_trajectories(kept)
+            record["valid_fraction"] = float(data.mask.float().mean())
+            record |= grpo.update(policy, optimiser, data, config, torch.Generator().manual_seed(int(rng.integers(2**31))))
+            policy.eval()
+        elif not tolerate_silence:
+            grpo.require_signal(stats)
+        record["seconds"] = round(time.time() - clock, 2)
+        records.append(record)
+        bar.set_postfix(success=f"{record['success']:.2f}", kept=stats.kept)
+        if on_log:
+            on_log(record)
+        if folder is not None and ((iteration + 1) % save_every == 0 or iteration + 1 == iterations):
+            _save(folder, iteration + 1, policy, optimiser, parameters, records)
+    policy.eval()
+    return records
+
+
+def _add(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
+    return grpo.GroupStats(a.kept + b.kept, a.all_success + b.all_success, a.all_failure + b.all_failure, a.out_of_range + b.out_of_range)
+
+
+def _save(folder, step, policy, optimiser, parameters, records):
+    from wmpo_lite.train import save_progress
+    save_progress(Path(folder), step, policy, optimiser, parameters, None, records)
+
+
+def _resume(folder, policy, optimiser, parameters):
+    from wmpo_lite.train import load_progress
+    if folder is None or not (Path(folder) / "progress.json").exists():
+        return [], 0
+    step, records = load_progress(Path(folder), policy, optimiser, parameters, None)
+    return records, step
+
+
+def save_policy_once(folder: Path, policy, provenance: dict):
+    """Write the finished policy unless a complete one is there already."""
+    if not (Path(folder) / "actions.json").exists():
+        policy.save(folder, provenance)
+    return checkpoint.checksum(Path(folder) / "model.safetensors")

@@ -1,0 +1,180 @@
+"""The policy: a miniature vision-language-action model on `transformers` parts (SigLIP-style tower, Llama-style decoder, parallel action tokens).
+
+It reads the newest frame and the instruction and scores a whole chunk of K x D action tokens in one pass (paper section 3.1; OpenVLA-OFT).
+Left out of a full-size VLA, and why: pre-trained language weights (the instructions of a table-top need a few words) and proprioception.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from wmpo_lite import checkpoint
+from wmpo_lite.errors import UserError
+
+WORDS = ("put", "the", "on", "in", "over", "into", "onto", "red", "green", "blue", "yellow", "white", "black", "orange", "cube", "plate", "square",
+         "round", "nut", "peg", "block", "ball", "bowl", "box", "tray", "left", "right", "of", "and", "stack", "push", "pick", "up", "place", "open",
+         "close", "drawer", "cup", "mug", "lift", "insert", "hang", "ring", "to", "a", "next", "from", "move")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """image: pixels; merge: m x m vision tokens are folded into one (pixel shuffle) before the decoder; bins: tokens per action dimension."""
+
+    image: int = 64
+    patch: int = 8
+    merge: int = 2
+    vision_width: int = 96
+    vision_depth: int = 4
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    chunk: int = 8
+    action_dim: int = 4
+    bins: int = 21  # paper: 256
+    text_length: int = 12
+
+
+@dataclass(frozen=True)
+class ActionStatistics:
+    """Range of each action dimension, saved with the weights. Tokens are uniform bins over [low, high]; names say what the numbers move."""
+
+    names: tuple = ("dx", "dy", "dz", "gripper")
+    low: tuple = (-1.0, -1.0, -1.0, -1.0)
+    high: tuple = (1.0, 1.0, 1.0, 1.0)
+
+
+def build_vision(config: PolicyConfig) -> nn.Module:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+    return SiglipVisionModel(SiglipVisionConfig(
+        hidden_size=config.vision_width, intermediate_size=4 * config.vision_width, num_hidden_layers=config.vision_depth, num_attention_heads=4,
+        image_size=config.image, patch_size=config.patch, vision_use_head=False))
+
+
+def build_tokenizer():
+    """Word-level tokenizer over a fixed list of table-top words; unknown words become one token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<pad>", "<unk>", *WORDS))}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+class Policy(nn.Module):
+    """pi(action tokens | frame, instruction). Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in [0, bins)."""
+
+    def __init__(self, config: PolicyConfig = PolicyConfig(), statistics: ActionStatistics = ActionStatistics(), tokenizer=None):
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+        if len(statistics.names) != config.action_dim:
+            raise UserError(f"action statistics name {len(statistics.names)} dimensions, the policy has {config.action_dim}; they belong to different robots")
+        self.config, self.statistics = config, statistics
+        self.tokenizer = tokenizer or build_tokenizer()
+        self.vision = build_vision(config)
+        self.connector = nn.Linear(config.vision_width * config.merge**2, config.width)
+        self.words = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
+        self.slots = nn.Parameter(torch.randn(config.chunk * config.action_dim, config.width) * 0.02)  # one query per action token
+        self.decoder = LlamaModel(LlamaConfig(
+            vocab_size=1, hidden_size=config.width, intermediate_size=3 * config.width, num_hidden_layers=config.depth,
+            num_attention_heads=config.heads, num_key_value_heads=config.heads, max_position_embeddings=512, attention_dropout=0.0, pad_token_id=None,
+            bos_token_id=None, eos_token_id=None))
+        self.decoder.embed_tokens = nn.Identity()  # inputs come as embeddings
+        # One head per action dimension: the bins of dx and of the gripper mean different things.
+        self.head = nn.Parameter(torch.randn(config.action_dim, config.width, config.bins) * config.width**-0.5 * 0.1)
+        low, high = (torch.tensor(v, dtype=torch.float32) for v in (statistics.low, statistics.high))
+        self.register_buffer("low", low, persistent=False), self.register_buffer("high", high, persistent=False)
+
+    # -- network -------------------------------------------------------------------------------------------------------------------------
+
+    def _text(self, instructions) -> torch.Tensor:
+        rows = [self.tokenizer.encode(text).ids[: self.config.text_length] for text in instructions]
+        return torch.tensor([row + [0] * (self.config.text_length - len(row)) for row in rows], device=self.slots.device)  # (B, L)
+
+    def see(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> vision tokens (B, N, width) for the decoder."""
+        c = self.config
+        if frames.shape[1:] != (c.image, c.image, 3):
+            raise UserError(f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
+        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        features = self.vision(pixel_values=pixels).last_hidden_state  # (B, side^2, vision_width)
+        side, m = c.image // c.patch, c.merge
+        folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        return self.connector(folded)
+
+    def logits(self, frames: torch.Tensor, instructions, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores (B, K, D, bins). seen: vision tokens from `see`, when they are kept between passes."""
+        c = self.config
+        image = self.see(frames) if seen is None else seen
+        text = self.words(self._text(instructions))
+        slots = self.slots.expand(len(image), -1, -1)
+        hidden = self.decoder(inputs_embeds=torch.cat([image, text, slots], dim=1), use_cache=False).last_hidden_state[:, -slots.shape[1]:]
+        return torch.einsum("bkdw,dwv->bkdv", hidden.unflatten(1, (c.chunk, c.action_dim)), self.head)
+
+    def log_probs(self, frames, instructions, tokens, temperature: float = 1.0, seen=None):
+        """Log-probabilities and entropies, each (B, K, D), of `tokens` at the temperature they were sampled with."""
+        log_p = torch.log_softmax(self.logits(frames, instructions, seen) / temperature, dim=-1)
+        return log_p.gather(-1, tokens[..., None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+    @torch.no_grad()
+    def act(self, frames, instructions, temperature: float | None = None, generator: torch.Generator | None = None):
+        """Choose a chunk: sampled at `temperature`, or the likeliest token everywhere when it is None (evaluation).
+
+        Returns tokens (B, K, D), log_probs (B, K, D), actions float32 (B, K, D). `no_grad`, not inference mode: the result meets autograd later.
+        """
+        logits = self.logits(torch.as_tensor(frames), instructions)
+        if temperature is None:
+            tokens, log_p = logits.argmax(-1), torch.log_softmax(logits, -1)
+        else:
+            log_p = torch.log_softmax(logits / temperature, -1)
+            # Gumbel-max: one draw of uniform noise a token, on the CPU generator so that a seed means the same everywhere.
+            noise = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7).to(logits.device)
+            tokens = (log_p - torch.log(-torch.log(noise))).argmax(-1)
+        return tokens, log_p.gather(-1, tokens[..., None]).squeeze(-1), self.detokenise(tokens)
+
+    # -- action tokens --------------------------------------------------------------------------------------------------------------------
+
+    def tokenise(self, actions) -> torch.Tensor:
+        """Actions (..., D) -> nearest bin (..., D), clipped to the statistics' range."""
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.low.device)
+        unit = (actions - self.low) / (self.high - self.low)
+        return (unit.clamp(0, 1) * (self.config.bins - 1)).round().long()
+
+    def detokenise(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.low + tokens.float() / (self.config.bins - 1) * (self.high - self.low)
+
+    def check_environment(self, env):
+        """Refuse an environment whose actions mean something else than the ones this policy was trained on."""
+        names = tuple(getattr(env, "action_names", self.statistics.names))
+        if env.action_dim != self.config.action_dim or names != tuple(self.statistics.names):
+            raise UserError(f"the policy's action statistics are for {', '.join(self.statistics.names)}, the environment expects {', '.join(names)} "
+                            f"({env.action_dim} numbers); load the policy that was trained for it")
+
+    # -- files ----------------------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder, provenance=None):
+        checkpoint.save_module(folder, self, self.config, provenance)
+        checkpoint.write_json(Path(folder) / "actions.json", {"names": self.statistics.names, "low": self.statistics.low, "high": self.statistics.high})
+        checkpoint.write_atomic(Path(folder) / "tokenizer.json", self.tokenizer.to_str().encode())
+
+    @classmethod
+    def load(cls, folder):
+        from tokenizers import Tokenizer
+        config = checkpoint.load_config(folder, PolicyConfig, cls.__name__)
+        actions = checkpoint.read_json(Path(folder) / "actions.json")
+        if set(actions) != {"names", "low", "high"}:
+            raise UserError(f"{folder}/actions.json must hold names, low and high; without action statistics a policy moves wrongly")
+        statistics = ActionStatistics(**{key: tuple(value) for key, value in actions.items()})
+        tokenizer = Tokenizer.from_str((Path(folder) / "tokenizer.json").read_text())
+        return checkpoint.load_state(folder, cls(config, statistics, tokenizer)).eval()
+
+
+def cloning_loss(policy: Policy, frames, instructions, actions, mask=None):
+    """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D); mask (B, K) marks steps inside the episode."""
+    log_p, _ = policy.log_probs(frames, instructions, policy.tokenise(actions))
+    mask = torch.ones(log_p.shape[:2]) if mask is None else mask
+    loss = -(log_p.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
+    return loss, {}
+
+
+def as_frames(frames) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames))

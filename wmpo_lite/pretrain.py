@@ -1,0 +1,364 @@
+"""`make assets`: everything that is trained once and shipped. Each stage writes its result atomically and is skipped when it is there."""
+import dataclasses
+import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SHARD = 64  # episodes a worker steps together
+
+
+def _collect_shard(arguments):
+    """One shard of play or demonstrations (runs in a worker process; the shard's number is its seed, so any number of workers gives one result)."""
+    kind, task_name, shard, count, noise, size, path = arguments
+    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.expert import demonstrate, play
+    from wmpo_lite.envs.tabletop.tasks import get_task
+
+    task = get_task(task_name)
+    env = TabletopEnv(task, size=size, threads=1)
+    states = initial_states(task, kind, np.arange(shard * SHARD, shard * SHARD + count))
+    rng = np.random.default_rng([shard, 11])
+    if kind == "play":
+        data = play(env, states, rng, task.horizon)
+        keep = data.pop("clean")
+        data = {key: value[keep] for key, value in data.items()}
+    else:
+        data = demonstrate(env, states, rng, noise=noise)
+        keep = data["done"][:, -1]
+        data = {key: value[keep] for key, value in data.items()}
+    data["instruction"] = np.array([text for text, good in zip(states.instructions, keep) if good])
+    env.close()
+    temporary = f"{path}.part.npz"
+    np.savez(temporary, **data)
+    os.replace(temporary, path)
+    return path
+
+
+def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, size: int = 64, workers: int | None = None) -> list[Path]:
+    """Record `episodes` of 'play' or expert 'demos' (failed demonstrations are thrown away) as npz shards; existing shards are kept.
+
+    noise: standard deviation, in action units, of what is added to the expert's executed (never to its recorded) action.
+    """
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs, paths = [], []
+    for shard in range(-(-episodes // SHARD)):
+        path = folder / f"{kind}_{task}_{noise:g}_{shard:04d}.npz"
+        paths.append(path)
+        if not path.exists():
+            jobs.append((kind, task, shard, min(SHARD, episodes - shard * SHARD), noise, size, str(path)))
+    if jobs:
+        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
+            for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
+                pass
+    return paths
+
+
+# ---------------------------------------------------------------------------------------------------------------------- autoencoder
+
+
+def load_frames(paths, key: str = "frames") -> np.ndarray:
+    """One array of many npz shards, concatenated over episodes."""
+    return np.concatenate([np.load(path)[key] for path in paths])
+
+
+def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1):
+    """Fit the per-frame autoencoder. frames uint8 (N, T, H, W, 3).
+
+    emphasis: extra weight of pixels that differ from the mean frame (arm and objects are a tenth of the picture and all of the task).
+    latent_noise: noise on the latents in training, in units of their spread, so that the decoder forgives a world model's small errors.
+    """
+    import torch
+
+    from wmpo_lite.train import fit
+    from wmpo_lite.world_model import Autoencoder, to_float
+
+    torch.manual_seed(seed)
+    model = Autoencoder(config).to(memory_format=torch.channels_last)
+    flat = frames.reshape(-1, *frames.shape[2:])
+    mean = to_float(torch.from_numpy(np.median(flat[:: max(1, len(flat) // 400)], axis=0).astype(np.uint8))[None])
+
+    def loss_fn(generator, rng, step):
+        x = to_float(torch.from_numpy(flat[np.sort(rng.integers(len(flat), size=batch))]))
+        z = model.encode_raw(x)
+        spread = z.detach().std(dim=(0, 2, 3), keepdim=True)
+        noisy = z + latent_noise * spread * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
+        weight = 1 + emphasis * ((x - mean).abs().amax(dim=1, keepdim=True) > 0.15)
+        error = model.decode_raw(noisy) - x
+        loss = (weight * (error.abs() + 2 * error.square())).mean() + 1e-4 * z.square().mean()
+        return loss, {"psnr": float(10 * torch.log10(4 / error.detach().square().mean()))}
+
+    records = fit(model, loss_fn, fit_config, seed=seed, name="autoencoder", folder=folder)
+    with torch.no_grad():
+        sample = to_float(torch.from_numpy(flat[np.random.default_rng(seed).integers(len(flat), size=2048)]))
+        z = torch.cat([model.encode_raw(part) for part in sample.split(256)])
+        model.mean.copy_(z.mean(dim=(0, 2, 3)).view(1, -1, 1, 1)), model.std.copy_(z.std(dim=(0, 2, 3)).view(1, -1, 1, 1))
+    return model, records
+
+
+# ---------------------------------------------------------------------------------------------------------------------- vision tower
+
+
+def _scene_shard(arguments):
+    task, shard, count, path = arguments
+    from wmpo_lite.envs.tabletop.scenes import random_scenes
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    temporary = f"{path}.part.npz"
+    np.savez(temporary, **random_scenes(get_task(task), count, shard))
+    os.replace(temporary, path)
+
+
+def collect_scenes(task: str, count: int, folder: Path, workers: int | None = None) -> list[Path]:
+    """Random labelled scenes as npz shards of 2048; existing shards are kept."""
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"scenes_{task}_{shard:04d}.npz" for shard in range(-(-count // 2048))]
+    jobs = [(task, shard, min(2048, count - 2048 * shard), str(path)) for shard, path in enumerate(paths) if not path.exists()]
+    if jobs:
+        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
+            for _ in tqdm(pool.imap_unordered(_scene_shard, jobs), total=len(jobs), desc="render scenes"):
+                pass
+    return paths
+
+
+def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, batch: int = 64):
+    """Pre-train the policy's vision tower on random scenes: where things are, which are there, which pixels they cover.
+
+    scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them. Returns (tower, records, held-out errors).
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from wmpo_lite.policy import build_vision
+    from wmpo_lite.train import fit
+
+    torch.manual_seed(seed)
+
+    class Probe(nn.Module):
+        """The tower with its throw-away heads: one query an object for positions, one linear map a patch for masks."""
+
+        def __init__(self):
+            super().__init__()
+            width = config.vision_width
+            self.tower = build_vision(config)
+            self.queries = nn.Parameter(torch.randn(5, width) * 0.02)
+            self.read = nn.MultiheadAttention(width, 4, batch_first=True)
+            self.place = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5))  # x y z, presence, opening
+            self.masks = nn.Linear(width, 6 * 16)  # six classes on a 4 x 4 grid a patch
+
+        def forward(self, frames):
+            tokens = self.tower(pixel_values=frames.permute(0, 3, 1, 2).float() / 127.5 - 1).last_hidden_state
+            found, _ = self.read(self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
+            return self.place(found), self.masks(tokens).unflatten(-1, (6, 4, 4))
+
+    probe = Probe()
+    total = len(scenes["frames"])
+    held_out = slice(total - 1024, total)
+    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
+    grid = scenes["masks"][:, 1::2, 1::2]  # (N, 32, 32): every other pixel
+    patches = config.image // config.patch
+
+    def errors(index):
+        place, masks = probe(torch.from_numpy(scenes["frames"][index]))
+        present = torch.from_numpy(scenes["present"][index])
+        points = (torch.from_numpy(scenes["points"][index]) - centre) / scale
+        distance = (F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present).sum() / present.sum()
+        exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
+        opening = F.mse_loss(place[:, 4, 4], torch.from_numpy(scenes["opening"][index]))
+        target = torch.from_numpy(grid[index]).long().unflatten(1, (patches, 4)).unflatten(3, (patches, 4)).permute(0, 1, 3, 2, 4).flatten(1, 2)
+        mask = F.cross_entropy(masks.transpose(1, 2), target)
+        centimetres = (((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1) * present).sum() / present.sum() * 100
+        return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres), "mask": float(mask)}
+
+    def loss_fn(generator, rng, step):
+        return errors(np.sort(rng.integers(total - 1024, size=batch)))
+
+    records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder)
+    with torch.no_grad():
+        _, held = errors(np.arange(total)[held_out])
+    return probe.tower, records, held
+
+
+# ---------------------------------------------------------------------------------------------------------------------- cloned policy
+
+
+def load_demonstrations(paths, count: int) -> dict:
+    """The first `count` demonstrations as arrays: frames (E, T + 1, H, W, 3), executed and intended (E, T, D), done (E, T), instruction (E,)."""
+    shards = [np.load(path) for path in paths]
+    data = {key: np.concatenate([shard[key] for shard in shards])[:count] for key in ("frames", "executed", "intended", "done", "instruction")}
+    if len(data["frames"]) < count:
+        from wmpo_lite.errors import UserError
+        raise UserError(f"{count} demonstrations were asked for and {len(data['frames'])} are recorded; collect more")
+    return data
+
+
+def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 48, shift: int = 2):
+    """Behaviour cloning on whole chunks from every frame of the demonstrations (the intended actions, never the noise).
+
+    shift: pictures are moved by up to this many pixels in training, edges repeated; too little to leave a cube, enough not to learn pixels by heart.
+    """
+    import torch
+
+    from wmpo_lite.policy import cloning_loss
+    from wmpo_lite.train import fit
+
+    episodes, steps = demos["intended"].shape[:2]
+    chunk = policy.config.chunk
+    padded = np.concatenate([demos["intended"], np.repeat(demos["intended"][:, -1:], chunk, axis=1)], axis=1)
+
+    def loss_fn(generator, rng, step):
+        e, s = rng.integers(episodes, size=batch), rng.integers(steps, size=batch)
+        frames = demos["frames"][e, s]
+        if shift:
+            wide = np.pad(frames, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
+            dy, dx = rng.integers(2 * shift + 1, size=2)
+            frames = np.ascontiguousarray(wide[:, dy: dy + frames.shape[1], dx: dx + frames.shape[2]])
+        window = s[:, None] + np.arange(chunk)
+        mask = torch.from_numpy((window < steps).astype(np.float32))
+        return cloning_loss(policy, torch.from_numpy(frames), list(demos["instruction"][e]), padded[e[:, None], window], mask)
+
+    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- success classifier
+
+
+def reward_data(demos: dict, play: dict, autoencoder) -> dict:
+    """Episodes for the shipped success classifier: demonstrations (successes) and play (failures), each as filmed and as the autoencoder gives it back."""
+    import torch
+
+    from wmpo_lite.envs.tabletop.scene import COLOURS
+    frames = np.concatenate([demos["frames"], play["frames"]])
+    recoded = np.concatenate([autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(frames[i: i + 16]))).numpy() for i in range(0, len(frames), 16)])
+    success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(len(play["frames"]), bool)])
+    finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(len(play["frames"]), play["frames"].shape[1] - 1)])
+    texts = [str(text) for text in np.concatenate([demos["instruction"], play["instruction"]])]
+    other = []
+    for i, text in enumerate(texts):
+        named = next(word for word in text.split() if word in COLOURS)
+        other.append(text.replace(named, [c for c in ("red", "green", "blue") if c != named][i % 2]))
+    twice = lambda x: np.concatenate([x, x])  # noqa: E731
+    return {"frames": np.concatenate([frames, recoded]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2, "other": other * 2}
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ all of it
+
+
+@dataclass(frozen=True)
+class AssetSettings:
+    """Sizes of the shipped training. Hours on two cores; `frames` of every result are counted from these."""
+
+    demos: int = 512
+    demo_noise: float = 0.25
+    play: int = 3072
+    scenes: int = 20480
+    autoencoder_shards: tuple = (6, 24)  # of demonstrations and of play
+    autoencoder_steps: int = 6000
+    vision_steps: int = 2200
+    clone_demos: int = 256
+    clone_steps: int = 2500
+    world_demos: int = 256
+    world_steps: int = 5000
+    world_batch: int = 32
+    reward_demos: int = 384
+    reward_play_shards: int = 8
+    reward_steps: int = 1500
+
+
+ASSET_PROFILES = {
+    "laptop": AssetSettings(),
+    "gpu": AssetSettings(play=20480, world_steps=60000, world_batch=128),
+    "smoke": AssetSettings(demos=16, play=16, scenes=1100, autoencoder_shards=(1, 1), autoencoder_steps=4, vision_steps=2, clone_demos=8, clone_steps=2,
+                           world_demos=8, world_steps=3, world_batch=4, reward_demos=8, reward_play_shards=1, reward_steps=2),
+}
+
+
+def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path:
+    """Train autoencoder, vision tower, cloned policy, world model and success classifier for `task` into folder/task. Finished parts are kept."""
+    import torch
+
+    from wmpo_lite import policy as policy_module
+    from wmpo_lite.checkpoint import load_tensors, save_tensors
+    from wmpo_lite.errors import UserError
+    from wmpo_lite.reward import RewardModel, reward_loss
+    from wmpo_lite.train import FitConfig, WindowConfig, fit, set_threads, world_model_loss
+    from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
+
+    if profile not in ASSET_PROFILES:
+        raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(ASSET_PROFILES)}")
+    set_threads()
+    s, home = ASSET_PROFILES[profile], Path(folder) / task
+    made = lambda name: (home / name / "provenance.json").exists()  # noqa: E731
+    note = lambda records, **more: {"task": task, "seed": seed, "settings": dataclasses.asdict(s), "final": records[-1], **more}  # noqa: E731
+    demo_paths = collect("demos", task, s.demos, home, noise=s.demo_noise)
+    play_paths = collect("play", task, s.play, home)
+    frames_seen = {"play_frames": int(s.play * 41), "demonstration_frames": int(s.demos * 41), "scenes": s.scenes}
+
+    if not made("autoencoder"):
+        first, second = s.autoencoder_shards
+        model, records = train_autoencoder(
+            load_frames(demo_paths[:first] + play_paths[:second]), AutoencoderConfig(),
+            FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed, folder=home / "fit_autoencoder")
+        model.save(home / "autoencoder", note(records, **frames_seen))
+    autoencoder = Autoencoder.load(home / "autoencoder")
+
+    if not (home / "vision.safetensors").exists():
+        paths = collect_scenes(task, s.scenes, home)
+        scenes = {key: np.concatenate([np.load(path)[key] for path in paths]) for key in ("frames", "masks", "points", "present", "opening")}
+        tower, _, _ = train_vision(scenes, policy_module.PolicyConfig(), FitConfig(
+            steps=s.vision_steps, lr=1.5e-3, warmup=200, ema=0.995, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_vision")
+        save_tensors(home / "vision.safetensors", tower.state_dict())
+
+    if not made("policy"):
+        torch.manual_seed(seed)
+        policy = policy_module.Policy()
+        policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
+        records = clone(policy, load_demonstrations(demo_paths, s.clone_demos), FitConfig(
+            steps=s.clone_steps, lr=8e-4, warmup=100, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
+        policy.save(home / "policy", note(records, **frames_seen))
+
+    if not made("world_model"):
+        latents, actions = [], []
+        demos = load_demonstrations(demo_paths, s.world_demos)
+        for data in [demos, *map(np.load, play_paths)]:
+            latents.append(autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half()), actions.append(torch.from_numpy(data["executed"]))
+        latents, actions = torch.cat(latents), torch.cat(actions)
+        torch.manual_seed(seed)
+        model = WorldModel(WorldModelConfig())
+        windows = WindowConfig(batch=s.world_batch)
+        records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps), FitConfig(
+            steps=s.world_steps, lr=6e-4, warmup=200, ema=0.999, save_every=200, weight_decay=0.02, decay=0.4), seed=seed, name="world model",
+            folder=home / "fit_world_model")
+        model.save(home / "world_model", note(records, **frames_seen))
+
+    if not made("reward"):
+        shards = [np.load(path) for path in play_paths[: s.reward_play_shards]]
+        play = {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "instruction")}
+        episodes = reward_data(load_demonstrations(demo_paths, s.reward_demos), play, autoencoder)
+        torch.manual_seed(seed)
+        model = RewardModel()
+        records = fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=1e-3, warmup=100, ema=0.995, decay=0.5, save_every=500,
+                      weight_decay=0.05), seed=seed, name="reward", folder=home / "fit_reward")
+        model.save(home / "reward", note(records, **frames_seen))
+    return home
+
+
+def install_assets(source: Path, target: Path):
+    """Copy the four trained folders into the shipped assets, weights in half precision (they are read back as single)."""
+    import shutil
+
+    from wmpo_lite.checkpoint import load_tensors, save_tensors
+    for name in ("autoencoder", "policy", "world_model", "reward"):
+        (target / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted((source / name).iterdir()):
+            if path.suffix == ".safetensors":
+                tensors = load_tensors(path)
+                save_tensors(target / name / path.name, {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()})
+            else:
+                shutil.copy(path, target / name / path.name)

@@ -1,0 +1,145 @@
+"""The success classifier (paper section 3.3): a VideoMAE encoder reads the last L frames, a linear head says whether the instruction is fulfilled.
+
+The head's weights come from the words of the instruction, because in a scene with two cubes the same picture is a success for one sentence and a
+failure for the other; the paper trains one model a task and needs no words.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wmpo_lite import checkpoint
+from wmpo_lite.errors import UserError
+from wmpo_lite.policy import build_tokenizer
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """clip: frames L a window holds (paper: 8). The paper's encoder is VideoMAE-base at 224 pixels."""
+
+    image: int = 64
+    clip: int = 8
+    patch: int = 16
+    tubelet: int = 2
+    width: int = 96
+    depth: int = 3
+    heads: int = 4
+
+
+class RewardModel(nn.Module):
+    """Probability that a clip uint8 (B, L, H, W, 3) ends in success for its instruction."""
+
+    def __init__(self, config: RewardConfig = RewardConfig()):
+        super().__init__()
+        from transformers import VideoMAEConfig, VideoMAEModel
+        self.config = config
+        self.tokenizer = build_tokenizer()
+        self.encoder = VideoMAEModel(VideoMAEConfig(
+            image_size=config.image, patch_size=config.patch, num_frames=config.clip, tubelet_size=config.tubelet, hidden_size=config.width,
+            num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=4 * config.width, use_mean_pooling=True))
+        self.norm = nn.LayerNorm(config.width)
+        self.words = nn.EmbeddingBag(self.tokenizer.get_vocab_size(), config.width + 1, mode="sum", padding_idx=0)
+        nn.init.normal_(self.words.weight, std=0.02)
+        self.register_buffer("threshold", torch.tensor(0.5))
+
+    def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
+        """Logits (B,)."""
+        pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
+        features = self.norm(self.encoder(pixel_values=pixels).last_hidden_state.mean(dim=1))
+        rows = [self.tokenizer.encode(text).ids for text in instructions]
+        longest = max(len(row) for row in rows)
+        head = self.words(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=features.device))  # (B, width + 1)
+        return (features * head[:, :-1]).sum(-1) + head[:, -1]
+
+    @torch.no_grad()
+    def probabilities(self, clips: torch.Tensor, instructions, batch: int = 128) -> torch.Tensor:
+        """Success probability (B,) of many clips, in pieces."""
+        if not len(clips):
+            return torch.zeros(0)
+        parts = [torch.sigmoid(self(clips[i: i + batch], instructions[i: i + batch])) for i in range(0, len(clips), batch)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def slide(self, frames: torch.Tensor, instructions, stride: int = 1) -> torch.Tensor:
+        """Success probability of every window of L frames: frames (B, T, H, W, 3) -> (B, T - L + 1), window w ends at frame w + L - 1."""
+        length = self.config.clip
+        if frames.shape[1] < length:
+            return torch.zeros(len(frames), 0)
+        windows = frames.unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3)
+        texts = [text for text in instructions for _ in range(windows.shape[1])]
+        return self.probabilities(windows.flatten(0, 1), texts).unflatten(0, windows.shape[:2])
+
+    def score(self, frames: torch.Tensor, instructions) -> torch.Tensor:
+        """Largest window probability (B,) of whole episodes: what the threshold is applied to."""
+        scores = self.slide(frames, instructions)
+        if not scores.shape[1]:
+            raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged")
+        return scores.amax(dim=1)
+
+    def save(self, folder, provenance=None):
+        checkpoint.save_module(folder, self, self.config, provenance)
+
+    @classmethod
+    def load(cls, folder):
+        return checkpoint.load_state(folder, cls(checkpoint.load_config(folder, RewardConfig, cls.__name__))).eval()
+
+
+def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator, half: int, ghosts: float = 0.15):
+    """A balanced batch of 2 x half clips with labels.
+
+    episodes: frames uint8 (E, T + 1, H, W, 3), success bool (E,), finish_step int (E,), instruction (E,), other (E,) (an instruction that the same
+    pictures do not fulfil, or '').
+    Positives are the terminal clips of successes. Negatives are clips of failures, clips of successes that end at least L frames before the end,
+    terminal clips under the other instruction, and `ghosts`: terminal clips blended with the episode's start, the smear that a poor world model
+    leaves behind, so that a doubtful picture is not paid for.
+    """
+    length, frames = config.clip, episodes["frames"]
+    success, finish = np.asarray(episodes["success"]), np.asarray(episodes["finish_step"])
+    good = np.flatnonzero(success & (finish + 1 >= length))
+    if not len(good) or success.all():
+        raise UserError(f"{int(success.sum())} of {len(success)} episodes are successes and {len(good)} of those are at least {length} frames long; a "
+                        "success classifier needs both successes and failures: record more rollouts or start from another base policy")
+    cut = lambda e, end: frames[e, end - length + 1: end + 1]  # noqa: E731
+    clips, texts, labels = [], [], []
+    for e in rng.choice(good, half):
+        clips.append(cut(e, finish[e])), texts.append(episodes["instruction"][e]), labels.append(1.0)
+    for kind in rng.random(half):
+        e = rng.choice(good) if kind < 0.55 else rng.choice(np.flatnonzero(~success))
+        text = episodes["instruction"][e]
+        if kind < ghosts:
+            mix = rng.uniform(0.3, 0.6)
+            clip = (mix * cut(e, finish[e]).astype(np.float32) + (1 - mix) * frames[e, :1]).round().astype(np.uint8)
+        elif kind < 0.3 and episodes["other"][e]:
+            clip, text = cut(e, finish[e]), episodes["other"][e]
+        else:
+            latest = finish[e] - length if success[e] else frames.shape[1] - 1
+            if latest < length - 1:
+                e = rng.choice(np.flatnonzero(~success))
+                text, latest = episodes["instruction"][e], frames.shape[1] - 1
+            # half of the time the latest admissible clip: an unfinished placement is the hardest negative
+            clip = cut(e, latest if rng.random() < 0.3 else rng.integers(length - 1, latest + 1))
+        clips.append(clip), texts.append(text), labels.append(0.0)
+    return torch.from_numpy(np.stack(clips)), texts, torch.tensor(labels)
+
+
+def reward_loss(model: RewardModel, episodes: dict, half: int = 16):
+    """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, with a little brightness jitter."""
+
+    def loss_fn(generator, rng, step):
+        clips, texts, labels = sample_clips(episodes, model.config, rng, half)
+        jitter = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) * 0.1 + 0.95
+        logits = model((clips.float() * jitter).clamp(0, 255), texts)
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        return loss, {"accuracy": float(((logits > 0) == (labels > 0.5)).float().mean())}
+
+    return loss_fn
+
+
+def fit_threshold(model: RewardModel, frames: torch.Tensor, instructions, success) -> tuple[float, float]:
+    """Set the model's threshold to the best F1 on held-out rollouts (paper) and return (threshold, F1)."""
+    from wmpo_lite.evaluate import best_threshold
+    threshold, f1 = best_threshold(model.score(frames, instructions).numpy(), np.asarray(success))
+    model.threshold.fill_(threshold)
+    return float(threshold), float(f1)
