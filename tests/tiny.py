@@ -1,5 +1,7 @@
 """Models that are built in milliseconds, worlds small enough to know everything about, and an environment without physics."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -13,6 +15,18 @@ CONTEXT, CHUNK, ACTIONS = 2, 4, 4
 RED, BLUE = "put the red cube on the plate", "put the blue cube on the plate"
 
 
+def same_weights(build):
+    """The decorated builder draws the same weights in every call and leaves torch's global generator alone."""
+
+    @functools.wraps(build)
+    def seeded(*args, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build(*args, **options)
+
+    return seeded
+
+
 def shake(module: torch.nn.Module, scale: float = 0.1, seed: int = 0) -> torch.nn.Module:
     """Random values in every parameter: zero-initialised layers would hide what their inputs do."""
     generator = torch.Generator().manual_seed(seed)
@@ -22,12 +36,14 @@ def shake(module: torch.nn.Module, scale: float = 0.1, seed: int = 0) -> torch.n
     return module.eval()
 
 
+@same_weights
 def autoencoder(**changes) -> Autoencoder:
     """Frames (B, 3, 16, 16) <-> latents (B, 4, 8, 8)."""
     options = dict(size=SIZE, fold=2, channels=(16,), latent_channels=4) | changes
     return Autoencoder(AutoencoderConfig(**options)).eval()
 
 
+@same_weights
 def world_model(shaken: float = 0.1, **changes) -> WorldModel:
     """Latents (4, 8, 8), context 2, chunk 4. shaken=0 leaves the zero initialisation."""
     options = dict(latent_channels=4, latent_size=8, patch=4, width=32, depth=1, heads=2, action_dim=ACTIONS, context=CONTEXT, chunk=CHUNK)
@@ -35,6 +51,7 @@ def world_model(shaken: float = 0.1, **changes) -> WorldModel:
     return shake(model, shaken) if shaken else model.eval()
 
 
+@same_weights
 def policy(contrast: float = 10.0, statistics=None, **changes) -> Policy:
     """contrast: factor on the head, so that an untrained policy has opinions."""
     options = dict(image=SIZE, patch=4, merge=2, vision_width=16, vision_depth=1, width=16, depth=1, heads=2, chunk=CHUNK, action_dim=ACTIONS, bins=7)
@@ -44,6 +61,7 @@ def policy(contrast: float = 10.0, statistics=None, **changes) -> Policy:
     return model.eval()
 
 
+@same_weights
 def reward_model(contrast: float = 20.0, **changes) -> RewardModel:
     """Clips of 4 frames of 16 pixels. contrast: factor on the words, so that an untrained model has opinions."""
     options = dict(image=SIZE, clip=4, patch=8, tubelet=2, width=16, depth=1, heads=2) | changes

@@ -8,47 +8,10 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
+from wmpo_lite.profiles import PROFILES, Profile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES = 10_000, 1_000, 50_000  # where each use begins inside its split
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Sizes of one run. Every number that a result depends on is here and is written into the run's config.json."""
-
-    evaluation_states: int = 256
-    trust_rollouts: int = 192
-    temperature: float = 1.0
-    align_steps: int = 240
-    align_lr: float = 2e-4
-    align_batch: int = 32
-    reward_steps: int = 200
-    reward_lr: float = 3e-4
-    iterations: int = 24
-    groups: int = 16
-    group_size: int = 8
-    refill: int = 0
-    wmpo_lr: float = 2e-4
-    wmpo_epochs: int = 2
-    minibatch: int = 64
-    freeze_vision: bool = False
-    online_groups: int = 4
-    online_lr: float = 2e-4
-    online_epochs: int = 2
-    dpo_lr: float = 5e-5
-    dpo_beta: float = 0.1
-    dpo_pairs: int = 256
-    dpo_epochs: int = 2
-    sample_steps: int = 2
-
-
-PROFILES = {
-    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
-                     online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1),
-    "laptop": Profile(),
-    "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +52,7 @@ class Workspace:
         self.started = time.time()
 
     def _check_folder(self):
-        config = {**dataclasses.asdict(self.run), **dataclasses.asdict(self.settings), "horizon": self.horizon}
+        config = {**dataclasses.asdict(self.run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
         path = self.folder / "config.json"
         if path.exists():
             if (found := checkpoint.read_json(path)) != checkpoint.plain(config):
@@ -98,6 +61,10 @@ class Workspace:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(path, config)
+
+    def _fingerprint(self) -> dict:
+        """Which trained assets the run starts from: the beginning of each weight file's checksum."""
+        return {name: checkpoint.checksum(self.assets / name / "model.safetensors")[:12] for name in ("autoencoder", "policy", "world_model", "reward")}
 
     def stage(self, name: str, fn):
         path = self.folder / "stages" / f"{name}.json"
@@ -316,10 +283,11 @@ def train_online(w: Workspace) -> dict:
 
     s = w.settings
     policy = w.base()
-    per_iteration = s.online_groups * s.group_size
-    config = GRPOConfig(groups=s.online_groups, group_size=s.group_size, lr=s.online_lr, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    groups = min(s.online_groups, w.run.rollout_budget // s.group_size)
+    per_iteration = groups * s.group_size
+    config = GRPOConfig(groups=groups, group_size=s.group_size, lr=s.online_lr, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
-    records = optimise(policy, lambda seed: w.env, states, config, iterations=max(1, w.run.rollout_budget // per_iteration), horizon=w.horizon,
+    records = optimise(policy, lambda seed: w.env, states, config, iterations=w.run.rollout_budget // per_iteration, horizon=w.horizon,
                        seed=w.run.seed, stage="grpo", folder=w.folder / "fit_grpo", on_log=w.log, refill=0, freeze_vision=s.freeze_vision, tolerate_silence=True)
     save_policy_once(w.folder / "policies" / "grpo", policy, w.provenance(stage="grpo"))
     return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records), "updates": sum("loss" in r for r in records)}

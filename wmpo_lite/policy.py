@@ -95,8 +95,16 @@ class Policy(nn.Module):
         c = self.config
         if frames.shape[1:] != (c.image, c.image, 3):
             raise UserError(f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
+        return self.connect(self.features(frames))
+
+    def features(self, frames: torch.Tensor) -> torch.Tensor:
+        """Output of the vision tower (B, side^2, vision_width) for uint8 frames."""
         pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        features = self.vision(pixel_values=pixels).last_hidden_state  # (B, side^2, vision_width)
+        return self.vision(pixel_values=pixels).last_hidden_state
+
+    def connect(self, features: torch.Tensor) -> torch.Tensor:
+        """Vision features (B, side^2, vision_width) -> decoder tokens (B, N, width): neighbouring m x m tokens become one."""
+        c = self.config
         side, m = c.image // c.patch, c.merge
         folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
         return self.connector(folded)
@@ -168,9 +176,9 @@ class Policy(nn.Module):
         return checkpoint.load_state(folder, cls(config, statistics, tokenizer)).eval()
 
 
-def cloning_loss(policy: Policy, frames, instructions, actions, mask=None):
-    """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D); mask (B, K) marks steps inside the episode."""
-    log_p, _ = policy.log_probs(frames, instructions, policy.tokenise(actions))
+def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):
+    """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D); mask (B, K) marks steps that count."""
+    log_p, _ = policy.log_probs(frames, instructions, policy.tokenise(actions), seen=seen)
     mask = torch.ones(log_p.shape[:2]) if mask is None else mask
     loss = -(log_p.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
     return loss, {}

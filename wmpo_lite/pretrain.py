@@ -12,7 +12,7 @@ SHARD = 64  # episodes a worker steps together
 
 def _collect_shard(arguments):
     """One shard of play or demonstrations (runs in a worker process; the shard's number is its seed, so any number of workers gives one result)."""
-    kind, task_name, shard, count, noise, size, path = arguments
+    kind, task_name, shard, count, noise, burst, size, path = arguments
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import demonstrate, play
     from wmpo_lite.envs.tabletop.tasks import get_task
@@ -26,7 +26,7 @@ def _collect_shard(arguments):
         keep = data.pop("clean")
         data = {key: value[keep] for key, value in data.items()}
     else:
-        data = demonstrate(env, states, rng, noise=noise)
+        data = demonstrate(env, states, rng, noise=noise, burst=burst)
         keep = data["done"][:, -1]
         data = {key: value[keep] for key, value in data.items()}
     data["instruction"] = np.array([text for text, good in zip(states.instructions, keep) if good])
@@ -37,20 +37,20 @@ def _collect_shard(arguments):
     return path
 
 
-def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, size: int = 64, workers: int | None = None) -> list[Path]:
+def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
     """Record `episodes` of 'play' or expert 'demos' (failed demonstrations are thrown away) as npz shards; existing shards are kept.
 
-    noise: standard deviation, in action units, of what is added to the expert's executed (never to its recorded) action.
+    noise, burst: see `demonstrate`.
     """
     from tqdm.auto import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     jobs, paths = [], []
     for shard in range(-(-episodes // SHARD)):
-        path = folder / f"{kind}_{task}_{noise:g}_{shard:04d}.npz"
+        path = folder / f"{kind}_{task}_{noise:g}_{burst:g}_{shard:04d}.npz"
         paths.append(path)
         if not path.exists():
-            jobs.append((kind, task, shard, min(SHARD, episodes - shard * SHARD), noise, size, str(path)))
+            jobs.append((kind, task, shard, min(SHARD, episodes - shard * SHARD), noise, burst, size, str(path)))
     if jobs:
         with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
             for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
@@ -198,10 +198,11 @@ def load_demonstrations(paths, count: int) -> dict:
     return data
 
 
-def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 48, shift: int = 2):
-    """Behaviour cloning on whole chunks from every frame of the demonstrations (the intended actions, never the noise).
+def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
+    """Behaviour cloning of the decoder on chunks from every frame of the demonstrations (the intended actions, never the noise).
 
-    shift: pictures are moved by up to this many pixels in training, edges repeated; too little to leave a cube, enough not to learn pixels by heart.
+    The vision tower stays as pre-trained, so its features are computed once. A chunk's steps after a disturbance are masked: the expert's
+    correction of a stroke that the frame does not show yet is noise to the policy.
     """
     import torch
 
@@ -210,18 +211,22 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 
     episodes, steps = demos["intended"].shape[:2]
     chunk = policy.config.chunk
-    padded = np.concatenate([demos["intended"], np.repeat(demos["intended"][:, -1:], chunk, axis=1)], axis=1)
+    pad = lambda x: np.concatenate([x, np.repeat(x[:, -1:], chunk, axis=1)], axis=1)  # noqa: E731
+    intended = pad(demos["intended"])
+    struck = pad(np.abs(demos["executed"] - demos["intended"]).max(axis=-1) > 1e-6)
+    policy.vision.requires_grad_(False)
+    with torch.no_grad():
+        frames = torch.from_numpy(demos["frames"]).flatten(0, 1)
+        features = torch.cat([policy.features(part).half() for part in frames.split(256)]).unflatten(0, demos["frames"].shape[:2])
 
     def loss_fn(generator, rng, step):
         e, s = rng.integers(episodes, size=batch), rng.integers(steps, size=batch)
-        frames = demos["frames"][e, s]
-        if shift:
-            wide = np.pad(frames, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-            dy, dx = rng.integers(2 * shift + 1, size=2)
-            frames = np.ascontiguousarray(wide[:, dy: dy + frames.shape[1], dx: dx + frames.shape[2]])
         window = s[:, None] + np.arange(chunk)
-        mask = torch.from_numpy((window < steps).astype(np.float32))
-        return cloning_loss(policy, torch.from_numpy(frames), list(demos["instruction"][e]), padded[e[:, None], window], mask)
+        hit = struck[e[:, None], window]
+        blind = np.cumsum(hit, axis=1) - hit > 0  # a stroke happened earlier in this chunk
+        mask = torch.from_numpy(((window < steps) & ~blind).astype(np.float32))
+        seen = policy.connect(features[e, s].float())
+        return cloning_loss(policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen)
 
     return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder)
 
@@ -256,15 +261,17 @@ class AssetSettings:
 
     demos: int = 512
     demo_noise: float = 0.25
+    clone_noise: float = 0.8  # demonstrations for cloning are disturbed seldom and strongly: most chunks have a clean label
+    clone_burst: float = 0.1
     play: int = 3072
     scenes: int = 20480
     autoencoder_shards: tuple = (6, 24)  # of demonstrations and of play
     autoencoder_steps: int = 6000
     vision_steps: int = 2200
-    clone_demos: int = 256
-    clone_steps: int = 2500
+    clone_demos: int = 640
+    clone_steps: int = 3000
     world_demos: int = 256
-    world_steps: int = 5000
+    world_steps: int = 3000
     world_batch: int = 32
     reward_demos: int = 384
     reward_play_shards: int = 8
@@ -319,7 +326,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         torch.manual_seed(seed)
         policy = policy_module.Policy()
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
-        records = clone(policy, load_demonstrations(demo_paths, s.clone_demos), FitConfig(
+        clone_paths = collect("demos", task, s.clone_demos + s.clone_demos // 8, home, noise=s.clone_noise, burst=s.clone_burst)
+        records = clone(policy, load_demonstrations(clone_paths, s.clone_demos), FitConfig(
             steps=s.clone_steps, lr=8e-4, warmup=100, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
         policy.save(home / "policy", note(records, **frames_seen))
 

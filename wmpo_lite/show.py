@@ -1,8 +1,9 @@
 """Pictures, films and plots of episodes and results.
 
-A film is uint8 (T, H, W, 3). The film functions return films (or one image), `to_mp4` / `to_gif` turn them into bytes, `video_html` and
-`image_html` into self-contained HTML for a notebook (`IPython.display.HTML(video_html(film))`) or a report. The plots return a matplotlib
-Figure without touching pyplot's global state. Heavy libraries are imported where they are used, so importing this module costs nothing.
+A film is uint8 (T, H, W, 3). The film functions return films (or one image), `to_mp4` / `to_gif` turn them into bytes,
+`video_html` and `image_html` into self-contained HTML for a notebook (`IPython.display.HTML(video_html(film))`) or a
+report. The plots return a matplotlib Figure without touching pyplot's global state. Heavy libraries are imported where
+they are used, so importing this module costs nothing.
 """
 import base64
 import html
@@ -25,7 +26,8 @@ def check_film(frames) -> np.ndarray:
     """`frames` as an array, if it is a film: uint8 (T, H, W, 3) with T >= 1. Raises UserError otherwise."""
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
-        raise UserError(f"a film is a uint8 array (T, H, W, 3) with at least one frame; got {frames.dtype} {frames.shape}")
+        raise UserError("a film is a uint8 array (T, H, W, 3) with at least one frame; "
+                        f"got {frames.dtype} {frames.shape}")
     return frames
 
 
@@ -40,7 +42,7 @@ def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _write_text(canvas: np.ndarray, text: str, top: int, left: int, width: int) -> None:
-    """Draw one line of text into canvas (H, W, 3) in place; what does not fit into `width` pixels ends in an ellipsis."""
+    """Draw one line of text into canvas (H, W, 3) in place; what does not fit into `width` pixels ends in dots."""
     from PIL import Image, ImageDraw, ImageFont
     font = ImageFont.load_default(size=13)
     if font.getlength(text) > width:
@@ -54,14 +56,16 @@ def _write_text(canvas: np.ndarray, text: str, top: int, left: int, width: int) 
 
 def film_grid(films: Sequence, labels: Sequence[str] | None = None, *, columns: int | None = None, scale: int = 2,
               success: Sequence[bool | None] | None = None) -> np.ndarray:
-    """Several films of one picture size (H, W) on a white page, `columns` in a row (default: about square): film uint8 (T, H', W', 3).
+    """Films of one picture size (H, W) in a grid with `columns` columns (default: about square): uint8 (T, H', W', 3).
 
-    A shorter film holds its last frame until the longest ends. labels: a line of text above each; success: the border of each, green for
-    True, red for False, grey for None or without `success`. scale enlarges every pixel. Raises UserError where lengths or sizes disagree.
+    A shorter film holds its last frame until the longest ends. labels: a line of text above each; success: the border
+    of each, green for True, red for False, grey for None or without `success`. scale enlarges every pixel. Raises
+    UserError where lengths or sizes disagree.
     """
     films = [check_film(film) for film in films]
     if not films or len({film.shape[1:] for film in films}) != 1:
-        raise UserError(f"films to be shown together need one picture size and at least one film; got {[film.shape for film in films]}")
+        raise UserError("films to be shown together need one picture size and at least one film; "
+                        f"got {[film.shape for film in films]}")
     for name, values in (("labels", labels), ("success", success)):
         if values is not None and len(values) != len(films):
             raise UserError(f"{len(films)} films were given {len(values)} {name}; expected one each")
@@ -75,7 +79,8 @@ def film_grid(films: Sequence, labels: Sequence[str] | None = None, *, columns: 
     corners = [((i // columns) * (cell_height + GAP), (i % columns) * (cell_width + GAP)) for i in range(len(films))]
     for i, (top, left) in enumerate(corners):
         outcome = None if success is None else success[i]
-        page[top + bar:top + cell_height, left:left + cell_width] = NEUTRAL if outcome is None else SUCCESS if outcome else FAILURE
+        colour = NEUTRAL if outcome is None else SUCCESS if outcome else FAILURE
+        page[top + bar:top + cell_height, left:left + cell_width] = colour
         if labels is not None:
             _write_text(page, str(labels[i]), top, left, cell_width)
     grid = np.repeat(page[None], length, axis=0)
@@ -92,7 +97,7 @@ def side_by_side(films: Sequence, labels: Sequence[str] | None = None, scale: in
 
 
 def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
-    """Every n-th frame of a film in a row, and always the last one, each under its frame number: image uint8 (H', W', 3)."""
+    """Every n-th frame of a film and its last one in a row, each under its frame number: image uint8 (H', W', 3)."""
     frames = check_film(frames)
     if every < 1:
         raise UserError(f"every is {every}; expected 1 or more")
@@ -101,27 +106,32 @@ def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
 
 
 def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
-    """A film as MP4: H.264, yuv420p, so that every browser plays it; odd sizes are padded by one pixel. The same film gives the same bytes.
+    """A film as MP4 (H.264, yuv420p), which every browser plays; the same film gives the same bytes.
 
-    crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p halves the resolution of colour: enlarge small films first.
+    Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p halves the
+    resolution of colour: enlarge small films first.
     """
     import imageio_ffmpeg
     frames = check_film(frames)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     # Untagged colours are guessed at by each player; one thread and no encoder tags make the bytes reproducible.
-    colours = ["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
-    options = ["-crf", str(crf), "-preset", "medium", "-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-movflags", "+faststart"]
+    colours = ["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709", "-color_primaries", "bt709",
+               "-color_trc", "bt709"]
+    options = ["-crf", str(crf), "-preset", "medium", "-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact",
+               "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        writer = imageio_ffmpeg.write_frames(str(path), (frames.shape[2], frames.shape[1]), fps=fps, codec="libx264", quality=None,
-                                             pix_fmt_out="yuv420p", macro_block_size=1, ffmpeg_log_level="error",
+        writer = imageio_ffmpeg.write_frames(str(path), (frames.shape[2], frames.shape[1]), fps=fps, codec="libx264",
+                                             quality=None, pix_fmt_out="yuv420p", macro_block_size=1,
+                                             ffmpeg_log_level="error",
                                              output_params=colours + options)
         writer.send(None)
         for frame in frames:
             writer.send(np.ascontiguousarray(frame))
         writer.close()
         if not path.is_file() or not path.stat().st_size:
-            raise UserError("ffmpeg wrote no film (its message stands above); check that imageio-ffmpeg is installed with its binary")
+            raise UserError("ffmpeg wrote no film (its message stands above); "
+                            "check that imageio-ffmpeg is installed with its binary")
         return path.read_bytes()
 
 
@@ -133,7 +143,8 @@ def to_gif(frames, fps: float = 5) -> bytes:
     palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(256, dither=Image.Dither.NONE)
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, optimize=False)
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0,
+                     optimize=False)
     return buffer.getvalue()
 
 
@@ -192,11 +203,12 @@ def ordered_policies(evaluation: dict) -> list[str]:
 
 
 def success_bars(evaluation: dict):
-    """Figure: success rate of each policy of an evaluation.json in per cent, with 95 % Wilson intervals. Raises UserError if there is none."""
+    """Figure: success of each policy of an evaluation.json with 95 % Wilson intervals. Raises UserError without any."""
     from wmpo_lite.evaluate import success_rate
     names = ordered_policies(evaluation)
     if not names:
-        raise UserError("the evaluation holds no policy with outcomes; expected {'policies': {'base': {'success': [true, ...]}, ...}}")
+        raise UserError("the evaluation holds no policy with outcomes; "
+                        "expected {'policies': {'base': {'success': [true, ...]}, ...}}")
     rates = [success_rate(evaluation["policies"][name]["success"]) for name in names]
     figure = _figure(1.6 + 1.25 * len(names), 3.4)
     axes = figure.subplots()
@@ -204,10 +216,12 @@ def success_bars(evaluation: dict):
     low, high = (100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high"))
     axes.bar(range(len(names)), values, width=0.62, color=[policy_colour(name) for name in names])
     # Rounding may leave a bound a hair on the wrong side at 0 and 100 %, which errorbar refuses.
-    axes.errorbar(range(len(names)), values, np.maximum(0, [values - low, high - values]), fmt="none", ecolor="#23262b", capsize=4, lw=1.2)
+    axes.errorbar(range(len(names)), values, np.maximum(0, [values - low, high - values]), fmt="none", ecolor="#23262b",
+                  capsize=4, lw=1.2)
     for i, rate in enumerate(rates):
         axes.text(i, high[i] + 1, f"{values[i]:.1f} %", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(names)), [f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}" for name, rate in zip(names, rates)])
+    axes.set_xticks(range(len(names)), [f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}"
+                                        for name, rate in zip(names, rates)])
     axes.set_ylim(0, min(112, max(20, 1.25 * high.max())))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.grid(axis="y", color="#e6e8eb", lw=0.7)
@@ -224,11 +238,12 @@ def _series(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0) -> None:
-    """The values, pale, under their running mean (a fifth of the curve, at most 9 records): single iterations are noisy."""
+    """The values, pale, under their running mean (at most 9 records): single iterations are noisy."""
     x, y = _series(records, key)
     width = min(9, len(y) // 5)
     if width < 2:
-        axes.plot(x, factor * y, color=colour, lw=1.6, marker="o" if len(y) < 4 else None, ms=4, label=label if len(y) else None)
+        axes.plot(x, factor * y, color=colour, lw=1.6, marker="o" if len(y) < 4 else None, ms=4,
+                  label=label if len(y) else None)
         return
     half = width // 2
     mean = [y[max(0, i - half):i + half + 1].mean() for i in range(len(y))]
@@ -237,7 +252,7 @@ def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0
 
 
 def learning_curves(records: Sequence[dict]):
-    """Figure: what the policy updates did (stages wmpo, grpo) and the loss of every other stage, from the records of metrics.jsonl.
+    """Figure: what the policy updates did (stages wmpo, grpo) and the loss of every other stage, from metrics.jsonl.
 
     Success is the share of the iteration's sampled trajectories: imagined ones for WMPO, real ones for online GRPO.
     """
@@ -251,10 +266,12 @@ def learning_curves(records: Sequence[dict]):
     fits = [name for name in stages if name not in updates and len(_series(stages[name], "loss")[0])]
     panels = (4 if updates else 0) + len(fits)
     if not panels:
-        raise UserError(f"the stages {sorted(stages)} of the metrics hold no loss and no success, so there is no curve to draw")
+        raise UserError(f"the stages {sorted(stages)} of the metrics hold no loss and no success, "
+                        "so there is no curve to draw")
     columns = min(4, panels) if panels != 5 else 3
     rows = -(-panels // columns)
-    figure = _figure(max(2.9 * columns, 3.4), 2.5 * rows)
+    figure = _figure(max(2.9 * columns, 3.4), 2.6 * rows)
+    figure.get_layout_engine().set(h_pad=0.1)
     flat = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in flat[panels:]:
         axes.set_axis_off()
@@ -265,9 +282,11 @@ def learning_curves(records: Sequence[dict]):
             _curve(flat[1], stages[name], "entropy", COLOURS[name], NAMES[name])
             _curve(flat[2], stages[name], "approx_kl", COLOURS[name], NAMES[name])
         flat[0].set_ylim(0, 100)
+        flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
         if flat[0].lines:
             flat[0].legend(fontsize=7, frameon=False, loc="upper left")
-        for axes, title in zip(flat, ("Success of sampled trajectories (%)", "Policy entropy (nats a token)", "Approximate KL to the sampler")):
+        for axes, title in zip(flat, ("Success of sampled trajectories (%)", "Policy entropy (nats a token)",
+                                      "Approximate KL to the sampler")):
             _clean(axes, title, "iteration")
         _group_fates(flat[3], stages[updates[0]], NAMES[updates[0]])
     for axes, name in zip(flat[4 if updates else 0:], fits):
@@ -277,34 +296,39 @@ def learning_curves(records: Sequence[dict]):
 
 
 def _group_fates(axes, records, name: str) -> None:
-    """Stacked areas: which groups of trajectories taught something, and why the others did not (dynamic sampling, METHOD: all equal)."""
-    fates = {"kept": ("kept", "#1f6fb4"), "all_success": ("all succeed", "#7cc49b"), "all_failure": ("all fail", "#e39a9f"),
+    """Stacked areas: which groups of trajectories taught something, and why the others did not (dynamic sampling)."""
+    fates = {"kept": ("kept", "#1f6fb4"), "all_success": ("all succeed", "#7cc49b"),
+             "all_failure": ("all fail", "#e39a9f"),
              "out_of_range": ("out of range", "#c9ccd2")}
     x = _series(records, "kept")[0]
     if not len(x):
         return _say(axes, "groups: not recorded")
     known = [record for record in records if record.get("kept") is not None]
     shares = np.array([[float(record.get(key) or 0) for record in known] for key in fates])
-    axes.stackplot(x, shares, labels=[label for label, _ in fates.values()], colors=[colour for _, colour in fates.values()])
+    axes.stackplot(x, shares, labels=[label for label, _ in fates.values()],
+                   colors=[colour for _, colour in fates.values()])
     axes.set_ylim(0, 1.35 * max(1.0, shares.sum(axis=0).max()))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
     _clean(axes, f"Groups of trajectories ({name})", "iteration")
 
 
 def trust_plot(trust: dict):
-    """Figure of six panels: can the imagination be trusted? From the values of trust.json, all measured on held-out real rollouts.
+    """Figure of six panels: can the imagination be trusted? From trust.json, all measured on held-out real rollouts.
 
-    PSNR by horizon against repeating the last frame; PSNR under true, shuffled and zero actions; imagined score by real outcome; its ROC
-    curve; the confusion matrix at the threshold; the F1 of the reward model on real and imagined video. A missing part says so in its panel.
+    PSNR by horizon against repeating the last known frame; PSNR under true, shuffled and zero actions; F1 of the reward
+    model on real and imagined video; imagined score by real outcome; its ROC curve; the confusion matrix at the
+    threshold. A missing part says so in its panel.
     """
-    figure = _figure(10.5, 5.8)
+    figure = _figure(10.5, 6.2)
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     panels = figure.subplots(2, 3)
-    drawings = ((_psnr_panel, "PSNR by horizon"), (_sensitivity_panel, "Sensitivity to actions"), (_f1_panel, "Reward model F1"),
+    drawings = ((_psnr_panel, "PSNR by horizon"), (_sensitivity_panel, "Sensitivity to actions"),
+                (_f1_panel, "Reward model F1"),
                 (_scores_panel, "Imagined scores"), (_roc_panel, "ROC curve"), (_confusion_panel, "Confusion matrix"))
     for axes, (draw, title) in zip(panels.flat, drawings):
         try:
             draw(axes, trust)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):  # absent, null, or of another shape
             axes.clear()
             _say(axes, f"{title}: not recorded")
     return figure
@@ -312,7 +336,8 @@ def trust_plot(trust: dict):
 
 def _psnr_panel(axes, trust):
     curves = trust["psnr"]
-    for key, label, colour in (("model", "world model", COLOURS["wmpo"]), ("copy_last", "last known frame repeated", COLOURS["base"])):
+    for key, label, colour in (("model", "world model", COLOURS["wmpo"]),
+                               ("copy_last", "last known frame repeated", COLOURS["base"])):
         axes.plot(curves["horizons"], np.array(curves[key], float), marker="o", ms=4, color=colour, label=label)
     axes.set_xticks(curves["horizons"])
     axes.legend(fontsize=8, frameon=False)
@@ -331,18 +356,20 @@ def _bars(axes, labels, values, colours, form: str, limits: tuple[float, float])
 def _sensitivity_panel(axes, trust):
     part = trust["sensitivity"]
     values = np.array([part[key] for key in ("true", "shuffled", "zero")], float)
-    labels = ["true\nactions"] + [f"{key}\n({part[key + '_cost']:.1f} dB worse)" if part[key + "_cost"] >= 0 else f"{key}\n(no worse)"
+    labels = ["true\nactions"] + [f"{key}\n({part[key + '_cost']:.1f} dB worse)" if part[key + "_cost"] >= 0
+                                  else f"{key}\n(no worse)"
                                   for key in ("shuffled", "zero")]
     _bars(axes, labels, values, [COLOURS["wmpo"], COLOURS["base"], COLOURS["base"]], "{:.1f}", (0, 1.15 * values.max()))
     _clean(axes, "Does it listen to the actions?", y="PSNR (dB)")
 
 
 def _f1_panel(axes, trust):
-    known = [(name, float(trust[key])) for name, key in (("real\nvideo", "reward_f1_real"), ("imagined\nvideo", "reward_f1_imagined"))
-             if trust.get(key) is not None]
+    videos = (("real\nvideo", "reward_f1_real"), ("imagined\nvideo", "reward_f1_imagined"))
+    known = [(name, float(trust[key])) for name, key in videos if trust.get(key) is not None]
     if not known:
         raise KeyError("reward_f1_real")
-    _bars(axes, [name for name, _ in known], [value for _, value in known], ["#5a9bd0", COLOURS["wmpo"]][:len(known)], "{:.2f}", (0, 1.12))
+    names, values = zip(*known)
+    _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][:len(known)], "{:.2f}", (0, 1.12))
     axes.set_yticks(np.linspace(0, 1, 6))
     _clean(axes, "Does the judge see success?", y="F1 of the reward model")
 
@@ -368,7 +395,8 @@ def _roc_panel(axes, trust):
     axes.plot([0, 1], [0, 1], color="#c9ccd2", lw=1, ls="--")
     if real.any() and not real.all() and scores.shape == real.shape:
         levels = np.concatenate([[np.inf], np.unique(scores)[::-1]])
-        false_alarms, hits = (np.array([(scores[group] >= level).mean() for level in levels]) for group in (~real, real))
+        false_alarms, hits = (np.array([(scores[group] >= level).mean() for level in levels])
+                              for group in (~real, real))
         axes.plot(false_alarms, hits, color=COLOURS["wmpo"], lw=1.8)
         axes.fill_between(false_alarms, hits, color=COLOURS["wmpo"], alpha=0.08, lw=0)
     auc = (trust.get("agreement") or {}).get("auc")

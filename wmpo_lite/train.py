@@ -150,12 +150,14 @@ class MetricsLog:
 class WindowConfig:
     """How world-model batches are cut (paper: windows of c + K frames at stride 1, front-padded with the first frame).
 
+    first: share of windows that begin at the first frame, where every imagined episode begins and uniform cutting seldom does.
     emphasis: extra weight of latent positions that change against the newest context frame; own_rollout: share of windows whose context is the
     model's own previous chunk (noisy-frame conditioning alone leaves a gap between clean training contexts and imagined ones); own_from: training
     share after which that starts.
     """
 
     batch: int = 64
+    first: float = 0.1
     emphasis: float = 3.0
     own_rollout: float = 0.5
     own_from: float = 0.4
@@ -187,6 +189,7 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
     def loss_fn(generator, rng, step):
         episode = usable[rng.integers(len(usable), size=windows.batch)]
         start = (rng.random(windows.batch) * (latest[episode] - c.chunk + 1)).astype(int)
+        start[rng.random(windows.batch) < windows.first] = 0
         context, future, acts = cut_windows(latents, actions, episode, start, c.context, c.chunk)
         if step >= windows.own_from * total_steps:
             own = np.flatnonzero((start >= c.chunk) & (rng.random(windows.batch) < windows.own_rollout))

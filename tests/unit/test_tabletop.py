@@ -1,4 +1,5 @@
-"""The embedded simulator, on real MuJoCo physics and real pictures: kinematics, splits, the environment contract, the task's success test."""
+"""The embedded simulator, on real MuJoCo physics: kinematics, splits, the environment contract, success."""
+
 import numpy as np
 import pytest
 
@@ -9,13 +10,19 @@ from wmpo_lite.envs.tabletop.tasks import NAMES, get_task
 from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
+REACH = 0.247  # m from the pan axis: up to here a gripper that points straight down gets everywhere in the workspace
 SO101 = {  # degrees, from the arm's published model (joint ranges in rad there)
-    "shoulder_pan": (-110, 110), "shoulder_lift": (-100, 100), "elbow_flex": (-96.83, 96.83), "wrist_flex": (-95, 95), "wrist_roll": (-157.21, 162.79)}
+    "shoulder_pan": (-110, 110),
+    "shoulder_lift": (-100, 100),
+    "elbow_flex": (-96.83, 96.83),
+    "wrist_flex": (-95, 95),
+    "wrist_roll": (-157.21, 162.79),
+}
 
 
 @pytest.fixture
 def make_env():
-    """A factory of environments (32 x 32 pixels, one thread unless told) that are closed before the interpreter unloads OpenGL."""
+    """A factory of environments (32 x 32 pixels, one thread), closed before the interpreter unloads OpenGL."""
     made = []
 
     def make(**options):
@@ -41,7 +48,7 @@ def random_actions(batch, steps, seed=0):
 
 
 def run_expert(env, batch, steps=40, change=lambda expert, action: action, goal=None):
-    """Drive the expert without pictures between; `change` may alter its actions. Returns done (B,) and success judged now (B,)."""
+    """Drive the expert; `change` may alter its actions. Returns done (B,) and success judged now (B,)."""
     expert, done = PickAndPlace(batch), np.zeros(batch, bool)
     for _ in range(steps):
         action = change(expert, expert.act(env, *(goal or env.task.goal)(env)))
@@ -49,11 +56,13 @@ def run_expert(env, batch, steps=40, change=lambda expert, action: action, goal=
     return done, env.task.success(env)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ kinematics
+# ----------------------------------------------------------------------------------------------------------- kinematics
 
 
 def test_inverse_kinematics_and_back_on_reachable_points():
-    points = np.random.default_rng(0).uniform(WORKSPACE[:, 0], WORKSPACE[:, 1], (2000, 3))
+    points = np.random.default_rng(0).uniform(WORKSPACE[:, 0], WORKSPACE[:, 1], (4000, 3))
+    points = points[np.hypot(points[:, 0], points[:, 1]) < REACH]
+    assert len(points) > 2500 and REACH > np.hypot(*PLACE.AREA[:, 1])  # most of the workspace, and all that tasks use
     joints = arm.inverse_kinematics(points)
     assert np.abs(arm.forward_kinematics(joints) - points).max() < 1e-9
     np.testing.assert_allclose(joints[:, 1:4].sum(axis=1), np.pi / 2)  # the gripper points straight down
@@ -70,6 +79,7 @@ def test_out_of_reach_is_pulled_back_and_stays_finite():
 
 def test_forward_kinematics_is_mujocos(env):
     import mujoco
+
     data, rng = mujoco.MjData(env.model), np.random.default_rng(1)
     columns = [env.model.joint(name).qposadr[0] for name in arm.JOINTS]
     joints = rng.uniform(arm.LIMITS[:, 0], arm.LIMITS[:, 1], (200, 5))  # anywhere, not only straight down
@@ -96,7 +106,7 @@ def test_commands_move_the_tip_as_they_say(env):
     np.testing.assert_allclose(env.tip - start, [[0.030, 0, 0]], atol=0.002)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- splits
+# --------------------------------------------------------------------------------------------------------------- splits
 
 
 def test_splits_share_no_state_and_repeat_themselves():
@@ -120,7 +130,10 @@ def test_initial_states_are_fair():
         assert text == f"put the {PLACE.COLOURS[int(row[-2 if row[-1] else -3])]} cube on the plate"
     a, b, plate = part.states[:, 7:9], part.states[:, 14:16], part.states[:, 21:23]
     distance = lambda x, y: np.linalg.norm(x - y, axis=1).min()  # noqa: E731
-    assert distance(a, b) > 2 * np.sqrt(2) * scene.CUBE_HALF and min(distance(a, plate), distance(b, plate)) > PLACE.PLATE_RADIUS + scene.CUBE_HALF
+    assert (
+        distance(a, b) > 2 * np.sqrt(2) * scene.CUBE_HALF
+        and min(distance(a, plate), distance(b, plate)) > PLACE.PLATE_RADIUS + scene.CUBE_HALF
+    )
     for spots in (a, b, plate):
         assert (spots > WORKSPACE[:2, 0]).all() and (spots < WORKSPACE[:2, 1]).all()
 
@@ -133,7 +146,7 @@ def test_unknown_names_are_user_errors():
     assert all(get_task(name).name == name for name in NAMES)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- contract
+# ------------------------------------------------------------------------------------------------------------- contract
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -142,7 +155,9 @@ def test_contract(make_env, size):
     assert env.action_dim == len(env.action_names) == ACTION_DIM == 4
     part = states(3)
     frames = env.reset(part)
-    assert frames.shape == (3, size, size, 3) and frames.dtype == np.uint8 and env.instructions == list(part.instructions)
+    assert (
+        frames.shape == (3, size, size, 3) and frames.dtype == np.uint8 and env.instructions == list(part.instructions)
+    )
     assert all(picture.std() > 10 for picture in frames)  # something is drawn
     for steps in (1, 8):
         frames, done, info = env.step_chunk(random_actions(3, steps))
@@ -167,7 +182,13 @@ def test_a_state_of_its_own_colours_and_place(env):
 def test_batch_composition_and_threads_change_no_bit(make_env):
     part, actions = states(5), random_actions(5, 12)
     reference = None
-    for threads, rows in ((1, np.arange(5)), (2, np.arange(5)), (1, np.array([3, 1])), (2, np.array([4, 0, 4])), (3, np.array([2]))):
+    for threads, rows in (
+        (1, np.arange(5)),
+        (2, np.arange(5)),
+        (1, np.array([3, 1])),
+        (2, np.array([4, 0, 4])),
+        (3, np.array([2])),
+    ):
         env = make_env(threads=threads)
         first = env.reset(part[rows])
         frames, done, info = env.step_chunk(actions[rows])
@@ -182,7 +203,7 @@ def test_chunking_and_a_second_reset_change_no_bit(env):
     env.reset(part)
     whole, done, _ = env.step_chunk(actions)
     first = env.reset(part)
-    pieces = [env.step_chunk(actions[:, k: k + 2]) for k in range(0, 8, 2)]
+    pieces = [env.step_chunk(actions[:, k : k + 2]) for k in range(0, 8, 2)]
     np.testing.assert_array_equal(whole, np.concatenate([frames for frames, _, _ in pieces], axis=1))
     np.testing.assert_array_equal(done, np.concatenate([flags for _, flags, _ in pieces], axis=1))
     np.testing.assert_array_equal(first, env.reset(part))
@@ -192,8 +213,8 @@ def test_newest_frame_only_is_the_last_of_all(make_env):
     full, quick, part, actions = make_env(), make_env(), states(3), random_actions(3, 8)
     full.reset(part), quick.reset(part)
     for k in (0, 4):
-        frames, done, info = full.step_chunk(actions[:, k: k + 4])
-        newest, flags, quick_info = quick.step_chunk(actions[:, k: k + 4], every_frame=False)
+        frames, done, info = full.step_chunk(actions[:, k : k + 4])
+        newest, flags, quick_info = quick.step_chunk(actions[:, k : k + 4], every_frame=False)
         assert newest.shape == (3, 1, 32, 32, 3)
         np.testing.assert_array_equal(newest[:, 0], frames[:, -1])
         np.testing.assert_array_equal(flags, done)
@@ -213,8 +234,16 @@ def test_the_tip_stays_in_the_workspace_and_a_press_does_not_wind_up(env):
     low = env.tip[:, 2].copy()
     env.step_chunk(np.tile(np.float32([0, 0, 1, 1]), (2, 2, 1)), every_frame=False)
     assert (env.tip[:, 2] > low + 0.03).all()  # two steps up lift at once
-    env.step_chunk(np.tile(np.float32([1, 1, 1, 1]), (2, 20, 1)), every_frame=False)
+    for corner in ([-1, 1, -1, 1], [-1, -1, 1, -1]):  # near ones
+        env.step_chunk(np.tile(np.float32(corner), (2, 20, 1)), every_frame=False)
+        assert (env.tip < WORKSPACE[:, 1] + 0.004).all() and (env.tip > WORKSPACE[:, 0] - 0.004).all()
+
+
+def test_the_hand_points_down_in_the_far_corners_too(env):
+    env.reset(states(2))
+    env.step_chunk(np.tile(np.float32([[[1, 1, 1, 1]], [[1, -1, 1, 1]]]), (1, 20, 1)), every_frame=False)
     assert (env.tip < WORKSPACE[:, 1] + 0.004).all() and (env.tip > WORKSPACE[:, 0] - 0.004).all()
+    np.testing.assert_allclose(env.qpos[:, 1:4].sum(axis=1), np.pi / 2, atol=0.05)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -236,7 +265,7 @@ def test_states_of_another_width_are_user_errors(env, change):
         env.reset(wrong)
 
 
-# ------------------------------------------------------------------------------------------------------------------- task and expert
+# --------------------------------------------------------------------------------------------------------------- expert
 
 
 def test_expert_solves_at_least_95_per_cent(env):
@@ -246,7 +275,9 @@ def test_expert_solves_at_least_95_per_cent(env):
 
 
 def test_noise_is_executed_but_not_recorded_as_intended(env):
-    quiet, noisy = (demonstrate(env, states(2), np.random.default_rng(0), noise=noise, horizon=6) for noise in (0.0, 0.3))
+    quiet, noisy = (
+        demonstrate(env, states(2), np.random.default_rng(0), noise=noise, horizon=6) for noise in (0.0, 0.3)
+    )
     np.testing.assert_array_equal(quiet["executed"], quiet["intended"])
     assert np.abs(noisy["executed"] - noisy["intended"])[..., :3].mean() > 0.05
     np.testing.assert_array_equal(noisy["executed"][..., 3], noisy["intended"][..., 3])
@@ -256,7 +287,7 @@ def test_noise_is_executed_but_not_recorded_as_intended(env):
 
 
 def test_success_needs_release_and_withdrawal(env):
-    """Cube held on the plate: no. Released with the hand still there: no. Hand lifted: yes, and from then on it stays."""
+    """Cube held on the plate: no. Released with the hand still there: no. Hand lifted: yes, and it stays so."""
     env.reset(states(4))
 
     def hold(expert, action):
@@ -305,7 +336,7 @@ def test_objects_rest_and_the_plate_cannot_be_pushed(env):
     env.reset(part)
     still = np.tile(np.float32([0, 0, 0, -1]), (8, 10, 1))
     env.step_chunk(still, every_frame=False)
-    start = part.states[:, 7: env.model.nq]
+    start = part.states[:, 7 : env.model.nq]
     assert np.abs(env.qpos[:, 7:][:, [0, 1, 7, 8, 14, 15]] - start[:, [0, 1, 7, 8, 14, 15]]).max() < 1e-3
     assert max(env.speed("cube_a").max(), env.speed("cube_b").max()) < 0.01
     plate = env.position("plate").copy()
@@ -318,23 +349,27 @@ def test_objects_rest_and_the_plate_cannot_be_pushed(env):
 
 
 def test_clean_play_never_shows_the_goal_relation(env):
-    """Judged here from the recorded actions again, not by play's own flag; unclean episodes are few, and play moves things."""
+    """Judged from the recorded actions again, not by play's own flag; few are unclean, and things move."""
     part = states(24, "play")
     data = play(env, part, np.random.default_rng(0), 40)
-    assert data["frames"].shape == (24, 41, 32, 32, 3) and data["executed"].shape == (24, 40, 4) and data["clean"].mean() > 0.7
+    assert (
+        data["frames"].shape == (24, 41, 32, 32, 3)
+        and data["executed"].shape == (24, 40, 4)
+        and data["clean"].mean() > 0.7
+    )
     assert np.abs(data["executed"]).max() <= 1
     env.reset(part)
     touched, moved = np.zeros(24, bool), np.zeros(24, bool)
     begin = {cube: env.position(cube).copy() for cube in PLACE.CUBES}
     for k in range(40):
-        frames, done, _ = env.step_chunk(data["executed"][:, k: k + 1], every_frame=k == 39)
+        frames, done, _ = env.step_chunk(data["executed"][:, k : k + 1], every_frame=k == 39)
         touched |= PLACE.goal_relation(env)
         moved |= np.any([np.linalg.norm(env.position(c) - begin[c], axis=1) > 0.01 for c in PLACE.CUBES], axis=0)
     assert not (touched & data["clean"]).any() and not (done[:, 0] & data["clean"]).any()
     assert moved.mean() > 0.4
 
 
-# ---------------------------------------------------------------------------------------------------------------------- disturbances
+# --------------------------------------------------------------------------------------------------------- disturbances
 
 
 @pytest.mark.parametrize("switch", ["background", "texture", "lighting", "camera"])

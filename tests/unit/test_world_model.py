@@ -277,7 +277,7 @@ class Recorder:
 
 
 def test_loss_by_hand():
-    """x_t = (1 - t) x + t n on the future, the same with t = context_noise on the context, and the squared velocity error."""
+    """x_t = (1 - t) x + t n on the future, noise added to the context without shrinking it, and the squared velocity error."""
     model = tiny.world_model(time_shift=1.0, context_noise=0.05)
     _, _, context, actions = inputs(batch=64)
     future, answer = torch.full((64, K, *SHAPE), 2.0), torch.full((64, K, *SHAPE), 1.5)
@@ -285,7 +285,7 @@ def test_loss_by_hand():
     loss, logs = model.loss(context, future, actions, torch.Generator().manual_seed(0))
     x_t, t, noisy, seen_actions = network.calls[0]
     column = t.view(-1, 1, 1, 1, 1)
-    noise, context_noise = (x_t - (1 - column) * future) / column, (noisy - 0.95 * context) / 0.05
+    noise, context_noise = (x_t - (1 - column) * future) / column, (noisy - context) / 0.05
     for drawn in (noise, context_noise):
         assert abs(drawn.mean()) < 0.02 and abs(drawn.std() - 1) < 0.02
     assert torch.equal(seen_actions, actions)

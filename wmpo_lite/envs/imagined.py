@@ -35,9 +35,10 @@ class ImaginedEnv:
 
     @torch.no_grad()
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float32).clamp(-1, 1)
+        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
         if not torch.isfinite(actions).all():
             raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        actions = actions.clamp(-1, 1)
         batch, chunk, _ = actions.shape
         live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
         frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)

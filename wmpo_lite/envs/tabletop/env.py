@@ -14,6 +14,7 @@ MAX_STEP = 0.030  # m per control step at |action| = 1
 CONTROL_PERIOD = 0.2  # s: 5 Hz
 SUBSTEPS = round(CONTROL_PERIOD / scene.TIMESTEP)
 WORKSPACE = np.array([[0.125, 0.255], [-0.12, 0.12], [0.012, 0.125]])  # m, where the finger tips may be commanded
+REACH = 0.247  # m from the pan axis: farther out the wrist's limit tilts a raised hand
 HOME = np.array([0.170, 0.0, 0.09])  # m
 SPLITS = {"demos": 0, "rollouts": 1, "validation": 2, "evaluation": 3, "play": 4, "pretraining": 5}
 
@@ -38,6 +39,8 @@ def initial_states(task, split: str, indices, disturbance: Disturbance = Disturb
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
     indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+    if (indices < 0).any():
+        raise UserError(f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative indices")
     states = np.stack([task.sample(np.random.default_rng([SPLITS[split], int(i), *task.name.encode()]), disturbance, split) for i in indices])
     return InitialStates(states=states, frames=None, instructions=tuple(task.instruction(s) for s in states), split=split, indices=indices)
 
@@ -169,6 +172,8 @@ class TabletopEnv:
         tip = self.tip
         target = np.clip(target, tip - 1.5 * MAX_STEP, tip + 1.5 * MAX_STEP)
         self._commanded = np.clip(target, WORKSPACE[:, 0], WORKSPACE[:, 1])
+        radius = np.linalg.norm(self._commanded[:, :2], axis=1, keepdims=True)
+        self._commanded[:, :2] *= np.minimum(1, REACH / radius)
         fingers = np.repeat((1 - action[:, 3:4]) / 2 * scene.FINGER_TRAVEL, 2, axis=1)
         goal = np.concatenate([arm.inverse_kinematics(self._commanded), fingers], axis=1)
         ramp = np.minimum(np.arange(1, SUBSTEPS + 1) / (0.7 * SUBSTEPS), 1.0)[None, :, None]  # reach the target early, then settle
@@ -183,8 +188,8 @@ class TabletopEnv:
         model, data = self.model, self._render_data
         self._mujoco.mj_setState(model, data, self._physics[b], self._spec)
         self._mujoco.mj_kinematics(model, data)
+        self._paint(b)  # moves the camera too, so it comes before the camera's frame is computed
         self._mujoco.mj_camlight(model, data)
-        self._paint(b)
         if self._renderer is None:
             self._renderer = self._mujoco.Renderer(model, self.size, self.size)
         self._renderer.update_scene(data, camera="front")

@@ -43,8 +43,9 @@ class PickAndPlace:
         self.phase[which], self.timer[which] = APPROACH, 0
 
 
-def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, horizon: int | None = None):
-    """Run the task's expert. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention.
+def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None):
+    """Run the task's expert. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
+    each step of each episode is disturbed with probability `burst`.
 
     Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T).
     """
@@ -54,7 +55,8 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, horiz
         pick, place = env.task.goal(env)
         wanted = expert.act(env, pick, place)
         action = wanted.copy()
-        action[:, :3] = np.clip(wanted[:, :3] + noise * rng.normal(size=(len(wanted), 3)), -1, 1)
+        struck = rng.random((len(wanted), 1)) < burst
+        action[:, :3] = np.clip(wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1)
         image, finished, _ = env.step_chunk(action[:, None])
         frames.append(image[:, 0]), executed.append(action), intended.append(wanted), done.append(finished[:, 0])
     stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731

@@ -31,11 +31,12 @@ def sample(rng: np.random.Generator, disturbance, split: str) -> np.ndarray:
     """One initial state: joint positions of the whole scene, then the parameters."""
     while True:
         spots = rng.uniform(AREA[:, 0], AREA[:, 1], (3, 2))  # cube_a, cube_b, plate
+        if disturbance.object_shift or disturbance.target_shift:  # drawn only when asked for: undisturbed states keep their numbers
+            reach = np.array([disturbance.object_shift, disturbance.object_shift, disturbance.target_shift])[:, None]
+            spots = np.clip(spots + rng.uniform(-1, 1, (3, 2)) * reach, (0.13, -0.115), (0.235, 0.115))
         gaps = [np.linalg.norm(spots[i] - spots[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
         if gaps[0] > 0.062 and min(gaps[1:]) > 0.075:
             break
-    spots[:2] += rng.uniform(-1, 1, (2, 2)) * disturbance.object_shift
-    spots[2] += rng.uniform(-1, 1, 2) * disturbance.target_shift
     tip = HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
     cubes = [np.concatenate([spot, [scene.CUBE_HALF + 5e-4, 1, 0, 0, 0]]) for spot in spots[:2]]
     colour_a, colour_b = rng.permutation(len(COLOURS))[:2]

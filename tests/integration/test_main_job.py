@@ -1,0 +1,90 @@
+"""The main job itself, in the smoke profile: it ends with a report, and a killed run resumed gives the numbers of one that was not."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+COMMAND = [sys.executable, "-m", "wmpo_lite.cli", "demo", "--profile", "smoke", "--rollout-budget", "32", "--name"]
+TIMED = {"seconds", "demo_s", "iteration_s", "commit"}  # what the clock and the checkout decide
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    return subprocess.Popen([*COMMAND, name], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def timeless(value):
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMED}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, finish(start(folder, "run"))
+
+
+def test_one_command_ends_with_numbers_and_a_report(whole):
+    folder, out = whole
+    run = folder / "runs" / "run"
+    result = json.loads((run / "result.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert result["n"] == 24 and set(evaluation["policies"]) == {"base", "grpo", "dpo", "wmpo"}
+    assert result["base_success"] == sum(evaluation["policies"]["base"]["success"]) / 24
+    assert result["gain_low"] <= result["gain"] <= result["gain_high"]
+    assert "trust panel" in out and "wmpo vs base" in out
+    html = (run / "report.html").read_text()
+    assert "<video" in html and "http://" not in html.replace("http://www.w3.org", "") and len(html) > 50_000
+    assert (run / "rollouts.hdf5").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"align", "reward", "wmpo", "grpo", "dpo"} <= {line["stage"] for line in lines}
+    assert not list(run.rglob("*.part*")), "half-written files were left behind"
+    assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".pkl", ".pickle")]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_numbers(whole, tmp_path):
+    folder, _ = whole
+    process = start(tmp_path, "run")
+    deadline = time.time() + 300
+    while not (tmp_path / "runs" / "run" / "stages" / "align.json").exists() and time.time() < deadline:
+        time.sleep(0.2)
+    time.sleep(1.5)  # into the next stage
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "runs" / "run" / "result.json").exists(), "the run ended before it could be killed"
+    finish(start(tmp_path, "run"))
+    for name in ("result.json", "evaluation.json", "trust.json"):
+        first, second = (json.loads((f / "runs" / "run" / name).read_text()) for f in (folder, tmp_path))
+        assert timeless(first) == timeless(second), name
+    assert (folder / "runs/run/policies/wmpo/model.safetensors").read_bytes() == (tmp_path / "runs/run/policies/wmpo/model.safetensors").read_bytes()
+
+
+def test_other_settings_in_the_same_folder_are_refused(whole):
+    folder, _ = whole
+    done = subprocess.run([*COMMAND, "run", "--seed", "5"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "other settings (seed)" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--task", "juggle"], "task 'juggle' is unknown"),
+    (["--profile", "huge"], "profile 'huge' is unknown"),
+    (["--rollout-budget", "3"], "smaller than one group"),
+])
+def test_bad_arguments_get_one_sentence_and_leave_nothing(tmp_path, arguments, message):
+    done = subprocess.run([sys.executable, "-m", "wmpo_lite.cli", "demo", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,0 +1,38 @@
+"""Profiles, and the paper's sizes built without memory."""
+import pytest
+import torch
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.main_job import Run
+from wmpo_lite.policy import ActionStatistics, Policy
+from wmpo_lite.profiles import paper_models
+from wmpo_lite.reward import RewardModel
+from wmpo_lite.world_model import Autoencoder, WorldModel
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_paper_sizes_on_the_meta_device():
+    sizes = paper_models()
+    with torch.device("meta"):
+        autoencoder, world_model, reward = Autoencoder(sizes["autoencoder"]), WorldModel(sizes["world_model"]), RewardModel(sizes["reward"])
+        seven = ActionStatistics(tuple("abcdefg"), (-1.0,) * 7, (1.0,) * 7)
+        policy = Policy(sizes["policy"], seven)
+    assert 80e6 < parameters(autoencoder) < 90e6  # SDXL's VAE has 83.7 M
+    assert sizes["autoencoder"].latent_size == sizes["world_model"].latent_size == 32
+    assert 1.0e9 < parameters(world_model) < 1.6e9  # two blocks a layer, twice DiT-XL/2's 28
+    assert 85e6 < parameters(reward) < 90e6  # ViT-B
+    assert parameters(policy) > 5e9
+    assert all(p.is_meta for p in world_model.parameters())
+
+
+def test_budget_smaller_than_a_group_is_refused():
+    with pytest.raises(UserError, match="smaller than one group of 8"):
+        Run(rollout_budget=7).settings()
+
+
+def test_unknown_profile_is_named():
+    with pytest.raises(UserError, match="'huge' is unknown; use one of smoke, laptop, gpu"):
+        Run(profile="huge").settings()

@@ -1,0 +1,56 @@
+"""Sizes: every number of a run in one dataclass, one instance a profile, and the paper's own model sizes."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one run. Every number that a result depends on is here and is written into the run's config.json."""
+
+    evaluation_states: int = 256
+    trust_rollouts: int = 192
+    temperature: float = 1.0
+    align_steps: int = 240
+    align_lr: float = 2e-4
+    align_batch: int = 32
+    reward_steps: int = 200
+    reward_lr: float = 3e-4
+    iterations: int = 24
+    groups: int = 16
+    group_size: int = 8
+    refill: int = 0
+    wmpo_lr: float = 2e-4
+    wmpo_epochs: int = 2
+    minibatch: int = 64
+    freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
+    online_groups: int = 4
+    online_lr: float = 2e-4
+    online_epochs: int = 2
+    dpo_lr: float = 5e-5
+    dpo_beta: float = 0.1
+    dpo_pairs: int = 256
+    dpo_epochs: int = 2
+    sample_steps: int = 2
+
+
+PROFILES = {
+    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
+                     online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1),
+    "laptop": Profile(),
+    "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
+}
+
+
+def paper_models() -> dict:
+    """Configurations with the paper's sizes: SDXL's autoencoder at 256 pixels, a transformer of STDiT-XL's size, VideoMAE-base, 256 action bins.
+
+    They are ordinary configurations of the kit's classes; training them takes the paper's 32 GPUs. A test builds them on the meta device.
+    """
+    from wmpo_lite.policy import PolicyConfig
+    from wmpo_lite.reward import RewardConfig
+    from wmpo_lite.world_model import AutoencoderConfig, WorldModelConfig
+    return {
+        "autoencoder": AutoencoderConfig(kind="kl", size=256, fold=1, channels=(128, 256, 512, 512), latent_channels=4),
+        "world_model": WorldModelConfig(latent_channels=4, latent_size=32, patch=2, width=1152, depth=28, heads=16, action_dim=7, sample_steps=30),
+        "reward": RewardConfig(image=224, patch=16, width=768, depth=12, heads=12),
+        "policy": PolicyConfig(image=256, patch=16, merge=2, vision_width=1024, vision_depth=24, width=4096, depth=32, heads=32, action_dim=7, bins=256),
+    }
