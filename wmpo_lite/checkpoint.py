@@ -96,14 +96,16 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def save_module(folder: Path, module, config, provenance: dict | None = None):
-    """Write `module` with its dataclass `config`; the folder appears complete or not at all."""
+def save_module(folder: Path, module, config, provenance: dict | None = None, extra: dict | None = None):
+    """Write `module` with its dataclass `config` and `extra` files (name -> text); the folder appears complete or not at all."""
     folder = Path(folder)
     staging = folder.with_name(folder.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     save_tensors(staging / "model.safetensors", module.state_dict())
     write_json(staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)})
+    for name, text in (extra or {}).items():
+        write_atomic(staging / name, text.encode())
     write_json(staging / "provenance.json", {**(provenance or {}), "versions": versions(), "commit": commit()})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)

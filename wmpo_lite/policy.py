@@ -3,6 +3,7 @@
 It reads the newest frame and the instruction and scores a whole chunk of K x D action tokens in one pass (paper section 3.1; OpenVLA-OFT).
 Left out of a full-size VLA, and why: pre-trained language weights (the instructions of a table-top need a few words) and proprioception.
 """
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,17 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig = PolicyConfig(), statistics: ActionStatistics = ActionStatistics(), tokenizer=None):
         super().__init__()
         from transformers import LlamaConfig, LlamaModel
-        if len(statistics.names) != config.action_dim:
-            raise UserError(f"action statistics name {len(statistics.names)} dimensions, the policy has {config.action_dim}; they belong to different robots")
+        if not len(statistics.names) == len(statistics.low) == len(statistics.high) == config.action_dim:
+            raise UserError(f"action statistics name {len(statistics.names)} dimensions (low {len(statistics.low)}, high {len(statistics.high)}), the policy has {config.action_dim}; they belong to different robots")
         self.config, self.statistics = config, statistics
         self.tokenizer = tokenizer or build_tokenizer()
         self.vision = build_vision(config)
-        self.connector = nn.Linear(config.vision_width * config.merge**2, config.width)
+        # The connector is told the instruction (FiLM, as in RT-1): binding 'red' to the red cube by attention alone takes a small decoder very long.
+        self.connector = nn.Linear(config.vision_width * config.merge**2, 2 * config.width)
+        self.film = nn.Linear(config.width, 4 * config.width)
+        self.project = nn.Linear(2 * config.width, config.width)
         self.words = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
+        nn.init.normal_(self.words.weight, std=0.2)
         self.slots = nn.Parameter(torch.randn(config.chunk * config.action_dim, config.width) * 0.02)  # one query per action token
         self.decoder = LlamaModel(LlamaConfig(
             vocab_size=1, hidden_size=config.width, intermediate_size=3 * config.width, num_hidden_layers=config.depth,
@@ -90,33 +95,39 @@ class Policy(nn.Module):
         rows = [self.tokenizer.encode(text).ids[: self.config.text_length] for text in instructions]
         return torch.tensor([row + [0] * (self.config.text_length - len(row)) for row in rows], device=self.slots.device)  # (B, L)
 
-    def see(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, H, W, 3) -> vision tokens (B, N, width) for the decoder."""
+    def features(self, frames: torch.Tensor) -> torch.Tensor:
+        """Output of the vision tower (B, side^2, vision_width) for uint8 frames (B, H, W, 3)."""
         c = self.config
         if frames.shape[1:] != (c.image, c.image, 3):
             raise UserError(f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
-        return self.connect(self.features(frames))
-
-    def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """Output of the vision tower (B, side^2, vision_width) for uint8 frames."""
         pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.vision(pixel_values=pixels).last_hidden_state
 
-    def connect(self, features: torch.Tensor) -> torch.Tensor:
-        """Vision features (B, side^2, vision_width) -> decoder tokens (B, N, width): neighbouring m x m tokens become one."""
+    def connect(self, features: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+        """Vision features (B, side^2, vision_width) -> decoder tokens (B, N, width) under the instruction's mean embedding `summary` (B, 1, width)."""
         c = self.config
         side, m = c.image // c.patch, c.merge
         folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        return self.connector(folded)
+        scale, shift = self.film(summary).chunk(2, dim=-1)
+        return self.project(nn.functional.gelu(self.connector(folded) * (1 + scale) + shift))
 
     def logits(self, frames: torch.Tensor, instructions, seen: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores (B, K, D, bins). seen: vision tokens from `see`, when they are kept between passes."""
+        """Scores (B, K, D, bins). seen: vision features from `features`, when they are kept between passes (frames is then not looked at)."""
+        hidden = self.hidden(self.features(frames) if seen is None else seen, instructions)
+        return torch.einsum("bkdw,dwv->bkdv", hidden, self.head)
+
+    def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
+        """Decoder states (B, K, D, width) of the action slots, from vision features (B, side^2, vision_width)."""
         c = self.config
-        image = self.see(frames) if seen is None else seen
-        text = self.words(self._text(instructions))
+        ids = self._text(instructions)
+        text = self.words(ids)
+        present = (ids != 0)[..., None].float()
+        summary = (text * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+        image = self.connect(features, summary)
         slots = self.slots.expand(len(image), -1, -1)
-        hidden = self.decoder(inputs_embeds=torch.cat([image, text, slots], dim=1), use_cache=False).last_hidden_state[:, -slots.shape[1]:]
-        return torch.einsum("bkdw,dwv->bkdv", hidden.unflatten(1, (c.chunk, c.action_dim)), self.head)
+        # Words first: under causal attention every image token then knows what is being asked for.
+        hidden = self.decoder(inputs_embeds=torch.cat([text, image, slots], dim=1), use_cache=False).last_hidden_state[:, -slots.shape[1]:]
+        return hidden.unflatten(1, (c.chunk, c.action_dim))
 
     def log_probs(self, frames, instructions, tokens, temperature: float = 1.0, seen=None):
         """Log-probabilities and entropies, each (B, K, D), of `tokens` at the temperature they were sampled with."""
@@ -129,6 +140,8 @@ class Policy(nn.Module):
 
         Returns tokens (B, K, D), log_probs (B, K, D), actions float32 (B, K, D). `no_grad`, not inference mode: the result meets autograd later.
         """
+        if temperature is not None and not temperature > 0:
+            raise UserError(f"the sampling temperature is {temperature}, expected a number above 0; leave it out for the greedy policy")
         logits = self.logits(torch.as_tensor(frames), instructions)
         if temperature is None:
             tokens, log_p = logits.argmax(-1), torch.log_softmax(logits, -1)
@@ -160,9 +173,8 @@ class Policy(nn.Module):
     # -- files ----------------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder, provenance=None):
-        checkpoint.save_module(folder, self, self.config, provenance)
-        checkpoint.write_json(Path(folder) / "actions.json", {"names": self.statistics.names, "low": self.statistics.low, "high": self.statistics.high})
-        checkpoint.write_atomic(Path(folder) / "tokenizer.json", self.tokenizer.to_str().encode())
+        actions = {"names": self.statistics.names, "low": self.statistics.low, "high": self.statistics.high}
+        checkpoint.save_module(folder, self, self.config, provenance, {"actions.json": json.dumps(actions), "tokenizer.json": self.tokenizer.to_str()})
 
     @classmethod
     def load(cls, folder):
@@ -172,14 +184,17 @@ class Policy(nn.Module):
         if set(actions) != {"names", "low", "high"}:
             raise UserError(f"{folder}/actions.json must hold names, low and high; without action statistics a policy moves wrongly")
         statistics = ActionStatistics(**{key: tuple(value) for key, value in actions.items()})
-        tokenizer = Tokenizer.from_str((Path(folder) / "tokenizer.json").read_text())
+        try:
+            tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exceptions
+            raise UserError(f"{folder}/tokenizer.json cannot be read ({error}); it is missing or truncated, fetch or train the policy again") from error
         return checkpoint.load_state(folder, cls(config, statistics, tokenizer)).eval()
 
 
 def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):
     """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D); mask (B, K) marks steps that count."""
     log_p, _ = policy.log_probs(frames, instructions, policy.tokenise(actions), seen=seen)
-    mask = torch.ones(log_p.shape[:2]) if mask is None else mask
+    mask = log_p.new_ones(log_p.shape[:2]) if mask is None else mask
     loss = -(log_p.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
     return loss, {}
 

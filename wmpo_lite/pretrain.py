@@ -185,6 +185,39 @@ def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, b
     return probe.tower, records, held
 
 
+def ground(policy, scenes: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
+    """Teach the untrained decoder what the words mean: 'put the red cube on the plate' -> where that cube, the plate and the hand are.
+
+    The grounded captions of a big VLM's pre-training, in miniature, on the random scenes (no motion, no goal relation). The head is thrown away.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from wmpo_lite.envs.tabletop.scenes import CLASSES
+    from wmpo_lite.train import fit
+
+    torch.manual_seed(seed)
+    read = nn.Sequential(nn.LayerNorm(policy.config.width), nn.Linear(policy.config.width, 9))
+    policy.vision.requires_grad_(False)
+    with torch.no_grad():
+        features = torch.cat([policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)])
+    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
+    points = (torch.from_numpy(scenes["points"]) - centre) / scale
+
+    def loss_fn(generator, rng, step):
+        index = np.sort(rng.integers(len(points), size=batch))
+        named = np.array([rng.choice(np.flatnonzero(scenes["present"][i, :3])) for i in index])
+        texts = [f"put the {CLASSES[k]} cube on the plate" for k in named]
+        found = read(policy.hidden(features[index].float(), texts).mean(dim=(1, 2))).unflatten(1, (3, 3))
+        target = torch.stack([points[index, named], points[index, 3], points[index, 4]], dim=1)
+        error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
+        error[:, 1, 2] = 0  # the plate has no height
+        return error.mean(), {"centimetres": float(((found - target) * scale)[:, 0, :2].norm(dim=-1).mean() * 100)}
+
+    return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
+
+
 # ---------------------------------------------------------------------------------------------------------------------- cloned policy
 
 
@@ -198,10 +231,10 @@ def load_demonstrations(paths, count: int) -> dict:
     return data
 
 
-def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
-    """Behaviour cloning of the decoder on chunks from every frame of the demonstrations (the intended actions, never the noise).
+def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False):
+    """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
 
-    The vision tower stays as pre-trained, so its features are computed once. A chunk's steps after a disturbance are masked: the expert's
+    tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower. A chunk's steps after a disturbance are masked: the expert's
     correction of a stroke that the frame does not show yet is noise to the policy.
     """
     import torch
@@ -214,18 +247,21 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
     pad = lambda x: np.concatenate([x, np.repeat(x[:, -1:], chunk, axis=1)], axis=1)  # noqa: E731
     intended = pad(demos["intended"])
     struck = pad(np.abs(demos["executed"] - demos["intended"]).max(axis=-1) > 1e-6)
-    policy.vision.requires_grad_(False)
-    with torch.no_grad():
-        frames = torch.from_numpy(demos["frames"]).flatten(0, 1)
-        features = torch.cat([policy.features(part).half() for part in frames.split(256)]).unflatten(0, demos["frames"].shape[:2])
+    policy.vision.requires_grad_(tune_vision)
+    frames = torch.from_numpy(demos["frames"])
+    last = np.minimum(demos["done"].argmax(axis=1) + 5, steps)  # what follows is standing still
+    if not tune_vision:
+        with torch.no_grad():
+            features = torch.cat([policy.features(part).half() for part in frames.flatten(0, 1).split(256)]).unflatten(0, frames.shape[:2])
 
     def loss_fn(generator, rng, step):
-        e, s = rng.integers(episodes, size=batch), rng.integers(steps, size=batch)
+        e = rng.integers(episodes, size=batch)
+        s = (rng.random(batch) * last[e]).astype(int)
         window = s[:, None] + np.arange(chunk)
         hit = struck[e[:, None], window]
         blind = np.cumsum(hit, axis=1) - hit > 0  # a stroke happened earlier in this chunk
         mask = torch.from_numpy(((window < steps) & ~blind).astype(np.float32))
-        seen = policy.connect(features[e, s].float())
+        seen = policy.features(frames[e, s]) if tune_vision else features[e, s].float()
         return cloning_loss(policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen)
 
     return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder)
@@ -268,10 +304,11 @@ class AssetSettings:
     autoencoder_shards: tuple = (6, 24)  # of demonstrations and of play
     autoencoder_steps: int = 6000
     vision_steps: int = 2200
+    ground_steps: int = 900
     clone_demos: int = 640
-    clone_steps: int = 3000
+    clone_steps: int = 1200
     world_demos: int = 256
-    world_steps: int = 3000
+    world_steps: int = 2600
     world_batch: int = 32
     reward_demos: int = 384
     reward_play_shards: int = 8
@@ -281,7 +318,7 @@ class AssetSettings:
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, world_steps=60000, world_batch=128),
-    "smoke": AssetSettings(demos=16, play=16, scenes=1100, autoencoder_shards=(1, 1), autoencoder_steps=4, vision_steps=2, clone_demos=8, clone_steps=2,
+    "smoke": AssetSettings(demos=16, play=16, scenes=1100, autoencoder_shards=(1, 1), autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_demos=8, clone_steps=2,
                            world_demos=8, world_steps=3, world_batch=4, reward_demos=8, reward_play_shards=1, reward_steps=2),
 }
 
@@ -305,7 +342,11 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     note = lambda records, **more: {"task": task, "seed": seed, "settings": dataclasses.asdict(s), "final": records[-1], **more}  # noqa: E731
     demo_paths = collect("demos", task, s.demos, home, noise=s.demo_noise)
     play_paths = collect("play", task, s.play, home)
-    frames_seen = {"play_frames": int(s.play * 41), "demonstration_frames": int(s.demos * 41), "scenes": s.scenes}
+    frames_seen = {"play_frames": s.play * 41, "demonstration_frames": (s.demos + s.clone_demos) * 41, "scenes": s.scenes}
+
+    def scenes() -> dict:
+        shards = [np.load(path) for path in collect_scenes(task, s.scenes, home)]
+        return {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "masks", "points", "present", "opening")}
 
     if not made("autoencoder"):
         first, second = s.autoencoder_shards
@@ -316,9 +357,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     autoencoder = Autoencoder.load(home / "autoencoder")
 
     if not (home / "vision.safetensors").exists():
-        paths = collect_scenes(task, s.scenes, home)
-        scenes = {key: np.concatenate([np.load(path)[key] for path in paths]) for key in ("frames", "masks", "points", "present", "opening")}
-        tower, _, _ = train_vision(scenes, policy_module.PolicyConfig(), FitConfig(
+        tower, _, _ = train_vision(scenes(), policy_module.PolicyConfig(), FitConfig(
             steps=s.vision_steps, lr=1.5e-3, warmup=200, ema=0.995, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_vision")
         save_tensors(home / "vision.safetensors", tower.state_dict())
 
@@ -326,9 +365,10 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         torch.manual_seed(seed)
         policy = policy_module.Policy()
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
+        ground(policy, scenes(), FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed, folder=home / "fit_ground")
         clone_paths = collect("demos", task, s.clone_demos + s.clone_demos // 8, home, noise=s.clone_noise, burst=s.clone_burst)
         records = clone(policy, load_demonstrations(clone_paths, s.clone_demos), FitConfig(
-            steps=s.clone_steps, lr=8e-4, warmup=100, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
+            steps=s.clone_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
         policy.save(home / "policy", note(records, **frames_seen))
 
     if not made("world_model"):

@@ -27,6 +27,10 @@ class RewardConfig:
     depth: int = 3
     heads: int = 4
 
+    def __post_init__(self):
+        if self.clip < 2 or self.clip % self.tubelet:
+            raise UserError(f"a reward clip of {self.clip} frames cannot be cut into tubelets of {self.tubelet}; use an even number of at least 2")
+
 
 class RewardModel(nn.Module):
     """Probability that a clip uint8 (B, L, H, W, 3) ends in success for its instruction."""
@@ -67,9 +71,14 @@ class RewardModel(nn.Module):
         length = self.config.clip
         if frames.shape[1] < length:
             return torch.zeros(len(frames), 0)
-        windows = frames.unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3)
-        texts = [text for text in instructions for _ in range(windows.shape[1])]
-        return self.probabilities(windows.flatten(0, 1), texts).unflatten(0, windows.shape[:2])
+        windows = frames.unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3), a view
+        scores, count = [], windows.shape[1]
+        rows = max(1, 128 // count)  # flattening copies every frame L times, so a few episodes at a time
+        for i in range(0, len(windows), rows):
+            part = windows[i: i + rows]
+            texts = [text for text in instructions[i: i + rows] for _ in range(count)]
+            scores.append(self.probabilities(part.flatten(0, 1), texts).unflatten(0, part.shape[:2]))
+        return torch.cat(scores)
 
     def score(self, frames: torch.Tensor, instructions) -> torch.Tensor:
         """Largest window probability (B,) of whole episodes: what the threshold is applied to."""
@@ -96,7 +105,7 @@ def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator,
     leaves behind, so that a doubtful picture is not paid for.
     """
     length, frames = config.clip, episodes["frames"]
-    success, finish = np.asarray(episodes["success"]), np.asarray(episodes["finish_step"])
+    success, finish = np.asarray(episodes["success"], dtype=bool), np.asarray(episodes["finish_step"])
     good = np.flatnonzero(success & (finish + 1 >= length))
     if not len(good) or success.all():
         raise UserError(f"{int(success.sum())} of {len(success)} episodes are successes and {len(good)} of those are at least {length} frames long; a "
@@ -118,7 +127,7 @@ def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator,
             if latest < length - 1:
                 e = rng.choice(np.flatnonzero(~success))
                 text, latest = episodes["instruction"][e], frames.shape[1] - 1
-            # half of the time the latest admissible clip: an unfinished placement is the hardest negative
+            # often the latest admissible clip: an unfinished placement is the hardest negative
             clip = cut(e, latest if rng.random() < 0.3 else rng.integers(length - 1, latest + 1))
         clips.append(clip), texts.append(text), labels.append(0.0)
     return torch.from_numpy(np.stack(clips)), texts, torch.tensor(labels)

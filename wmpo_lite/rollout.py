@@ -9,7 +9,7 @@ def rollout(policy, env, states: InitialStates, *, horizon: int, seed: int = 0, 
             every_frame: bool = True, desc: str | None = None) -> list[Trajectory]:
     """Run `policy` once from every initial state and return one Trajectory each, in order.
 
-    temperature: sampling temperature, or None for the greedy policy. seed: of the action sampling (row by row the same in any environment).
+    temperature: sampling temperature, or None for the greedy policy. seed: of the action sampling (the same in any environment for the same `batch`).
     groups: (B,) group number of each state or None. every_frame=False keeps only the frames at chunk ends (frames between repeat the older one):
     enough for a policy and for its update, and several times faster where frames have to be rendered.
     """
@@ -42,7 +42,8 @@ def rollout(policy, env, states: InitialStates, *, horizon: int, seed: int = 0, 
 
 
 def replay(env, trajectories: list[Trajectory], states: InitialStates, batch: int = 128, every_frame: bool = True):
-    """Execute recorded actions again from `states`: frames uint8 (B, T + 1, H, W, 3) and done bool (B, T). The imagined-versus-real test."""
+    """Execute recorded actions again from `states`: frames uint8 (B, T + 1, H, W, 3), or only the
+    first and the chunks' last with every_frame=False, and done bool (B, T). The imagined-versus-real test."""
     all_frames, all_done = [], []
     chunk = trajectories[0].chunk
     for begin in range(0, len(states), batch):

@@ -73,10 +73,12 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
             group["lr"] = learning_rate(step, config)
         loss, logs = loss_fn(*generators(seed, step), step)
         if not torch.isfinite(loss):
-            raise UserError(f"the loss of '{name}' became {float(loss)} at step {step}; lower its learning rate ({config.lr:g}) and start again")
+            raise UserError(f"the loss of '{name}' became {loss.item()} at step {step}; lower its learning rate ({config.lr:g}) and start again")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        if not torch.isfinite(norm):
+            raise UserError(f"the gradient of '{name}' is not finite at step {step}; lower its learning rate ({config.lr:g}) and start again")
         optimiser.step()
         if average is not None:
             decay = min(config.ema, (step + 1) / (step + 10))  # a short memory first, or the initial weights would linger
@@ -120,7 +122,11 @@ def save_progress(folder, step, module, optimiser, parameters, average, records)
 def load_progress(folder, module, optimiser, parameters, average):
     progress = checkpoint.read_json(folder / "progress.json")
     tensors = checkpoint.load_tensors(folder / progress["state"])
-    module.load_state_dict({key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")})
+    weights = {key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")}
+    own = module.state_dict()
+    if set(weights) != set(own) or any(weights[key].shape != own[key].shape for key in own):
+        raise UserError(f"{folder} holds the unfinished training of another model (other names or shapes); remove it or choose another folder")
+    module.load_state_dict(weights)
     for i, parameter in enumerate(parameters):
         keys = ("step", "exp_avg", "exp_avg_sq")
         if f"optimiser.{i}.step" in tensors:

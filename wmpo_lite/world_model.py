@@ -74,15 +74,15 @@ class Autoencoder(nn.Module):
         """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a whole data set fits through."""
         lead = frames.shape[:-3]
         flat = frames.reshape(-1, *frames.shape[-3:])
-        parts = [self.encode(to_float(part)) for part in flat.split(chunk)]
-        return torch.cat(parts).unflatten(0, lead)
+        latents = torch.cat([self.encode(to_float(part)) for part in flat.split(chunk)])
+        return latents.reshape(*lead, *latents.shape[1:])
 
     @torch.no_grad()
     def decode_uint8(self, latents: torch.Tensor, chunk: int = 256) -> torch.Tensor:
         """Latents (..., C, h, w) -> uint8 (..., H, W, 3): what a camera could have given, so a policy sees nothing else."""
         lead = latents.shape[:-3]
-        parts = [to_uint8(self.decode(part)) for part in latents.reshape(-1, *latents.shape[-3:]).split(chunk)]
-        return torch.cat(parts).unflatten(0, lead)
+        frames = torch.cat([to_uint8(self.decode(part)) for part in latents.reshape(-1, *latents.shape[-3:]).split(chunk)])
+        return frames.reshape(*lead, *frames.shape[1:])
 
     def save(self, folder, provenance=None):
         checkpoint.save_module(folder, self, self.config, provenance)
@@ -113,7 +113,8 @@ class WorldModelConfig:
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
     prediction: 'data' (the network outputs the change from the newest context frame and the velocity follows from it; a small network need not
     model the noise) or 'velocity' (the network outputs the velocity). The loss is the velocity's either way.
-    context_noise: diffusion time at which context latents are noised in training and labelled always (paper: 0.05; its code: 0.015).
+    context_noise: standard deviation of the noise that context latents get in training, and the time label they carry always (paper: 0.05; its
+    code: 0.015).
     """
 
     latent_channels: int = 16
@@ -157,7 +158,7 @@ class Block(nn.Module):
         self.temporal, self.heads, self.gated = temporal, config.heads, config.conditioning == "gate"
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        # Zero: at the start of training every block is the identity and the model copies its newest context frame.
+        # Zero: at the start of training every gated block is the identity and the model copies its newest context frame.
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight), nn.init.zeros_(self.modulation.bias)
 

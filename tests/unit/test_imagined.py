@@ -204,7 +204,6 @@ def test_actions_that_are_not_numbers_are_refused(bad):
         env.step_chunk(actions)
 
 
-@pytest.mark.xfail(strict=True, reason="a chunk shorter than the context cannot fill it")
 def test_a_last_chunk_may_be_shorter_than_the_context():
     env = ImaginedEnv(*never(models()))
     env.reset(tiny.states(B))
@@ -215,7 +214,6 @@ def test_a_last_chunk_may_be_shorter_than_the_context():
     assert env.context.shape[1] == tiny.CONTEXT and torch.equal(env.context[:, 0], before)
 
 
-@pytest.mark.xfail(strict=True, reason="frames of another size reach the transformer")
 def test_frames_of_another_size_are_refused():
     states = tiny.states(B)
     object.__setattr__(states, "frames", tiny.noise_frames(B, size=32))

@@ -154,7 +154,6 @@ def test_episodes_shorter_than_a_clip_are_a_user_error():
         draw(episodes(steps=2, finish=2))
 
 
-@pytest.mark.xfail(strict=True, reason="sample_clips inverts an integer success array with ~")
 def test_success_may_come_as_numbers():
     data = episodes()
     one = draw(data)

@@ -24,6 +24,10 @@ class ImaginedEnv:
     def reset(self, states: InitialStates) -> np.ndarray:
         if states.frames is None:
             raise UserError("imagination starts from recorded frames and these initial states have none; take them from recorded rollouts")
+        size = self.autoencoder.config.size
+        if states.frames.shape[1:] != (size, size, 3):
+            raise UserError(f"the world model imagines {size}x{size} frames, the initial states have {states.frames.shape[1]}x{states.frames.shape[2]}; "
+                            "record them at that size or load another world model")
         first = torch.from_numpy(np.ascontiguousarray(states.frames))  # (B, H, W, 3)
         latent = self.autoencoder.encode_uint8(first)
         self.context = latent[:, None].repeat(1, self.world_model.config.context, 1, 1, 1)  # (B, c, C, h, w)
@@ -46,12 +50,12 @@ class ImaginedEnv:
         if len(live):
             future = torch.cat([self.world_model.imagine(self.context[part], actions[part], self.generator, self.steps)
                                 for part in np.array_split(live, -(-len(live) // 32))])  # pieces that fit the cache run faster
-            self.context[live] = future[:, -self.context.shape[1]:]
+            self.context[live] = torch.cat([self.context[live], future], dim=1)[:, -self.context.shape[1]:]  # a last chunk may be short
             frames[live] = self.autoencoder.decode_uint8(future)
             self._judge(live, frames, done)
         keep = self.reward_model.config.clip - 1 if self.reward_model is not None else 1
         self.recent = torch.cat([self.recent, frames], dim=1)[:, -keep:]
-        self.done = done[:, -1]
+        self.done = done[:, -1].copy()
         shown = frames if every_frame else frames[:, -1:]
         return shown.numpy(), done, {"scores": self.scores.copy()}
 
