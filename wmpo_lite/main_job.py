@@ -211,8 +211,6 @@ def imagined_env(w: Workspace, seed: int, stop: bool = True):
 
 def trust(w: Workspace) -> dict:
     """The trust panel, on fresh real rollouts of the base policy from the validation split."""
-    import torch
-
     from wmpo_lite.evaluate import agreement, f1_score, psnr
     from wmpo_lite.rollout import replay, rollout
 

@@ -122,7 +122,7 @@ class Policy(nn.Module):
         ids = self._text(instructions)
         text = self.words(ids)
         present = (ids != 0)[..., None].float()
-        summary = (text * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+        summary = (text * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
         image = self.connect(features, summary)
         slots = self.slots.expand(len(image), -1, -1)
         # Words first: under causal attention every image token then knows what is being asked for.

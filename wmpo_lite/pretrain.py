@@ -40,6 +40,8 @@ def _collect_shard(arguments):
 def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
     """Record `episodes` of 'play' or expert 'demos' (failed demonstrations are thrown away) as npz shards; existing shards are kept.
 
+    Shards are always full, so what a shard holds does not depend on how many are asked for.
+
     noise, burst: see `demonstrate`.
     """
     from tqdm.auto import tqdm
@@ -50,7 +52,7 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
         path = folder / f"{kind}_{task}_{noise:g}_{burst:g}_{shard:04d}.npz"
         paths.append(path)
         if not path.exists():
-            jobs.append((kind, task, shard, min(SHARD, episodes - shard * SHARD), noise, burst, size, str(path)))
+            jobs.append((kind, task, shard, SHARD, noise, burst, size, str(path)))
     if jobs:
         with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
             for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
@@ -231,10 +233,11 @@ def load_demonstrations(paths, count: int) -> dict:
     return data
 
 
-def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False):
+def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3):
     """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
 
-    tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower. A chunk's steps after a disturbance are masked: the expert's
+    early: share of frames from the first three, where the instruction alone says which way to go; later the hand gives it away, and a policy
+    that learns from those unlearns the words. tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower. A chunk's steps after a disturbance are masked: the expert's
     correction of a stroke that the frame does not show yet is noise to the policy.
     """
     import torch
@@ -256,7 +259,7 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 
     def loss_fn(generator, rng, step):
         e = rng.integers(episodes, size=batch)
-        s = (rng.random(batch) * last[e]).astype(int)
+        s = (rng.random(batch) * np.where(rng.random(batch) < early, 3, last[e])).astype(int)
         window = s[:, None] + np.arange(chunk)
         hit = struck[e[:, None], window]
         blind = np.cumsum(hit, axis=1) - hit > 0  # a stroke happened earlier in this chunk
@@ -305,10 +308,10 @@ class AssetSettings:
     autoencoder_steps: int = 6000
     vision_steps: int = 2200
     ground_steps: int = 900
-    clone_demos: int = 640
+    clone_demos: int = 200
     clone_steps: int = 1200
     world_demos: int = 256
-    world_steps: int = 2600
+    world_steps: int = 2000
     world_batch: int = 32
     reward_demos: int = 384
     reward_play_shards: int = 8

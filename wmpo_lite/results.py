@@ -17,9 +17,28 @@ def collect(runs, path: Path = PATH) -> list[dict]:
             raise UserError(f"{run} was run with profile '{new['profile']}'; only laptop runs are collected, a smoke run proves nothing")
         old = records.get((new["task"], new["seed"]), {})
         records[new["task"], new["seed"]] = {**{key: old[key] for key in ("upper_bound_success", "unet_ratio") if key in old}, **new}
+    picture(Path(runs[0]))
     merged = [records[key] for key in sorted(records)]
     checkpoint.write_json(path, merged)
     return merged
+
+
+def picture(run: Path, path: Path = PATH.parent.parent / "figures" / "real_and_imagined.png"):
+    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows)."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    films = run / "trust_films.npz"
+    if not films.exists():
+        raise UserError(f"{films} is missing; the run was stopped before its trust panel, run the same demo again to finish it")
+    with np.load(films) as data:
+        rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
+    buffer = io.BytesIO()
+    grid = np.concatenate(rows)
+    Image.fromarray(grid).resize((grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    checkpoint.write_atomic(path, buffer.getvalue())
 
 
 def table(path: Path = PATH) -> str:

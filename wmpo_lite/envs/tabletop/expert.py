@@ -1,8 +1,7 @@
 """Scripted experts: a pick-and-place state machine that looks at the true state, and play built from the same moves."""
 import numpy as np
 
-from wmpo_lite.envs.tabletop import scene
-from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE
+from wmpo_lite.envs.tabletop.env import MAX_STEP
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
