@@ -14,7 +14,7 @@ class Profile:
     align_batch: int = 32
     reward_steps: int = 200
     reward_lr: float = 3e-4
-    iterations: int = 24
+    iterations: int = 20
     groups: int = 16
     group_size: int = 8
     refill: int = 0
@@ -34,7 +34,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
-                     online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1),
+                     refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1),
     "laptop": Profile(),
     "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
 }
