@@ -311,11 +311,11 @@ class AssetSettings:
     clone_demos: int = 200
     clone_steps: int = 1200
     world_demos: int = 256
-    world_steps: int = 1500
+    world_steps: int = 600
     world_batch: int = 32
     reward_demos: int = 384
     reward_play_shards: int = 8
-    reward_steps: int = 1500
+    reward_steps: int = 800
 
 
 ASSET_PROFILES = {

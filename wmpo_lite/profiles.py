@@ -9,12 +9,12 @@ class Profile:
     evaluation_states: int = 256
     trust_rollouts: int = 192
     temperature: float = 1.0
-    align_steps: int = 240
+    align_steps: int = 140
     align_lr: float = 2e-4
     align_batch: int = 32
     reward_steps: int = 200
     reward_lr: float = 3e-4
-    iterations: int = 20
+    iterations: int = 14
     groups: int = 16
     group_size: int = 8
     refill: int = 0

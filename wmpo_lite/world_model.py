@@ -111,6 +111,9 @@ class WorldModelConfig:
 
     conditioning: 'gate' (AdaLN with shift, scale and gate; the paper's code) or 'scale' (residual scaled by 1 + alpha; the paper's text).
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
+    action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. Where the arm is after
+    j steps is that sum; a small model that has to add up by temporal attention draws arms in the wrong place for a very long time. False: own
+    action only, as in the paper.
     prediction: 'data' (the network outputs the change from the newest context frame and the velocity follows from it; a small network need not
     model the noise) or 'velocity' (the network outputs the velocity). The loss is the velocity's either way.
     context_noise: standard deviation of the noise that context latents get in training, and the time label they carry always (paper: 0.05; its
@@ -128,6 +131,7 @@ class WorldModelConfig:
     chunk: int = 8
     conditioning: str = "gate"
     action_blocks: str = "all"
+    action_path: bool = True
     prediction: str = "data"
     context_noise: float = 0.05
     time_shift: float = 2.0  # > 1 spends training and sampling near pure noise, where few-step sampling is decided
@@ -191,7 +195,7 @@ class WorldModel(nn.Module):
         self.embed, self.embed_context = nn.Linear(features, c.width), nn.Linear(features, c.width)
         self.position = nn.Parameter(torch.randn(1, 1, tokens, c.width) * 0.02)
         self.embed_time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
-        self.embed_action = nn.Sequential(nn.Linear(c.action_dim, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.embed_action = nn.Sequential(nn.Linear(c.action_dim * (1 + c.action_path), c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.null_action = nn.Parameter(torch.zeros(c.width))
         self.blocks = nn.ModuleList(Block(c, temporal=bool(i % 2)) for i in range(2 * c.depth))
         self.final = nn.Linear(c.width, 2 * c.width)
@@ -227,6 +231,8 @@ class WorldModel(nn.Module):
         frequencies = torch.exp(-math.log(1000.0) * torch.arange(32, device=x.device) / 32)
         angles = 1000 * levels[..., None] * frequencies
         time = self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (B, T, D)
+        if c.action_path:
+            actions = torch.cat([actions, actions.cumsum(dim=1) / 3], dim=-1)  # the usual sum over a chunk has about the spread of one action
         action = torch.cat([self.null_action.expand(batch, c.context, -1), self.embed_action(actions)], dim=1)  # action[k] belongs to frame k + 1
         both, only_time = F.silu(time + action), F.silu(time)
         cos, sin = self.cos[:frames], self.sin[:frames]
