@@ -268,7 +268,7 @@ def train_wmpo(w: Workspace) -> dict:
     policy = w.base()
     config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
     records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), config, iterations=s.iterations, horizon=w.horizon,
-                       seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision)
+                       seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision, tolerate_silence=s.tolerate_silence)
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
     return {"iterations": len(records), "first": records[0]["success"], "last": records[-1]["success"],
             "iteration_s": float(np.median([r["seconds"] for r in records]))}

@@ -30,11 +30,13 @@ class Profile:
     dpo_pairs: int = 256
     dpo_epochs: int = 2
     sample_steps: int = 2
+    tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
 
 
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
-                     refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1),
+                     refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1,
+                     tolerate_silence=True),
     "laptop": Profile(),
     "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
 }
