@@ -22,10 +22,10 @@ from wmpo_lite.errors import UserError
 # Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40 control steps, mujoco
 # 3.17.0. Other processors round differently, hence the tolerances. After a wanted change of the simulator
 # `known_rollout()` measures them anew.
-KNOWN_FINISH = (25, 21, 20, 19, 19, 21, 18, 19)  # control step of the first successful frame
+KNOWN_FINISH = (23, 25, 20, 19, 19, 20, 22, 23)  # control step of the first successful frame
 KNOWN_TIPS = (  # m, after the last step
-    (0.1489, 0.0770, 0.0850), (0.1460, -0.0924, 0.0850), (0.1752, 0.0913, 0.0850), (0.2040, -0.0759, 0.0850),
-    (0.2046, -0.0454, 0.0850), (0.1843, 0.0777, 0.0850), (0.2054, -0.0689, 0.0850), (0.1742, 0.0078, 0.0850))
+    (0.1489, 0.0771, 0.0850), (0.1460, -0.0924, 0.0850), (0.1752, 0.0913, 0.0850), (0.2040, -0.0759, 0.0850),
+    (0.2046, -0.0454, 0.0850), (0.1843, 0.0777, 0.0850), (0.2054, -0.0689, 0.0850), (0.1742, 0.0079, 0.0850))
 FINISH_TOLERANCE, TIP_TOLERANCE = 1, 0.002  # control steps, m
 
 # Where a figure of the run stops being good: rules of thumb for policies of this size, to look closer and not to judge.

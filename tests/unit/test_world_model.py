@@ -184,15 +184,17 @@ def conditions(model, *args):
     return seen
 
 
-def test_context_frames_get_the_null_action_and_future_frame_j_gets_action_j():
-    model = tiny.world_model()
+@pytest.mark.parametrize("path, seen_by", [(False, [False, True, False, False]), (True, [False, True, True, True])])
+def test_context_frames_get_the_null_action_and_future_frame_j_gets_action_j(path, seen_by):
+    """With the action path, later frames see the action too, as part of the sum."""
+    model = tiny.world_model(action_path=path)
     x_t, t, context, actions = inputs()
     other = actions.clone()
     other[:, 1] += 1
     for one, two in zip(conditions(model, x_t, t, context, actions), conditions(model, x_t, t, context, other)):
         assert one.shape == (B, C + K, 32)
         differs = ((one - two).abs().amax(dim=(0, 2)) > 0).tolist()
-        assert differs == [False] * C + [False, True, False, False]
+        assert differs == [False] * C + seen_by
     time = torch.full((B,), 0.3)
     first = conditions(model, x_t, time, context, actions)[0]
     with torch.no_grad():
@@ -209,7 +211,7 @@ def test_context_frames_carry_the_training_noise_level_whatever_the_time():
     assert ((one - two)[:, C:].abs().amax(dim=(0, 2)) > 0).all()
     at_level = conditions(model, x_t, torch.full((B,), model.config.context_noise), context, actions * 0)[0]
     with torch.no_grad():  # an action that embeds to the null action shows that the time labels are equal, too
-        model.null_action.copy_(model.embed_action(torch.zeros(1, tiny.ACTIONS))[0])
+        model.null_action.copy_(model.embed_action(torch.zeros(1, 2 * tiny.ACTIONS))[0])
     level = conditions(model, x_t, torch.full((B,), model.config.context_noise), context, actions * 0)[0]
     assert torch.allclose(level[:, 0], at_level[:, C], atol=1e-6)
 

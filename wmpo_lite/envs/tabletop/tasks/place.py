@@ -27,16 +27,23 @@ def colours(parameters: np.ndarray) -> dict:
     return {cube: scene.COLOURS[COLOURS[int(c)]] for cube, c in zip(CUBES, parameters)}
 
 
+def _apart(spots: np.ndarray) -> bool:
+    """Whether cube_a, cube_b and the plate (3, 2) leave each other and the gripper room."""
+    gaps = [np.linalg.norm(spots[i] - spots[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    return gaps[0] > 0.062 and min(gaps[1:]) > 0.075
+
+
 def sample(rng: np.random.Generator, disturbance, split: str) -> np.ndarray:
     """One initial state: joint positions of the whole scene, then the parameters."""
     while True:
         spots = rng.uniform(AREA[:, 0], AREA[:, 1], (3, 2))  # cube_a, cube_b, plate
-        if disturbance.object_shift or disturbance.target_shift:  # drawn only when asked for: undisturbed states keep their numbers
-            reach = np.array([disturbance.object_shift, disturbance.object_shift, disturbance.target_shift])[:, None]
-            spots = np.clip(spots + rng.uniform(-1, 1, (3, 2)) * reach, (0.13, -0.115), (0.235, 0.115))
-        gaps = [np.linalg.norm(spots[i] - spots[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-        if gaps[0] > 0.062 and min(gaps[1:]) > 0.075:
+        if _apart(spots):
             break
+    if disturbance.object_shift or disturbance.target_shift:
+        aside = rng.spawn(1)[0]  # a stream of its own: everything else of the state stays as it is without the disturbance
+        reach = np.array([disturbance.object_shift, disturbance.object_shift, disturbance.target_shift])[:, None]
+        moved = [np.clip(spots + aside.uniform(-1, 1, (3, 2)) * reach, (0.13, -0.115), (0.235, 0.115)) for _ in range(200)]
+        spots = next((candidate for candidate in moved if _apart(candidate)), spots)
     tip = HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
     cubes = [np.concatenate([spot, [scene.CUBE_HALF + 5e-4, 1, 0, 0, 0]]) for spot in spots[:2]]
     colour_a, colour_b = rng.permutation(len(COLOURS))[:2]
