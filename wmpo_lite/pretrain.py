@@ -311,7 +311,7 @@ class AssetSettings:
     clone_demos: int = 200
     clone_steps: int = 1200
     world_demos: int = 256
-    world_steps: int = 600
+    world_steps: int = 12000
     world_batch: int = 32
     reward_demos: int = 384
     reward_play_shards: int = 8
