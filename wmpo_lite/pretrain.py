@@ -298,31 +298,29 @@ def reward_data(demos: dict, play: dict, autoencoder) -> dict:
 class AssetSettings:
     """Sizes of the shipped training. Hours on two cores; `frames` of every result are counted from these."""
 
-    demos: int = 512
-    demo_noise: float = 0.25
-    clone_noise: float = 0.8  # demonstrations for cloning are disturbed seldom and strongly: most chunks have a clean label
-    clone_burst: float = 0.1
+    demos: int = 200
+    demo_noise: float = 0.8  # demonstrations are disturbed seldom and strongly: most chunks have a clean label
+    demo_burst: float = 0.1
     play: int = 3072
     scenes: int = 20480
-    autoencoder_shards: tuple = (6, 24)  # of demonstrations and of play
+    autoencoder_shards: int = 24  # of play, besides the demonstrations
     autoencoder_steps: int = 6000
     vision_steps: int = 2200
     ground_steps: int = 900
-    clone_demos: int = 200
     clone_steps: int = 1200
-    world_demos: int = 256
-    world_steps: int = 12000
-    world_batch: int = 32
-    reward_demos: int = 384
+    draft_steps: int = 5000
+    world_steps: int = 5000
+    world_batch: int = 16
+    held_out: int = 128  # play episodes that the world model is measured on and never sees
     reward_play_shards: int = 8
     reward_steps: int = 800
 
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
-    "gpu": AssetSettings(play=20480, world_steps=60000, world_batch=128),
-    "smoke": AssetSettings(demos=16, play=16, scenes=1100, autoencoder_shards=(1, 1), autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_demos=8, clone_steps=2,
-                           world_demos=8, world_steps=3, world_batch=4, reward_demos=8, reward_play_shards=1, reward_steps=2),
+    "gpu": AssetSettings(play=20480, draft_steps=20000, world_steps=60000, world_batch=128),
+    "smoke": AssetSettings(demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_steps=2,
+                           draft_steps=2, world_steps=3, world_batch=4, held_out=4, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -334,29 +332,29 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     from wmpo_lite.checkpoint import load_tensors, save_tensors
     from wmpo_lite.errors import UserError
     from wmpo_lite.reward import RewardModel, reward_loss
-    from wmpo_lite.train import FitConfig, WindowConfig, fit, set_threads, world_model_loss
-    from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
+    from wmpo_lite.train import FitConfig, fit, set_threads
+    from wmpo_lite.world_model import Autoencoder, AutoencoderConfig
 
     if profile not in ASSET_PROFILES:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(ASSET_PROFILES)}")
     set_threads()
     s, home = ASSET_PROFILES[profile], Path(folder) / task
     made = lambda name: (home / name / "provenance.json").exists()  # noqa: E731
-    note = lambda records, **more: {"task": task, "seed": seed, "settings": dataclasses.asdict(s), "final": records[-1], **more}  # noqa: E731
-    demo_paths = collect("demos", task, s.demos, home, noise=s.demo_noise)
+    frames_seen = {"play_frames": s.play * 41, "demonstration_frames": s.demos * 41, "scenes": s.scenes}
+    note = lambda records: {"task": task, "seed": seed, "settings": dataclasses.asdict(s), "final": records[-1], **frames_seen}  # noqa: E731
+    demos = load_demonstrations(collect("demos", task, s.demos + s.demos // 8, home, noise=s.demo_noise, burst=s.demo_burst), s.demos)
     play_paths = collect("play", task, s.play, home)
-    frames_seen = {"play_frames": s.play * 41, "demonstration_frames": (s.demos + s.clone_demos) * 41, "scenes": s.scenes}
 
     def scenes() -> dict:
         shards = [np.load(path) for path in collect_scenes(task, s.scenes, home)]
         return {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "masks", "points", "present", "opening")}
 
     if not made("autoencoder"):
-        first, second = s.autoencoder_shards
+        frames = np.concatenate([demos["frames"], load_frames(play_paths[: s.autoencoder_shards])])
         model, records = train_autoencoder(
-            load_frames(demo_paths[:first] + play_paths[:second]), AutoencoderConfig(),
-            FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed, folder=home / "fit_autoencoder")
-        model.save(home / "autoencoder", note(records, **frames_seen))
+            frames, AutoencoderConfig(), FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed,
+            folder=home / "fit_autoencoder")
+        model.save(home / "autoencoder", note(records))
     autoencoder = Autoencoder.load(home / "autoencoder")
 
     if not (home / "vision.safetensors").exists():
@@ -369,35 +367,59 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         policy = policy_module.Policy()
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
         ground(policy, scenes(), FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed, folder=home / "fit_ground")
-        clone_paths = collect("demos", task, s.clone_demos + s.clone_demos // 8, home, noise=s.clone_noise, burst=s.clone_burst)
-        records = clone(policy, load_demonstrations(clone_paths, s.clone_demos), FitConfig(
+        records = clone(policy, demos, FitConfig(
             steps=s.clone_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
-        policy.save(home / "policy", note(records, **frames_seen))
+        policy.save(home / "policy", note(records))
 
     if not made("world_model"):
-        latents, actions = [], []
-        demos = load_demonstrations(demo_paths, s.world_demos)
-        for data in [demos, *map(np.load, play_paths)]:
-            latents.append(autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half()), actions.append(torch.from_numpy(data["executed"]))
-        latents, actions = torch.cat(latents), torch.cat(actions)
-        torch.manual_seed(seed)
-        model = WorldModel(WorldModelConfig())
-        windows = WindowConfig(batch=s.world_batch)
-        records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps), FitConfig(
-            steps=s.world_steps, lr=6e-4, warmup=200, ema=0.999, save_every=200, weight_decay=0.02, decay=0.4), seed=seed, name="world model",
-            folder=home / "fit_world_model")
-        model.save(home / "world_model", note(records, **frames_seen))
+        latents, actions = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
+        model, records = train_world_model(latents[: -s.held_out], actions[: -s.held_out], s, seed=seed, home=home)
+        model.save(home / "world_model", note(records))
 
     if not made("reward"):
         shards = [np.load(path) for path in play_paths[: s.reward_play_shards]]
         play = {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "instruction")}
-        episodes = reward_data(load_demonstrations(demo_paths, s.reward_demos), play, autoencoder)
         torch.manual_seed(seed)
         model = RewardModel()
-        records = fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=1e-3, warmup=100, ema=0.995, decay=0.5, save_every=500,
-                      weight_decay=0.05), seed=seed, name="reward", folder=home / "fit_reward")
-        model.save(home / "reward", note(records, **frames_seen))
+        records = fit(model, reward_loss(model, reward_data(demos, play, autoencoder)), FitConfig(
+            steps=s.reward_steps, lr=1e-3, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
+            folder=home / "fit_reward")
+        model.save(home / "reward", note(records))
     return home
+
+
+def world_model_data(autoencoder, demos: dict, play_paths, cache: Path):
+    """Latents half (E, T + 1, C, h, w) and executed actions (E, T, D) of the demonstrations, then of all play; kept in `cache`."""
+    import torch
+
+    from wmpo_lite.checkpoint import load_tensors, save_tensors
+    if not cache.exists():
+        latents, actions = [], []
+        for data in [demos, *map(np.load, play_paths)]:
+            latents.append(autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half()), actions.append(torch.from_numpy(data["executed"]))
+        save_tensors(cache, {"latents": torch.cat(latents), "actions": torch.cat(actions)})
+    found = load_tensors(cache)
+    return found["latents"], found["actions"]
+
+
+def train_world_model(latents, actions, s: AssetSettings, *, seed: int, home: Path):
+    """First the draft by itself, in large batches that cost little; then the transformer on top of it, the draft held fixed."""
+    import torch
+
+    from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
+    from wmpo_lite.world_model import WorldModel, WorldModelConfig
+
+    torch.manual_seed(seed)
+    model, windows = WorldModel(WorldModelConfig()), WindowConfig(batch=s.world_batch)
+    fit(model.draft, world_model_loss(model, latents, actions, WindowConfig(batch=4 * s.world_batch), s.draft_steps, part="draft"), FitConfig(
+        steps=s.draft_steps, lr=1.5e-3, warmup=100, ema=0.99, save_every=1000, weight_decay=0.02, decay=0.6), seed=seed, name="draft",
+        folder=home / "fit_draft", log_every=200)
+    model.draft.requires_grad_(False)
+    records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps), FitConfig(
+        steps=s.world_steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.5), seed=seed, name="world model",
+        folder=home / "fit_world_model")
+    model.draft.requires_grad_(True)
+    return model, records
 
 
 def install_assets(source: Path, target: Path):

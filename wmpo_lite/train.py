@@ -180,10 +180,11 @@ def cut_windows(latents, actions, episode, start, context: int, chunk: int):
     return latents[episode, past].float(), latents[episode, steps + 1].float(), actions[episode, steps]
 
 
-def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, windows: WindowConfig, total_steps: int, last_frame: np.ndarray | None = None):
+def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, windows: WindowConfig, total_steps: int, last_frame: np.ndarray | None = None,
+                     part: str = "all"):
     """The `loss_fn` for `fit`: rectified flow on random windows of recorded episodes.
 
-    last_frame (E,): windows never reach past this frame of an episode (paper: none past finish_step); None: whole episodes.
+    part: 'all', or 'draft' to train the draft by itself. last_frame (E,): windows never reach past this frame of an episode (paper: none past finish_step); None: whole episodes.
     """
     c = model.config
     horizon = actions.shape[1]
@@ -197,12 +198,13 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
         start = (rng.random(windows.batch) * (latest[episode] - c.chunk + 1)).astype(int)
         start[rng.random(windows.batch) < windows.first] = 0
         context, future, acts = cut_windows(latents, actions, episode, start, c.context, c.chunk)
-        if step >= windows.own_from * total_steps:
+        if part == "all" and step >= windows.own_from * total_steps:
             own = np.flatnonzero((start >= c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
             if len(own):
                 before, _, earlier = cut_windows(latents, actions, episode[own], start[own] - c.chunk, c.context, c.chunk)
                 context[own] = model.imagine(before, earlier, generator, steps=1)[:, -c.context:]
         change = (future - context[:, -1:]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
-        return model.loss(context, future, acts, generator, weight=1 + windows.emphasis * change)
+        loss = model.draft_loss if part == "draft" else model.loss
+        return loss(context, future, acts, generator, weight=1 + windows.emphasis * change)
 
     return loss_fn

@@ -111,11 +111,12 @@ class WorldModelConfig:
 
     conditioning: 'gate' (AdaLN with shift, scale and gate; the paper's code) or 'scale' (residual scaled by 1 + alpha; the paper's text).
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
-    action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. Where the arm is after
-    j steps is that sum; a small model that has to add up by temporal attention draws arms in the wrong place for a very long time. False: own
-    action only, as in the paper.
-    prediction: 'data' (the network outputs the change from the newest context frame and the velocity follows from it; a small network need not
-    model the noise) or 'velocity' (the network outputs the velocity). The loss is the velocity's either way.
+    draft_width, draft_state: sizes of the `Draft`, a small whole-frame network whose guess the transformer corrects; width 0: none, as in the paper.
+    action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. False: own action only.
+    prediction: 'data' (the network outputs the clean latents as a correction of the draft, or of the newest context frame without one, and the
+    velocity follows from it; a small network need not model the noise) or 'velocity' (the network outputs the velocity).
+    loss_cap: the loss is the velocity's squared error, (data error)^2 / t^2, with 1 / t^2 capped at this: what happens next is decided near pure
+    noise, while small t, which few-step sampling never visits, would have most of the weight.
     context_noise: standard deviation of the noise that context latents get in training, and the time label they carry always (paper: 0.05; its
     code: 0.015).
     """
@@ -123,18 +124,21 @@ class WorldModelConfig:
     latent_channels: int = 16
     latent_size: int = 8
     patch: int = 2
-    width: int = 192
-    depth: int = 3  # pairs of one spatial and one temporal block
+    width: int = 128
+    depth: int = 4  # pairs of one spatial and one temporal block
     heads: int = 4
     action_dim: int = 4
     context: int = 4
     chunk: int = 8
     conditioning: str = "gate"
     action_blocks: str = "all"
+    draft_width: int = 512
+    draft_state: int = 256
     action_path: bool = True
     prediction: str = "data"
     context_noise: float = 0.05
-    time_shift: float = 2.0  # > 1 spends training and sampling near pure noise, where few-step sampling is decided
+    loss_cap: float = 2.0
+    time_shift: float = 8.0  # > 1 spends training and sampling near pure noise, where few-step sampling is decided
     sample_steps: int = 2
 
     def __post_init__(self):
@@ -184,6 +188,44 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2, self.down(F.gelu(self.up(h), approximate="tanh")))
 
 
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+
+class Draft(nn.Module):
+    """A deterministic first guess at the next K frames: read the scene into one vector, move it by the actions, paint what changed.
+
+    The arm's picture is a smooth function of a few numbers that the actions add up to. A network over whole frames finds those numbers within
+    minutes on a CPU; patch tokens, which must agree on them through attention, take hours (figures in the README). It costs a fiftieth of the
+    transformer, which is left with what it is good at: contact, occlusion, and what a mean blurs.
+    """
+
+    def __init__(self, config: WorldModelConfig):
+        super().__init__()
+        c, width, state = config, config.draft_width, config.draft_state
+        self.shape = (c.latent_channels, c.latent_size, c.latent_size)
+        pixels = c.latent_channels * c.latent_size**2
+        self.seen = min(2, c.context)
+        self.read = nn.Sequential(nn.Linear(self.seen * pixels, width), Residual(width), Residual(width), nn.LayerNorm(width), nn.Linear(width, state))
+        self.embed_action = nn.Linear(c.action_dim, state)
+        self.move = nn.GRU(state, state, batch_first=True)
+        self.paint = nn.Sequential(nn.Linear(2 * state, width), Residual(width), Residual(width), nn.LayerNorm(width))
+        self.content, self.mask = nn.Linear(width, pixels), nn.Linear(width, c.latent_size**2)
+
+    def forward(self, context: torch.Tensor, actions: torch.Tensor):
+        """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w) and the scene vectors (B, K, state)."""
+        scene = self.read(context[:, -self.seen:].flatten(1))
+        moved, _ = self.move(self.embed_action(actions), scene[None].tanh())
+        painted = self.paint(torch.cat([moved, scene[:, None].expand_as(moved)], dim=-1))
+        mask = self.mask(painted).sigmoid().unflatten(-1, (1, *self.shape[1:]))  # where the frame is painted anew; elsewhere it is kept
+        return torch.lerp(context[:, -1:].expand(-1, actions.shape[1], -1, -1, -1), self.content(painted).unflatten(-1, self.shape), mask), moved
+
+
 class WorldModel(nn.Module):
     """p(next K latents | c context latents, K actions) by rectified flow: x_t = (1 - t) x + t noise, velocity = noise - x."""
 
@@ -197,6 +239,9 @@ class WorldModel(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.embed_action = nn.Sequential(nn.Linear(c.action_dim * (1 + c.action_path), c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.null_action = nn.Parameter(torch.zeros(c.width))
+        if c.draft_width:
+            self.draft = Draft(c)
+            self.embed_draft, self.embed_scene = nn.Linear(features, c.width), nn.Linear(c.draft_state, c.width)
         self.blocks = nn.ModuleList(Block(c, temporal=bool(i % 2)) for i in range(2 * c.depth))
         self.final = nn.Linear(c.width, 2 * c.width)
         self.head = nn.Linear(c.width, features)
@@ -218,22 +263,33 @@ class WorldModel(nn.Module):
         p, s, c = self.config.patch, self.config.latent_size // self.config.patch, self.config.latent_channels
         return x.reshape(b, t, s, s, c, p, p).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, c, s * p, s * p)
 
-    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def velocity(self, x_t: torch.Tensor, t: torch.Tensor, context: torch.Tensor, actions: torch.Tensor, draft=None) -> torch.Tensor:
         """Velocity of the K future latents. x_t (B, K, C, h, w), t (B,) in (0, 1], context (B, c, C, h, w), actions (B, K, D)."""
-        return (x_t - self.clean(x_t, t, context, actions)) / t.view(-1, 1, 1, 1, 1)
+        return (x_t - self.clean(x_t, t, context, actions, draft)) / t.view(-1, 1, 1, 1, 1)
 
-    def clean(self, x_t, t, context, actions):
-        """The network's estimate of the clean future latents (B, K, C, h, w), from which the velocity follows (or the other way round)."""
+    def clean(self, x_t, t, context, actions, draft=None):
+        """The network's estimate of the clean future latents (B, K, C, h, w), from which the velocity follows (or the other way round).
+
+        draft: what `self.draft(context, actions)` returned, or None to compute it here.
+        """
         c = self.config
         batch, frames = len(x_t), c.context + x_t.shape[1]
-        x = torch.cat([self.embed_context(self._patchify(context)), self.embed(self._patchify(x_t))], dim=1) + self.position
+        past, noisy = self.embed_context(self._patchify(context)), self.embed(self._patchify(x_t))
+        noisy = noisy + past[:, -1:]  # the frame to change is at hand from the first layer on
+        if c.draft_width:
+            draft, scene = draft or self.draft(context, actions)
+            noisy = noisy + self.embed_draft(self._patchify(draft))
+        x = torch.cat([past, noisy], dim=1) + self.position
         levels = torch.cat([t.new_full((batch, c.context), c.context_noise), t[:, None].expand(-1, x_t.shape[1])], dim=1)  # (B, T)
         frequencies = torch.exp(-math.log(1000.0) * torch.arange(32, device=x.device) / 32)
         angles = 1000 * levels[..., None] * frequencies
         time = self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (B, T, D)
         if c.action_path:
             actions = torch.cat([actions, actions.cumsum(dim=1) / 3], dim=-1)  # the usual sum over a chunk has about the spread of one action
-        action = torch.cat([self.null_action.expand(batch, c.context, -1), self.embed_action(actions)], dim=1)  # action[k] belongs to frame k + 1
+        acted = self.embed_action(actions)
+        if c.draft_width:
+            acted = acted + self.embed_scene(scene)
+        action = torch.cat([self.null_action.expand(batch, c.context, -1), acted], dim=1)  # action[k] belongs to frame k + 1
         both, only_time = F.silu(time + action), F.silu(time)
         cos, sin = self.cos[:frames], self.sin[:frames]
         for block in self.blocks:
@@ -241,7 +297,7 @@ class WorldModel(nn.Module):
         shift, scale = self.final(both)[:, c.context:, None].chunk(2, dim=-1)
         out = self._unpatchify(self.head(modulate(F.layer_norm(x[:, c.context:], (c.width,)), shift, scale)))
         if c.prediction == "data":
-            return context[:, -1:] + out
+            return (draft if c.draft_width else context[:, -1:]) + out
         return x_t - t.view(-1, 1, 1, 1, 1) * out
 
     # -- training ------------------------------------------------------------------------------------------------------------------------
@@ -259,13 +315,25 @@ class WorldModel(nn.Module):
         x_t = (1 - t.view(shape)) * future + t.view(shape) * noise
         # Noise is added without the (1 - t) shrink of the flow: at inference the context is clean, and must have the scale seen in training.
         context = context + c.context_noise * draw(context)
-        clean = self.clean(x_t, t, context, actions)
-        error = (clean - future).square() / t.view(shape).square().clamp(min=0.1)  # = squared velocity error, tamed at small t
+        draft = self.draft(context, actions) if c.draft_width else None
+        # Cut off from the transformer's gradient, the draft stays the best guess by itself, and can be trained first and alone.
+        clean = self.clean(x_t, t, context, actions, draft and tuple(part.detach() for part in draft))
+        error = (clean - future).square() / t.view(shape).square().clamp(min=1 / c.loss_cap)  # = squared velocity error, tamed at small t
+        if draft and draft[0].requires_grad:
+            error = error + (draft[0] - future).square()
         if weight is not None:
             error = error * weight
         with torch.no_grad():
             logs = {"data_mse": float((clean - future).square().mean())}
+            if draft:
+                logs["draft_mse"] = float((draft[0] - future).square().mean())
         return error.mean(), logs
+
+    def draft_loss(self, context, future, actions, generator=None, weight=None):
+        """Squared error of the draft alone, for training it first; arguments and result as for `loss`."""
+        context = context + self.config.context_noise * torch.randn(context.shape, generator=generator, device=context.device)
+        error = (self.draft(context, actions)[0] - future).square()
+        return (error if weight is None else error * weight).mean(), {"draft_mse": float(error.detach().mean())}
 
     # -- sampling ------------------------------------------------------------------------------------------------------------------------
 
@@ -278,9 +346,10 @@ class WorldModel(nn.Module):
         x = torch.randn(shape, generator=generator, device=context.device)
         grid = torch.linspace(1, 0, steps + 1, device=context.device)
         grid = c.time_shift * grid / (1 + (c.time_shift - 1) * grid)
+        draft = self.draft(context, actions) if c.draft_width else None
         for now, then in zip(grid[:-1], grid[1:]):
             t = now.expand(len(context))
-            x = x + (then - now) * self.velocity(x, t, context, actions)
+            x = x + (then - now) * self.velocity(x, t, context, actions, draft)
         return x
 
     def save(self, folder, provenance=None):

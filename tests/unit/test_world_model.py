@@ -132,7 +132,7 @@ def test_both_predictions_are_one_network_read_two_ways():
     assert torch.allclose(by_data.velocity(x_t, t, context, actions), expected, atol=1e-4)
 
 
-OPTIONS = [dict(), dict(action_blocks="spatial"), dict(conditioning="scale"), dict(prediction="velocity"), dict(depth=2)]
+OPTIONS = [dict(), dict(action_blocks="spatial"), dict(conditioning="scale"), dict(prediction="velocity"), dict(depth=2), dict(draft_width=16)]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -273,14 +273,14 @@ class Recorder:
         self.answer, self.calls = answer, []
         model.clean = self
 
-    def __call__(self, x_t, t, context, actions):
+    def __call__(self, x_t, t, context, actions, draft=None):
         self.calls.append((x_t, t, context, actions))
         return self.answer
 
 
 def test_loss_by_hand():
     """x_t = (1 - t) x + t n on the future, noise added to the context without shrinking it, and the squared velocity error."""
-    model = tiny.world_model(time_shift=1.0, context_noise=0.05)
+    model = tiny.world_model(time_shift=1.0, context_noise=0.05, loss_cap=10.0)
     _, _, context, actions = inputs(batch=64)
     future, answer = torch.full((64, K, *SHAPE), 2.0), torch.full((64, K, *SHAPE), 1.5)
     network = Recorder(model, answer)
@@ -329,7 +329,7 @@ def test_time_shift_moves_training_towards_noise(shift, median):
 
 
 def test_loss_is_reproducible_and_trains_every_parameter():
-    model = tiny.world_model()
+    model = tiny.world_model(draft_width=16)
     _, _, context, actions = inputs()
     run = lambda seed: model.loss(context, context[:, -1:].expand(-1, K, -1, -1, -1) + 1, actions, torch.Generator().manual_seed(seed))[0]  # noqa: E731
     loss = run(3)
@@ -375,14 +375,67 @@ def test_imagination_repeats_by_seed_and_defaults_to_the_configured_steps():
     assert short.shape == (B, 2, *SHAPE)
 
 
+# ------------------------------------------------------------------------------------------------------------------------- draft
+
+
+def test_without_transformer_training_the_model_is_its_draft():
+    model = tiny.world_model(shaken=0, draft_width=16)
+    tiny.shake(model.draft, 0.3)
+    x_t, t, context, actions = inputs()
+    draft, scene = model.draft(context, actions)
+    assert draft.shape == x_t.shape and scene.shape == (B, K, 8)
+    assert (draft - context[:, -1:]).abs().max() > 0.1
+    assert torch.allclose(model.clean(x_t, t, context, actions), draft, atol=1e-5)
+    assert torch.allclose(model.imagine(context, actions, torch.Generator().manual_seed(0)), draft, atol=1e-4)
+
+
+def test_the_draft_keeps_what_its_mask_leaves_out():
+    model = tiny.world_model(draft_width=16)
+    _, _, context, actions = inputs()
+    with torch.no_grad():
+        model.draft.mask.weight.zero_(), model.draft.mask.bias.fill_(-50)
+        model.draft.mask.bias[:8] = 50  # paint the first row anew
+    draft, _ = model.draft(context, actions)
+    assert torch.allclose(draft[..., 1:, :], context[:, -1:, :, 1:].expand(-1, K, -1, -1, -1))
+    painted = model.draft.content(model.draft.paint(torch.zeros(1, 16)))  # any vector: content does not look at the context's pixels
+    assert painted.shape == (1, 4 * 64) and (draft[..., 0, :] - context[:, -1:, :, 0]).abs().max() > 0.01
+
+
+def test_the_draft_gets_no_gradient_from_the_transformer():
+    """Its gradient in the joint loss equals the gradient of its own loss, so it may be trained first and alone."""
+    model = tiny.world_model(draft_width=16, context_noise=0.0)
+    _, _, context, actions = inputs()
+    future, grads = torch.randn(B, K, *SHAPE), []
+    for loss in (model.loss, model.draft_loss):
+        model.zero_grad()
+        loss(context, future, actions, torch.Generator().manual_seed(0))[0].backward()
+        grads.append([p.grad.clone() for p in model.draft.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads))
+    assert [name for name, p in model.draft.named_parameters() if not p.grad.abs().sum()] == []
+    assert all(p.grad is None or not p.grad.abs().sum() for name, p in model.named_parameters() if not name.startswith("draft."))
+
+
+def test_draft_loss_by_hand():
+    model = tiny.world_model(draft_width=16, context_noise=0.0)
+    _, _, context, actions = inputs()
+    draft = model.draft(context, actions)[0].detach()
+    weight = torch.full((B, K, 1, 8, 8), 2.0)
+    loss, logs = model.draft_loss(context, draft + 0.5, actions, weight=weight)
+    assert float(loss.detach()) == pytest.approx(2 * 0.25, rel=1e-4) and logs["draft_mse"] == pytest.approx(0.25, rel=1e-4)
+
+
 # -------------------------------------------------------------------------------------------------------------------- a toy world
 
 
-def test_a_trained_model_follows_the_action():
+@pytest.mark.parametrize("draft_width, part", [(0, "all"), (32, "all"), (32, "draft")])
+def test_a_trained_model_follows_the_action(draft_width, part):
     """150 steps on a dot that moves by its action: better than standing still, and bad when actions are exchanged between episodes."""
-    model = WorldModel(WorldModelConfig(latent_channels=1, latent_size=8, patch=4, width=32, depth=1, heads=2, action_dim=2, context=2, chunk=4))
+    model = WorldModel(WorldModelConfig(latent_channels=1, latent_size=8, patch=4, width=32, depth=1, heads=2, action_dim=2, context=2, chunk=4,
+                                        draft_width=draft_width, draft_state=16))
     latents, actions = tiny.moving_dot(256, 4, seed=0)
-    records = fit(model, world_model_loss(model, latents, actions, WindowConfig(batch=32), 150), FitConfig(steps=150, lr=1e-2, warmup=10), seed=0, name="toy")
+    records = fit(model.draft if part == "draft" else model, world_model_loss(model, latents, actions, WindowConfig(batch=32), 150, part=part), FitConfig(steps=150, lr=1e-2, warmup=10),
+                  seed=0, name="toy")
+    model.eval()
     assert records[-1]["loss"] < 0.7 * records[0]["loss"]
     latents, actions = tiny.moving_dot(64, 4, seed=1)
     context, future = latents[:, :1].repeat(1, 2, 1, 1, 1), latents[:, 1:]
