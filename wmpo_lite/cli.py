@@ -1,4 +1,4 @@
-"""The command line: `wmpo-lite demo | assets | doctor | results`."""
+"""The command line: `wmpo-lite demo | assets | upper-bound | doctor | results`."""
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,20 @@ class Assets:
 
 
 @dataclass(frozen=True)
+class UpperBound:
+    """GRPO in the simulator with as many rollouts as it likes: what the policy could learn if the world model were perfect."""
+
+    task: str = "place"
+    seed: int = 0
+    iterations: int = 40
+    name: str = ""  # folder under runs/
+
+    def __call__(self):
+        from wmpo_lite.main_job import Run, upper_bound
+        upper_bound(Run(task=self.task, seed=self.seed), Path("runs") / (self.name or f"{self.task}-upper-s{self.seed}"), self.iterations)
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check the installation, and a run if one is named."""
 
@@ -60,7 +74,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Results:
-    """Collect the records of finished runs into assets/results/main_job.json, or print the README's table from it."""
+    """Collect the records of finished runs (demos and upper bounds) into assets/results/main_job.json, or print the README's table from it."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
 
@@ -71,7 +85,7 @@ class Results:
         print(table())
 
 
-COMMANDS = {"demo": Demo, "assets": Assets, "doctor": Doctor, "results": Results}
+COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor": Doctor, "results": Results}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -46,6 +46,8 @@ class Workspace:
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
         self.assets = Path(run.assets) / run.task
+        if not self.assets.exists():
+            raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
         self._check_folder()
         self.log = MetricsLog(self.folder / "metrics.jsonl")
         self.env = TabletopEnv(self.task)
@@ -144,6 +146,11 @@ def align_world_model(w: Workspace) -> dict:
     latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
     windows = WindowConfig(batch=s.align_batch, own_from=0.0)
+    if model.config.draft_width:  # first the draft alone, as in pre-training
+        wide = WindowConfig(batch=4 * s.align_batch, own_from=0.0)
+        fit(model.draft, world_model_loss(model, latents, actions, wide, s.align_draft_steps, part="draft"), FitConfig(
+            steps=s.align_draft_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=100), seed=w.run.seed, name="align draft",
+            folder=w.folder / "fit_align_draft", log_every=50, on_log=w.log)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps), FitConfig(
         steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
         log_every=20, on_log=w.log)
@@ -383,6 +390,38 @@ def main_job(run: Run, folder: Path) -> dict:
     path = write_report(w.folder)
     print(describe(result, checkpoint.read_json(w.folder / "evaluation.json")))
     print(f"report: {path}   ({result['demo_s']:.0f} s)")
+    return result
+
+
+def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
+    """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
+    from wmpo_lite.evaluate import success_rate
+    from wmpo_lite.grpo import GRPOConfig
+    from wmpo_lite.optimise import optimise, save_policy_once
+
+    w = Workspace(run, folder)
+    s = w.settings
+
+    def train():
+        policy = w.base()
+        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+        records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
+                           horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
+                           freeze_vision=s.freeze_vision, tolerate_silence=True)
+        save_policy_once(w.folder / "policies" / "upper", policy, w.provenance(stage="upper"))
+        return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
+
+    def measure():
+        from wmpo_lite.policy import Policy
+        found = greedy(w, Policy.load(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
+        return {"success": [t.success for t in found]}
+
+    trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)
+    result = {"task": run.task, "seed": run.seed, "profile": run.profile, **trained, "n": len(measured["success"]),
+              "upper_bound_success": float(np.mean(measured["success"]))}
+    checkpoint.write_json(w.folder / "upper_bound.json", result)
+    w.env.close()
+    print(f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator: {success_rate(np.array(measured['success']))}")
     return result
 
 

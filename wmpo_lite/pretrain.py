@@ -187,8 +187,8 @@ def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, b
     return probe.tower, records, held
 
 
-def ground(policy, scenes: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
-    """Teach the untrained decoder what the words mean: 'put the red cube on the plate' -> where that cube, the plate and the hand are.
+def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
+    """Teach the untrained decoder what the words mean: `sentence('red')` -> where the red object, the target and the hand are.
 
     The grounded captions of a big VLM's pre-training, in miniature, on the random scenes (no motion, no goal relation). The head is thrown away.
     """
@@ -210,11 +210,11 @@ def ground(policy, scenes: dict, fit_config, *, seed: int, folder: Path | None, 
     def loss_fn(generator, rng, step):
         index = np.sort(rng.integers(len(points), size=batch))
         named = np.array([rng.choice(np.flatnonzero(scenes["present"][i, :3])) for i in index])
-        texts = [f"put the {CLASSES[k]} cube on the plate" for k in named]
+        texts = [sentence(CLASSES[k]) for k in named]
         found = read(policy.hidden(features[index].float(), texts).mean(dim=(1, 2))).unflatten(1, (3, 3))
         target = torch.stack([points[index, named], points[index, 3], points[index, 4]], dim=1)
         error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
-        error[:, 1, 2] = 0  # the plate has no height
+        error[:, 1, 2] = 0  # the target stands on the table
         return error.mean(), {"centimetres": float(((found - target) * scale)[:, 0, :2].norm(dim=-1).mean() * 100)}
 
     return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
@@ -308,8 +308,7 @@ class AssetSettings:
     vision_steps: int = 2200
     ground_steps: int = 900
     clone_steps: int = 1200
-    draft_steps: int = 5000
-    world_steps: int = 5000
+    world_turns: tuple = ((5000, 1000), (7500, 1500))  # steps of the draft and of the transformer, by turns
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     reward_play_shards: int = 8
@@ -318,9 +317,9 @@ class AssetSettings:
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
-    "gpu": AssetSettings(play=20480, draft_steps=20000, world_steps=60000, world_batch=128),
+    "gpu": AssetSettings(play=20480, world_turns=((20000, 2000), (40000, 60000)), world_batch=128),
     "smoke": AssetSettings(demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_steps=2,
-                           draft_steps=2, world_steps=3, world_batch=4, held_out=4, reward_play_shards=1, reward_steps=2),
+                           world_turns=((2, 1), (2, 3)), world_batch=4, held_out=4, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -330,6 +329,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     from wmpo_lite import policy as policy_module
     from wmpo_lite.checkpoint import load_tensors, save_tensors
+    from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.errors import UserError
     from wmpo_lite.reward import RewardModel, reward_loss
     from wmpo_lite.train import FitConfig, fit, set_threads
@@ -366,7 +366,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         torch.manual_seed(seed)
         policy = policy_module.Policy()
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
-        ground(policy, scenes(), FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed, folder=home / "fit_ground")
+        ground(policy, scenes(), get_task(task).sentence, FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed, folder=home / "fit_ground")
         records = clone(policy, demos, FitConfig(
             steps=s.clone_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
         policy.save(home / "policy", note(records))
@@ -403,22 +403,25 @@ def world_model_data(autoencoder, demos: dict, play_paths, cache: Path):
 
 
 def train_world_model(latents, actions, s: AssetSettings, *, seed: int, home: Path):
-    """First the draft by itself, in large batches that cost little; then the transformer on top of it, the draft held fixed."""
+    """Draft and transformer by turns: the draft alone in large batches that cost little, then the transformer on top of it, the draft held fixed."""
     import torch
 
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel, WorldModelConfig
 
     torch.manual_seed(seed)
-    model, windows = WorldModel(WorldModelConfig()), WindowConfig(batch=s.world_batch)
-    fit(model.draft, world_model_loss(model, latents, actions, WindowConfig(batch=4 * s.world_batch), s.draft_steps, part="draft"), FitConfig(
-        steps=s.draft_steps, lr=1.5e-3, warmup=100, ema=0.99, save_every=1000, weight_decay=0.02, decay=0.6), seed=seed, name="draft",
-        folder=home / "fit_draft", log_every=200)
-    model.draft.requires_grad_(False)
-    records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps), FitConfig(
-        steps=s.world_steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.5), seed=seed, name="world model",
-        folder=home / "fit_world_model")
-    model.draft.requires_grad_(True)
+    model = WorldModel(WorldModelConfig())
+    for turn, (draft_steps, steps) in enumerate(s.world_turns):
+        wide = WindowConfig(batch=4 * s.world_batch, own_from=0.0 if turn else 1.0)  # its own work is worth learning from once there is some
+        fit(model.draft, world_model_loss(model, latents, actions, wide, draft_steps, part="draft"), FitConfig(
+            steps=draft_steps, lr=1.2e-3 if turn else 1.5e-3, warmup=100, ema=0.99, save_every=500, weight_decay=0.02, decay=0.6), seed=seed + turn,
+            name=f"draft, turn {turn + 1}", folder=home / f"fit_draft_{turn}", log_every=200)
+        model.draft.requires_grad_(False)
+        windows = WindowConfig(batch=s.world_batch, own_from=0.2 if turn else 1.0)
+        records = fit(model, world_model_loss(model, latents, actions, windows, steps), FitConfig(
+            steps=steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed + turn,
+            name=f"world model, turn {turn + 1}", folder=home / f"fit_world_model_{turn}")
+        model.draft.requires_grad_(True)
     return model, records
 
 

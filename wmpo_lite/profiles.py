@@ -9,9 +9,10 @@ class Profile:
     evaluation_states: int = 256
     trust_rollouts: int = 192
     temperature: float = 1.0
-    align_steps: int = 140
-    align_lr: float = 2e-4
-    align_batch: int = 32
+    align_draft_steps: int = 200
+    align_steps: int = 120
+    align_lr: float = 3e-4
+    align_batch: int = 16
     reward_steps: int = 200
     reward_lr: float = 3e-4
     iterations: int = 14
@@ -34,11 +35,11 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
+    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_draft_steps=4, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
                      refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1,
                      tolerate_silence=True),
     "laptop": Profile(),
-    "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
+    "gpu": Profile(iterations=80, groups=64, align_draft_steps=1000, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
 }
 
 
@@ -52,7 +53,8 @@ def paper_models() -> dict:
     from wmpo_lite.world_model import AutoencoderConfig, WorldModelConfig
     return {
         "autoencoder": AutoencoderConfig(kind="kl", size=256, fold=1, channels=(128, 256, 512, 512), latent_channels=4),
-        "world_model": WorldModelConfig(latent_channels=4, latent_size=32, patch=2, width=1152, depth=28, heads=16, action_dim=7, sample_steps=30),
+        "world_model": WorldModelConfig(latent_channels=4, latent_size=32, patch=2, width=1152, depth=28, heads=16, action_dim=7, sample_steps=30,
+                                        draft_width=0, action_path=False, time_shift=1.0),
         "reward": RewardConfig(image=224, patch=16, width=768, depth=12, heads=12),
         "policy": PolicyConfig(image=256, patch=16, merge=2, vision_width=1024, vision_depth=24, width=4096, depth=32, heads=32, action_dim=7, bins=256),
     }

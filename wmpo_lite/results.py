@@ -9,15 +9,25 @@ PATH = Path(__file__).resolve().parent.parent / "assets" / "results" / "main_job
 
 
 def collect(runs, path: Path = PATH) -> list[dict]:
-    """Add the records of finished run folders; one per task and seed, newer ones replace older. Measures of the machine already stored are kept."""
+    """Add the records of finished run folders; one per task and seed, newer ones replace older. Measures of the machine already stored are kept.
+
+    An upper bound (a folder with upper_bound.json) is written into every record of its task.
+    """
     records = {(r["task"], r["seed"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+    bounds = [checkpoint.read_json(Path(run) / "upper_bound.json") for run in runs if (Path(run) / "upper_bound.json").exists()]
+    runs = [run for run in runs if not (Path(run) / "upper_bound.json").exists()]
     for run in runs:
         new = checkpoint.read_json(Path(run) / "result.json")
         if new["profile"] != "laptop":
             raise UserError(f"{run} was run with profile '{new['profile']}'; only laptop runs are collected, a smoke run proves nothing")
         old = records.get((new["task"], new["seed"]), {})
         records[new["task"], new["seed"]] = {**{key: old[key] for key in ("upper_bound_success", "unet_ratio") if key in old}, **new}
-    picture(Path(runs[0]))
+    for bound in bounds:
+        for (task, _), row in records.items():
+            if task == bound["task"]:
+                row["upper_bound_success"] = bound["upper_bound_success"]
+    if runs:
+        picture(Path(runs[0]))
     merged = [records[key] for key in sorted(records)]
     checkpoint.write_json(path, merged)
     return merged

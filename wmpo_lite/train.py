@@ -158,14 +158,15 @@ class WindowConfig:
 
     first: share of windows that begin at the first frame, where every imagined episode begins and uniform cutting seldom does.
     emphasis: extra weight of latent positions that change against the newest context frame; own_rollout: share of windows whose context is the
-    model's own previous chunk (noisy-frame conditioning alone leaves a gap between clean training contexts and imagined ones); own_from: training
-    share after which that starts.
+    model's own work (noisy-frame conditioning alone leaves a gap between clean training contexts and imagined ones); own_chunks: up to how many
+    chunks it has imagined by then; own_from: training share after which that starts.
     """
 
     batch: int = 64
     first: float = 0.1
     emphasis: float = 3.0
     own_rollout: float = 0.5
+    own_chunks: int = 3
     own_from: float = 0.4
 
 
@@ -198,13 +199,25 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
         start = (rng.random(windows.batch) * (latest[episode] - c.chunk + 1)).astype(int)
         start[rng.random(windows.batch) < windows.first] = 0
         context, future, acts = cut_windows(latents, actions, episode, start, c.context, c.chunk)
-        if part == "all" and step >= windows.own_from * total_steps:
-            own = np.flatnonzero((start >= c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
+        if step >= windows.own_from * total_steps:
+            chunks = int(rng.integers(1, windows.own_chunks + 1))
+            own = np.flatnonzero((start >= chunks * c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
             if len(own):
-                before, _, earlier = cut_windows(latents, actions, episode[own], start[own] - c.chunk, c.context, c.chunk)
-                context[own] = model.imagine(before, earlier, generator, steps=1)[:, -c.context:]
+                context[own] = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator, part)
         change = (future - context[:, -1:]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
         loss = model.draft_loss if part == "draft" else model.loss
         return loss(context, future, acts, generator, weight=1 + windows.emphasis * change)
 
     return loss_fn
+
+
+@torch.no_grad()
+def _imagined_context(model, latents, actions, episode, start, chunks: int, generator, part: str):
+    """Context (B, c, C, h, w) at frame `start` as the model has it after imagining `chunks` chunks up to there."""
+    c = model.config
+    for back in range(chunks, 0, -1):
+        real, _, acts = cut_windows(latents, actions, episode, start - back * c.chunk, c.context, c.chunk)
+        context = real if back == chunks else context
+        future = model.draft(context, acts)[0] if part == "draft" else model.imagine(context, acts, generator, steps=1)
+        context = torch.cat([context, future], dim=1)[:, -c.context:]
+    return context

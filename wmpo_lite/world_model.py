@@ -201,7 +201,7 @@ class Draft(nn.Module):
     """A deterministic first guess at the next K frames: read the scene into one vector, move it by the actions, paint what changed.
 
     The arm's picture is a smooth function of a few numbers that the actions add up to. A network over whole frames finds those numbers within
-    minutes on a CPU; patch tokens, which must agree on them through attention, take hours (figures in the README). It costs a fiftieth of the
+    minutes on a CPU; patch tokens, which must agree on them through attention, take hours (figures in the README). It costs a tenth of the
     transformer, which is left with what it is good at: contact, occlusion, and what a mean blurs.
     """
 

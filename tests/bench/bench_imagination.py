@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from wmpo_lite.train import set_threads
-from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
+from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, Draft, WorldModel, WorldModelConfig
 
 BATCH, DENOISING_STEPS = 32, 3
 LEAST, MOST, ENOUGH_SECONDS = 3, 7, 45  # repeats, and the time after which no further one begins
@@ -59,7 +59,7 @@ class PixelUNet(nn.Module):
 def flops(config: WorldModelConfig) -> int:
     """Operations (2 a multiply-add) of the transformer's matrix products over one window of c + K frames.
 
-    A backward pass costs twice as much, so a training step is 3 x this; sampling is `sample_steps` x this.
+    A backward pass costs twice as much, so a training step is 3 x this; sampling is `sample_steps` x this (a little less: the draft is made once).
     """
     frames, width = config.context + config.chunk, config.width
     tokens, features = (config.latent_size // config.patch) ** 2, config.latent_channels * config.patch**2
@@ -72,7 +72,13 @@ def flops(config: WorldModelConfig) -> int:
     action = config.chunk * (config.action_dim * width + width**2)
     # Embedding of all frames; final modulation and head of the future ones.
     ends = frames * tokens * features * width + config.chunk * (2 * width**2 + tokens * width * features)
-    return 2 * (blocks + time + action + ends)
+    draft = 0
+    if config.draft_width:
+        with torch.device("meta"):
+            net = Draft(config)
+        size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim == 2)  # noqa: E731
+        draft = size(net.read) + config.chunk * (size(net) - size(net.read) + (tokens * features + config.draft_state) * width)
+    return 2 * (blocks + time + action + ends + draft)
 
 
 def seconds(function) -> float:

@@ -23,10 +23,12 @@ class PickAndPlace:
         at = lambda target, tolerance: np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance  # noqa: E731
         advance = np.select(
             [phase == APPROACH, phase == DESCEND, phase == CLOSE, phase == LIFT, phase == CARRY, phase == LOWER, phase == OPEN],
-            [at(pick, 0.006), tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004, self.timer >= 2, tip[:, 2] > TRAVEL - 0.012, at(place, 0.008),
+            [at(pick, 0.006), tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004, self.timer >= 2, tip[:, 2] > TRAVEL - 0.012, at(place, env.task.place_tolerance),
              tip[:, 2] < place[:, 2] + 0.005, self.timer >= 1], False)
         self.phase = phase = phase + advance
         self.timer = np.where(advance, 0, self.timer + 1)
+        stuck = (phase == LOWER) & (self.timer > 4)  # something is in the way: up again and aim anew
+        self.phase = phase = np.where(stuck, LIFT, phase)
         low_pick, high_pick = pick * [1, 1, 0] + [0, 0, 0.012], pick * [1, 1, 0] + [0, 0, HOVER]
         high_place = place * [1, 1, 0] + [0, 0, TRAVEL]
         target = np.select(

@@ -29,6 +29,23 @@ def sliding_disc(name: str, radius: float, thickness: float, rgb) -> str:
             f'<geom name="{name}" type="cylinder" size="{radius} {thickness / 2}" mass="0.3" friction="1 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
 
 
+def free_nut(name: str, outer: float, inner: float, half_height: float) -> str:
+    """A square frame of four bars (half sizes in metres) that the gripper can take from outside."""
+    middle, bar = (outer + inner) / 2, (outer - inner) / 2
+    bars = (("", 0, middle, outer, bar), ("_b", 0, -middle, outer, bar), ("_c", middle, 0, bar, inner), ("_d", -middle, 0, bar, inner))
+    geoms = "".join(f'<geom name="{name}{tail}" type="box" size="{sx} {sy} {half_height}" pos="{x} {y} 0" mass="0.008" friction="1.2 0.02 0.001" condim="4" '
+                    f'rgba="1 0 0 1"/>' for tail, x, y, sx, sy in bars)
+    return f'<body name="{name}" pos="0 0 {half_height}"><freejoint name="{name}"/>{geoms}</body>'
+
+
+def sliding_peg(name: str, half: float, height: float, rgb) -> str:
+    """A square peg on a flat foot, placed by an episode as a `sliding_disc` is."""
+    joints = "".join(f'<joint name="{name}_{axis}" type="slide" axis="{vector}" frictionloss="50" damping="50"/>'
+                     for axis, vector in (("x", "1 0 0"), ("y", "0 1 0")))
+    return (f'<body name="{name}" pos="0 0 {height / 2}" gravcomp="1">{joints}'
+            f'<geom name="{name}" type="box" size="{half} {half} {height / 2}" mass="0.3" friction="0.4 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
+
+
 def _arm_bodies() -> str:
     (u1, u2), (f1, f2) = arm.UPPER_ARM, arm.FOREARM
     orange, dark = _rgba(ARM_RGB), _rgba(JAW_RGB)

@@ -7,7 +7,7 @@ import numpy as np
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
 
-CLASSES = ("red", "green", "blue", "plate", "hand")  # what a mask can say of a pixel; everything else is background
+CLASSES = ("red", "green", "blue", "target", "hand")  # what a mask can say of a pixel; everything else is background
 
 
 def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
@@ -23,6 +23,7 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
     masker = mujoco.Renderer(model, size, size)
     masker.enable_segmentation_rendering()
     hand = [model.geom(name).id for name in ("palm", "finger_left", "finger_right")]
+    geoms = {name: np.flatnonzero(model.geom_bodyid == model.body(name).id) for name in (*task.objects, task.target)}
     for n in range(count):
         state = states.states[n].copy()
         qpos = state[: model.nq]
@@ -30,13 +31,13 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
         opening = rng.choice([0.0, 1.0, rng.random(), 0.42])
         qpos[:5], qpos[5:7] = arm.inverse_kinematics(tip), opening * scene.FINGER_TRAVEL
         held = rng.integers(6)  # 0, 1: that cube sits in the gripper; 2, 3: that cube hangs in the air; 4, 5: both on the table
-        for i, cube in enumerate(task.CUBES):
+        for i, cube in enumerate(task.objects):
             start = model.joint(cube).qposadr[0]
             if held == i:
                 qpos[start: start + 3] = tip + rng.normal(size=3) * 0.003
                 qpos[5:7] = max(opening, 0.42) * scene.FINGER_TRAVEL
             elif held == i + 2:
-                qpos[start + 2] = rng.uniform(scene.CUBE_HALF, 0.11)
+                qpos[start + 2] = rng.uniform(qpos[start + 2], 0.11)
             if rng.random() < 0.3:
                 angle = rng.uniform(-np.pi, np.pi) / 2
                 qpos[start + 3: start + 7] = np.cos(angle), 0, 0, np.sin(angle)
@@ -46,12 +47,12 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
         masker.update_scene(env._render_data, camera="front")
         ids = masker.render()[..., 0]
         out["masks"][n][np.isin(ids, hand)] = 5
-        out["masks"][n][ids == model.geom("plate").id] = 4
-        for cube, colour in zip(task.CUBES, env.parameters[0]):
-            out["masks"][n][ids == model.geom(cube).id] = 1 + int(colour)
+        out["masks"][n][np.isin(ids, geoms[task.target])] = 4
+        for cube, colour in zip(task.objects, env.parameters[0]):
+            out["masks"][n][np.isin(ids, geoms[cube])] = 1 + int(colour)
             start = model.joint(cube).qposadr[0]
             out["points"][n, int(colour)], out["present"][n, int(colour)] = qpos[start: start + 3], True
-        out["points"][n, 3, :2], out["points"][n, 4] = env.position("plate")[0], tip
+        out["points"][n, 3, :2], out["points"][n, 4] = env.position(task.target)[0], tip
         out["present"][n, 3:] = True
         out["opening"][n] = qpos[5] / scene.FINGER_TRAVEL
     masker.close()

@@ -3,7 +3,7 @@ from importlib import import_module
 
 from wmpo_lite.errors import UserError
 
-NAMES = ("place",)
+NAMES = ("place", "square")
 
 
 def get_task(name: str):

@@ -7,7 +7,9 @@ from wmpo_lite.envs.tabletop.env import HOME
 name = "place"
 horizon = 40  # control steps
 num_parameters = 3  # colour of cube_a, colour of cube_b, which of the two is named
-CUBES = ("cube_a", "cube_b")
+CUBES = objects = play_objects = ("cube_a", "cube_b")
+target = "plate"
+place_tolerance = 0.008  # m, how well the expert aims before it lowers
 PLATE_RADIUS, PLATE_HEIGHT = 0.040, 0.006  # m
 COLOURS = ("red", "green", "blue")
 AREA = np.array([[0.145, 0.225], [-0.095, 0.095]])  # m, where objects start
@@ -20,7 +22,11 @@ def bodies() -> str:
 
 def instruction(state: np.ndarray) -> str:
     colour_a, colour_b, named = state[-num_parameters:]
-    return f"put the {COLOURS[int(colour_b if named else colour_a)]} cube on the plate"
+    return sentence(COLOURS[int(colour_b if named else colour_a)])
+
+
+def sentence(colour: str) -> str:
+    return f"put the {colour} cube on the plate"
 
 
 def colours(parameters: np.ndarray) -> dict:
@@ -75,9 +81,6 @@ def goal(env) -> tuple[np.ndarray, np.ndarray]:
     pick = named_cube(env).copy()
     plate = env.position("plate")
     return pick, np.concatenate([plate, np.full((len(plate), 1), PLATE_HEIGHT + scene.CUBE_HALF + 0.006)], axis=1)
-
-
-play_objects = CUBES
 
 
 def play_spots(env, which: np.ndarray, rng: np.random.Generator) -> np.ndarray:

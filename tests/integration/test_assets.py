@@ -1,0 +1,47 @@
+"""`make assets` in miniature: everything is trained from nothing, is loadable, is kept, and provides for a second task."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from wmpo_lite.pretrain import install_assets, make_assets
+from wmpo_lite.world_model import Autoencoder, WorldModel
+
+NAMES = ("autoencoder", "policy", "world_model", "reward")
+
+
+@pytest.fixture(scope="module", params=["place", "square"])
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, make_assets(request.param, folder, profile="smoke")
+
+
+def test_everything_is_made_with_its_provenance_and_kept(made):
+    task, folder, home = made
+    for name in NAMES:
+        note = json.loads((home / name / "provenance.json").read_text())
+        assert note["task"] == task and note["play_frames"] == 16 * 41 and "versions" in note
+    stamps = {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
+    make_assets(task, folder, profile="smoke")  # nothing is trained twice
+    assert stamps == {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
+
+
+def test_the_made_world_imagines_the_made_pictures(made):
+    _, _, home = made
+    autoencoder, world = Autoencoder.load(home / "autoencoder"), WorldModel.load(home / "world_model")
+    frames = np.load(sorted(home.glob("play_*.npz"))[0])["frames"][:2, :4]
+    latents = autoencoder.encode_uint8(torch.from_numpy(frames))
+    assert abs(float(latents.mean())) < 0.5 and 0.5 < float(latents.std()) < 2
+    future = world.imagine(latents, torch.zeros(2, 8, 4), torch.Generator().manual_seed(0))
+    assert future.shape == (2, 8, *latents.shape[2:]) and future.isfinite().all()
+
+
+def test_installed_weights_are_half_precision_and_load(made, tmp_path):
+    _, _, home = made
+    install_assets(home, tmp_path)
+    for name in NAMES:
+        assert (tmp_path / name / "model.safetensors").stat().st_size < 0.6 * (home / name / "model.safetensors").stat().st_size
+    one, two = WorldModel.load(home / "world_model"), WorldModel.load(tmp_path / "world_model")
+    for a, b in zip(one.parameters(), two.parameters()):
+        assert torch.allclose(a, b, atol=2e-3, rtol=2e-3)
