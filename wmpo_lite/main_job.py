@@ -138,6 +138,7 @@ def align_world_model(w: Workspace) -> dict:
     """Policy behaviour alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included."""
     import torch
 
+    from wmpo_lite.envs.tabletop.scene import object_map
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel
 
@@ -145,13 +146,14 @@ def align_world_model(w: Workspace) -> dict:
     model = WorldModel.load(w.assets / "world_model")
     latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
+    objects = torch.from_numpy(object_map(np.stack([t.frames for t in trajectories]), latents.shape[-1]))
     windows = WindowConfig(batch=s.align_batch, own_from=0.0)
     if model.config.draft_width:  # first the draft alone, as in pre-training
         wide = WindowConfig(batch=4 * s.align_batch, own_from=0.0)
-        fit(model.draft, world_model_loss(model, latents, actions, wide, s.align_draft_steps, part="draft"), FitConfig(
+        fit(model.draft, world_model_loss(model, latents, actions, wide, s.align_draft_steps, part="draft", objects=objects), FitConfig(
             steps=s.align_draft_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=100), seed=w.run.seed, name="align draft",
             folder=w.folder / "fit_align_draft", log_every=50, on_log=w.log)
-    records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps), FitConfig(
+    records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects), FitConfig(
         steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
         log_every=20, on_log=w.log)
     model.save(w.folder / "world_model", w.provenance(stage="align"))

@@ -372,8 +372,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         policy.save(home / "policy", note(records))
 
     if not made("world_model"):
-        latents, actions = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
-        model, records = train_world_model(latents[: -s.held_out], actions[: -s.held_out], s, seed=seed, home=home)
+        data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
+        model, records = train_world_model(*(part[: -s.held_out] for part in data), s, seed=seed, home=home)
         model.save(home / "world_model", note(records))
 
     if not made("reward"):
@@ -389,20 +389,26 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
 
 def world_model_data(autoencoder, demos: dict, play_paths, cache: Path):
-    """Latents half (E, T + 1, C, h, w) and executed actions (E, T, D) of the demonstrations, then of all play; kept in `cache`."""
+    """Of the demonstrations, then of all play: latents half (E, T + 1, C, h, w), executed actions (E, T, D), object maps half (E, T + 1, h, w).
+
+    Kept in `cache`.
+    """
     import torch
 
+    from wmpo_lite.envs.tabletop.scene import object_map
     from wmpo_lite.checkpoint import load_tensors, save_tensors
     if not cache.exists():
-        latents, actions = [], []
+        latents, actions, objects = [], [], []
         for data in [demos, *map(np.load, play_paths)]:
-            latents.append(autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half()), actions.append(torch.from_numpy(data["executed"]))
-        save_tensors(cache, {"latents": torch.cat(latents), "actions": torch.cat(actions)})
+            frames = data["frames"]
+            latents.append(autoencoder.encode_uint8(torch.from_numpy(frames)).half()), actions.append(torch.from_numpy(data["executed"]))
+            objects.append(torch.from_numpy(object_map(frames, autoencoder.config.latent_size)).half())
+        save_tensors(cache, {"latents": torch.cat(latents), "actions": torch.cat(actions), "objects": torch.cat(objects)})
     found = load_tensors(cache)
-    return found["latents"], found["actions"]
+    return found["latents"], found["actions"], found["objects"]
 
 
-def train_world_model(latents, actions, s: AssetSettings, *, seed: int, home: Path):
+def train_world_model(latents, actions, objects, s: AssetSettings, *, seed: int, home: Path):
     """Draft and transformer by turns: the draft alone in large batches that cost little, then the transformer on top of it, the draft held fixed."""
     import torch
 
@@ -413,12 +419,12 @@ def train_world_model(latents, actions, s: AssetSettings, *, seed: int, home: Pa
     model = WorldModel(WorldModelConfig())
     for turn, (draft_steps, steps) in enumerate(s.world_turns):
         wide = WindowConfig(batch=4 * s.world_batch, own_from=0.0 if turn else 1.0)  # its own work is worth learning from once there is some
-        fit(model.draft, world_model_loss(model, latents, actions, wide, draft_steps, part="draft"), FitConfig(
+        fit(model.draft, world_model_loss(model, latents, actions, wide, draft_steps, part="draft", objects=objects), FitConfig(
             steps=draft_steps, lr=1.2e-3 if turn else 1.5e-3, warmup=100, ema=0.99, save_every=500, weight_decay=0.02, decay=0.6), seed=seed + turn,
             name=f"draft, turn {turn + 1}", folder=home / f"fit_draft_{turn}", log_every=200)
         model.draft.requires_grad_(False)
         windows = WindowConfig(batch=s.world_batch, own_from=0.2 if turn else 1.0)
-        records = fit(model, world_model_loss(model, latents, actions, windows, steps), FitConfig(
+        records = fit(model, world_model_loss(model, latents, actions, windows, steps, objects=objects), FitConfig(
             steps=steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed + turn,
             name=f"world model, turn {turn + 1}", folder=home / f"fit_world_model_{turn}")
         model.draft.requires_grad_(True)

@@ -157,7 +157,7 @@ class WindowConfig:
     """How world-model batches are cut (paper: windows of c + K frames at stride 1, front-padded with the first frame).
 
     first: share of windows that begin at the first frame, where every imagined episode begins and uniform cutting seldom does.
-    emphasis: extra weight of latent positions that change against the newest context frame; own_rollout: share of windows whose context is the
+    emphasis, objects: extra weight of latent positions that change against the newest context frame, and of those that show an object; own_rollout: share of windows whose context is the
     model's own work (noisy-frame conditioning alone leaves a gap between clean training contexts and imagined ones); own_chunks: up to how many
     chunks it has imagined by then; own_from: training share after which that starts.
     """
@@ -165,6 +165,7 @@ class WindowConfig:
     batch: int = 64
     first: float = 0.1
     emphasis: float = 3.0
+    objects: float = 12.0
     own_rollout: float = 0.5
     own_chunks: int = 3
     own_from: float = 0.4
@@ -182,10 +183,10 @@ def cut_windows(latents, actions, episode, start, context: int, chunk: int):
 
 
 def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, windows: WindowConfig, total_steps: int, last_frame: np.ndarray | None = None,
-                     part: str = "all"):
+                     part: str = "all", objects: torch.Tensor | None = None):
     """The `loss_fn` for `fit`: rectified flow on random windows of recorded episodes.
 
-    part: 'all', or 'draft' to train the draft by itself. last_frame (E,): windows never reach past this frame of an episode (paper: none past finish_step); None: whole episodes.
+    objects (E, T + 1, h, w): how much of each latent position an object covers, or None. part: 'all', or 'draft' to train the draft by itself. last_frame (E,): windows never reach past this frame of an episode (paper: none past finish_step); None: whole episodes.
     """
     c = model.config
     horizon = actions.shape[1]
@@ -205,8 +206,11 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
             if len(own):
                 context[own] = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator, part)
         change = (future - context[:, -1:]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
+        weight = 1 + windows.emphasis * change
+        if objects is not None:
+            weight = weight + windows.objects * objects[episode[:, None], start[:, None] + 1 + np.arange(c.chunk)].float().unsqueeze(2)
         loss = model.draft_loss if part == "draft" else model.loss
-        return loss(context, future, acts, generator, weight=1 + windows.emphasis * change)
+        return loss(context, future, acts, generator, weight=weight)
 
     return loss_fn
 
@@ -217,7 +221,8 @@ def _imagined_context(model, latents, actions, episode, start, chunks: int, gene
     c = model.config
     for back in range(chunks, 0, -1):
         real, _, acts = cut_windows(latents, actions, episode, start - back * c.chunk, c.context, c.chunk)
-        context = real if back == chunks else context
+        if back == chunks:
+            context = real
         future = model.draft(context, acts)[0] if part == "draft" else model.imagine(context, acts, generator, steps=1)
         context = torch.cat([context, future], dim=1)[:, -c.context:]
     return context

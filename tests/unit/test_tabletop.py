@@ -405,5 +405,20 @@ def test_shifted_objects(make_env):
     assert make_env().reset(shifted[:2]).shape == (2, 32, 32, 3)
 
 
+def test_object_map_finds_the_cubes_and_not_the_arm(env):
+    """A cube covers the cell of its centre; scenes without cubes in view are empty; the orange arm, the plate and the table are no objects."""
+    assert not scene.object_map(np.full((2, 64, 64, 3), (242, 140, 31), np.uint8), 8).any()  # the arm's orange
+    assert not scene.object_map(np.full((64, 64, 3), 158, np.uint8), 8).any()
+    for colour in scene.COLOURS.values():
+        if colour != scene.COLOURS["yellow"]:
+            picture = np.full((64, 64, 3), 158, np.uint8)
+            picture[16:20, 24:28] = (np.array(colour) * 255).astype(np.uint8)  # a quarter of cell (2, 3)
+            found = scene.object_map(picture, 8)
+            assert found.shape == (8, 8) and found[2, 3] == 1 and found.sum() == 1
+    frames = env.reset(states(16))
+    covered = scene.object_map(frames, 8)
+    assert covered.shape == (16, 8, 8) and (covered > 0).sum(axis=(1, 2)).min() >= 1 and (covered > 0).mean() < 0.2
+
+
 def test_home_is_reachable_and_inside_the_workspace():
     assert (HOME > WORKSPACE[:, 0]).all() and (HOME < WORKSPACE[:, 1]).all()

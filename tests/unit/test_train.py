@@ -304,7 +304,7 @@ def test_without_last_frames_whole_episodes_are_used():
 
 def test_own_contexts_come_from_the_chunk_before():
     """From `own_from` on, half of the windows that have a whole chunk behind them start from the model's own imagination of it."""
-    spy, context, future, acts, _ = cut(WindowConfig(batch=32, own_rollout=0.5, own_from=0.4), None, step=40)
+    spy, context, future, acts, _ = cut(WindowConfig(batch=32, own_rollout=0.5, own_chunks=1, own_from=0.4), None, step=40)
     own = (context == -1).all(axis=1)
     start = future[:, 0] % 100 - 1
     assert ((context == -1).any(axis=1) == own).all() and (start[own] >= tiny.CHUNK).all()
@@ -313,6 +313,30 @@ def test_own_contexts_come_from_the_chunk_before():
     assert (earlier[:, 0] == acts[own][:, 0] - tiny.CHUNK).all()
     assert (before[:, -1] == future[own][:, 0] - 1 - tiny.CHUNK).all()
     assert not (cut(WindowConfig(batch=32, own_rollout=0.5, own_from=0.4), None, step=39)[1] == -1).any()
+
+
+def test_contexts_may_be_several_chunks_of_own_work():
+    """own_chunks=2: some contexts come from two imagined chunks, the second of which starts from the first; none reaches before the episode."""
+    spy, context, future, acts, _ = cut(WindowConfig(batch=32, own_rollout=1.0, own_chunks=2, own_from=0.0), None, draws=60)
+    before = [part.int().numpy() for part, _ in spy.imagined]
+    second = [part for part in before if (part == -1).all()]
+    assert 0.25 < len(second) / len(before) < 0.42  # one batch in two takes two chunks: a third of the calls
+    start, own = future[:, 0] % 100 - 1, (context == -1).all(axis=1)
+    assert own[start >= 2 * tiny.CHUNK].all() and not own[start < tiny.CHUNK].any()
+    assert all((part[:, -1] % 100 >= 0).all() for part in before if not (part == -1).all())
+
+
+def test_objects_weigh_more():
+    latents, actions = numbered()
+    objects = torch.zeros(latents.shape[0], latents.shape[1], 8, 8)
+    objects[:, 5, 2, 3] = 0.5  # an object covers half of one position in frame 5 of every episode
+    spy = Spy()
+    world_model_loss(spy, latents * 0, actions, WindowConfig(batch=64, objects=12.0), 100, objects=objects)(*generators(0, 0), 0)
+    weight, moves = spy.windows[0][3], spy.windows[0][2]
+    frame = moves.int() % 100 + 1  # number of each future frame
+    assert (weight[:, :, 0, 2, 3] == torch.where(frame == 5, 7.0, 1.0)).all() and (frame == 5).any()
+    weight[:, :, 0, 2, 3] = 1
+    assert (weight == 1).all()
 
 
 def test_weights_rise_where_the_picture_changes():
