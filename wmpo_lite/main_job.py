@@ -201,7 +201,26 @@ def fit_reward(w: Workspace) -> dict:
     frames = torch.from_numpy(np.stack([t.frames for t in rest]))
     threshold, f1 = fit_threshold(model, frames, [t.instruction for t in rest], [t.success for t in rest])
     model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, held_out_f1=f1))
-    return {"threshold": threshold, "f1": f1, "held_out": len(held)}
+    imagined, imagined_f1 = imagined_threshold(w, model)
+    return {"threshold": threshold, "f1": f1, "held_out": len(held), "imagined_threshold": imagined, "imagined_f1": imagined_f1}
+
+
+def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
+    """The threshold for imagined video, (threshold, F1): imagination is blurred, so what the classifier makes of it is measured apart.
+
+    The P rollouts are imagined again from their first frames and actions; the threshold is the one that tells their real outcomes best. No real
+    episode beyond the budget is needed.
+    """
+    import torch
+
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.evaluate import best_threshold
+    from wmpo_lite.rollout import replay
+    trajectories = w.rollouts()
+    starts = initial_frames(trajectories)
+    films, _ = replay(ImaginedEnv(w.autoencoder(), w.world_model(), seed=w.run.seed, steps=w.settings.sample_steps), trajectories, starts)
+    scores = np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16])).numpy() for i in range(0, len(films), 16)])
+    return best_threshold(scores, np.array([t.success for t in trajectories]))
 
 
 def initial_frames(trajectories):
@@ -214,7 +233,8 @@ def initial_frames(trajectories):
 
 def imagined_env(w: Workspace, seed: int, stop: bool = True):
     from wmpo_lite.envs.imagined import ImaginedEnv
-    return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), seed=seed, steps=w.settings.sample_steps, stop=stop,
+    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
+    return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps, stop=stop,
                        action_names=w.env.action_names)
 
 
@@ -230,7 +250,7 @@ def trust(w: Workspace) -> dict:
     env = imagined_env(w, w.run.seed, stop=False)
     imagined, _ = replay(env, real, starts)
     scores = _scores(w, imagined, starts)
-    threshold = float(w.reward_model().threshold)
+    threshold, real_threshold = env.threshold, float(w.reward_model().threshold)
     truth = np.stack([t.frames for t in real])
     real_scores = _scores(w, truth, starts)
     horizons = sorted({h for h in (8, 16, 32, w.horizon) if h <= w.horizon})
@@ -246,7 +266,7 @@ def trust(w: Workspace) -> dict:
     verdict = agreement(success, scores, threshold)
     result = {"n": n, "psnr": {"horizons": horizons, "model": [mean(imagined, h) for h in horizons], "copy_last": [mean(copy, h) for h in horizons]},
               "sensitivity": quality, "agreement": dataclasses.asdict(verdict), "threshold": threshold,
-              "reward_f1_real": f1_score(real_scores >= threshold, success), "reward_f1_imagined": f1_score(scores >= threshold, success),
+              "real_threshold": real_threshold, "reward_f1_real": f1_score(real_scores >= real_threshold, success), "reward_f1_imagined": f1_score(scores >= threshold, success),
               "scores": [round(float(x), 4) for x in scores], "real": [bool(x) for x in success]}
     checkpoint.write_json(w.folder / "trust.json", result)
     pick = np.concatenate([np.flatnonzero(success)[:4], np.flatnonzero(~success)[:4]])

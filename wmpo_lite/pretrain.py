@@ -312,7 +312,7 @@ class AssetSettings:
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     reward_play_shards: int = 8
-    reward_steps: int = 800
+    reward_steps: int = 1500
 
 
 ASSET_PROFILES = {
@@ -381,8 +381,9 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         play = {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "instruction")}
         torch.manual_seed(seed)
         model = RewardModel()
+        model.inflate(load_tensors(home / "vision.safetensors"))  # in place of VideoMAE's own pre-training on the world's videos
         records = fit(model, reward_loss(model, reward_data(demos, play, autoencoder)), FitConfig(
-            steps=s.reward_steps, lr=1e-3, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
+            steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
         model.save(home / "reward", note(records))
     return home

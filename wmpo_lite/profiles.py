@@ -30,7 +30,7 @@ class Profile:
     dpo_beta: float = 0.1
     dpo_pairs: int = 256
     dpo_epochs: int = 2
-    sample_steps: int = 2
+    sample_steps: int = 1
     tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
 
 
@@ -55,6 +55,6 @@ def paper_models() -> dict:
         "autoencoder": AutoencoderConfig(kind="kl", size=256, fold=1, channels=(128, 256, 512, 512), latent_channels=4),
         "world_model": WorldModelConfig(latent_channels=4, latent_size=32, patch=2, width=1152, depth=28, heads=16, action_dim=7, sample_steps=30,
                                         draft_width=0, action_path=False, time_shift=1.0),
-        "reward": RewardConfig(image=224, patch=16, width=768, depth=12, heads=12),
+        "reward": RewardConfig(image=224, clip=8, patch=16, width=768, depth=12, heads=12),
         "policy": PolicyConfig(image=256, patch=16, merge=2, vision_width=1024, vision_depth=24, width=4096, depth=32, heads=32, action_dim=7, bins=256),
     }

@@ -1,7 +1,7 @@
-"""The success classifier (paper section 3.3): a VideoMAE encoder reads the last L frames, a linear head says whether the instruction is fulfilled.
+"""The success classifier (paper section 3.3): a VideoMAE encoder reads the last L frames, a head says whether the instruction is fulfilled.
 
-The head's weights come from the words of the instruction, because in a scene with two cubes the same picture is a success for one sentence and a
-failure for the other; the paper trains one model a task and needs no words.
+The head asks with the words of the instruction, because in a scene with two cubes the same picture is a success for one sentence and a failure for
+the other; the paper trains one model a task, needs no words and puts a linear head on the mean token.
 """
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ from wmpo_lite.policy import build_tokenizer
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """clip: frames L a window holds (paper: 8). The paper's encoder is VideoMAE-base at 224 pixels."""
+    """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The paper's encoder is VideoMAE-base at 224 pixels."""
 
     image: int = 64
-    clip: int = 8
-    patch: int = 16
+    clip: int = 4
+    patch: int = 8
     tubelet: int = 2
     width: int = 96
-    depth: int = 3
+    depth: int = 4
     heads: int = 4
 
     def __post_init__(self):
@@ -42,20 +42,46 @@ class RewardModel(nn.Module):
         self.tokenizer = build_tokenizer()
         self.encoder = VideoMAEModel(VideoMAEConfig(
             image_size=config.image, patch_size=config.patch, num_frames=config.clip, tubelet_size=config.tubelet, hidden_size=config.width,
-            num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=4 * config.width, use_mean_pooling=True))
+            num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=4 * config.width, use_mean_pooling=True, hidden_act="gelu_pytorch_tanh"))
+        places = self.encoder.embeddings.position_embeddings
+        del self.encoder.embeddings.position_embeddings  # a plain tensor there, which would not be saved; `inflate` writes it
+        self.encoder.embeddings.position_embeddings = nn.Parameter(places, requires_grad=False)
         self.norm = nn.LayerNorm(config.width)
-        self.words = nn.EmbeddingBag(self.tokenizer.get_vocab_size(), config.width + 1, mode="sum", padding_idx=0)
-        nn.init.normal_(self.words.weight, std=0.02)
+        self.words = nn.EmbeddingBag(self.tokenizer.get_vocab_size(), config.width, mode="sum", padding_idx=0)
+        self.ask = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
+        self.judge = nn.Sequential(nn.LayerNorm(2 * config.width), nn.Linear(2 * config.width, config.width), nn.GELU(), nn.Linear(config.width, 1))
+        nn.init.normal_(self.words.weight, std=0.3)
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
         """Logits (B,)."""
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
-        features = self.norm(self.encoder(pixel_values=pixels).last_hidden_state.mean(dim=1))
+        seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
         rows = [self.tokenizer.encode(text).ids for text in instructions]
         longest = max(len(row) for row in rows)
-        head = self.words(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=features.device))  # (B, width + 1)
-        return (features * head[:, :-1]).sum(-1) + head[:, -1]
+        question = self.words(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=seen.device))  # (B, width)
+        found, _ = self.ask(question[:, None], seen, seen, need_weights=False)
+        return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0]
+
+    @torch.no_grad()
+    def inflate(self, tower: dict):
+        """Start from the weights of an image tower (a SigLIP vision model's state dict of the same sizes), as I3D does for convolutions.
+
+        Of a still clip the encoder then sees exactly what the tower sees of the frame: every patch filter is spread over the tubelet's frames and
+        every position is repeated in time. A key's bias moves all scores of a query alike, so VideoMAE does well without it.
+        """
+        c, encoder = self.config, self.encoder
+        patches = encoder.embeddings.patch_embeddings.projection
+        patches.weight.copy_(tower["embeddings.patch_embedding.weight"][:, :, None] / c.tubelet), patches.bias.copy_(tower["embeddings.patch_embedding.bias"])
+        encoder.embeddings.position_embeddings.copy_(tower["embeddings.position_embedding.weight"].repeat(c.clip // c.tubelet, 1)[None])
+        names = {"attention.attention.query": "self_attn.q_proj", "attention.attention.key": "self_attn.k_proj", "attention.attention.value": "self_attn.v_proj",
+                 "attention.output.dense": "self_attn.out_proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+                 "layernorm_before": "layer_norm1", "layernorm_after": "layer_norm2"}
+        for i, layer in enumerate(encoder.encoder.layer):
+            for name, parameter in layer.named_parameters():
+                module, _, kind = name.rpartition(".")
+                parameter.copy_(tower[f"encoder.layers.{i}.{names[module]}.{kind}"])
+        self.norm.weight.copy_(tower["post_layernorm.weight"]), self.norm.bias.copy_(tower["post_layernorm.bias"])
 
     @torch.no_grad()
     def probabilities(self, clips: torch.Tensor, instructions, batch: int = 128) -> torch.Tensor:

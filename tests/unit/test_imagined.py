@@ -220,3 +220,12 @@ def test_frames_of_another_size_are_refused():
     env = ImaginedEnv(*models())
     with pytest.raises(UserError, match="16"):
         env.reset(states)
+
+
+def test_a_threshold_of_its_own_overrides_the_reward_models():
+    models = tiny.autoencoder(), tiny.world_model(), tiny.reward_model()
+    assert ImaginedEnv(*models).threshold == float(models[2].threshold)
+    for threshold, expected in ((0.0, True), (2.0, False)):
+        env = ImaginedEnv(*models, threshold=threshold)
+        env.reset(tiny.states(3))
+        assert (env.step_chunk(tiny.random_actions(3, tiny.CHUNK))[1][:, -1] == expected).all() and env.threshold == threshold

@@ -243,3 +243,27 @@ def test_a_saved_model_comes_back_bit_exact_with_its_threshold(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         RewardModel.load(tmp_path / "reward")
+
+
+def test_inflated_from_an_image_tower_a_still_clip_looks_like_its_frame():
+    from wmpo_lite.policy import PolicyConfig, build_vision
+    config = RewardConfig(image=tiny.SIZE, clip=4, patch=4, tubelet=2, width=16, depth=2, heads=4)
+    tower = tiny.shake(build_vision(PolicyConfig(image=tiny.SIZE, patch=4, vision_width=16, vision_depth=2)), 0.3)
+    model = RewardModel(config).eval()
+    model.inflate(tower.state_dict())
+    frames = torch.from_numpy(tiny.noise_frames(3))
+    pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = tower(pixel_values=pixels).last_hidden_state  # (3, patches, width)
+    clips = pixels[:, None].repeat(1, 4, 1, 1, 1)
+    seen = model.norm(model.encoder(pixel_values=clips).last_hidden_state).unflatten(1, (2, -1))
+    for moment in range(2):
+        assert torch.allclose(seen[:, moment], expected, atol=1e-3)
+    assert expected.std() > 0.1
+
+
+def test_inflated_positions_are_saved(tmp_path):
+    model = tiny.reward_model()
+    with torch.no_grad():
+        model.encoder.embeddings.position_embeddings.add_(1.0)
+    model.save(tmp_path)
+    assert torch.equal(RewardModel.load(tmp_path).encoder.embeddings.position_embeddings, model.encoder.embeddings.position_embeddings)

@@ -10,16 +10,23 @@ class ImaginedEnv:
     """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one recorded frame and nothing else.
 
     reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk and never re-encoded.
+    threshold: of the reward model's probability; None takes the one it was saved with, which was chosen on camera pictures.
     `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
     """
 
-    def __init__(self, autoencoder, world_model, reward_model=None, *, seed: int = 0, steps: int | None = None, stop: bool = True,
-                 action_names=("dx", "dy", "dz", "gripper")):
+    def __init__(self, autoencoder, world_model, reward_model=None, *, threshold: float | None = None, seed: int = 0, steps: int | None = None,
+                 stop: bool = True, action_names=("dx", "dy", "dz", "gripper")):
         self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
+        self._threshold = threshold
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
         self.steps, self.stop = steps, stop
         self.generator = torch.Generator().manual_seed(seed)
         self.instructions: list[str] = []
+
+    @property
+    def threshold(self) -> float:
+        """What a window's success probability must reach."""
+        return float(self.reward_model.threshold) if self._threshold is None else self._threshold
 
     def reset(self, states: InitialStates) -> np.ndarray:
         if states.frames is None:
@@ -68,5 +75,5 @@ class ImaginedEnv:
         if not scores.shape[1]:
             return
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
-        over = np.maximum.accumulate(scores >= float(self.reward_model.threshold), axis=1)
+        over = np.maximum.accumulate(scores >= self.threshold, axis=1)
         done[live, -over.shape[1]:] |= over
