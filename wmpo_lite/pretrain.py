@@ -176,7 +176,7 @@ def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, b
         target = torch.from_numpy(grid[index]).long().unflatten(1, (patches, 4)).unflatten(3, (patches, 4)).permute(0, 1, 3, 2, 4).flatten(1, 2)
         mask = F.cross_entropy(masks.transpose(1, 2), target)
         centimetres = (((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1) * present).sum() / present.sum() * 100
-        return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres), "mask": float(mask)}
+        return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres.detach()), "mask": float(mask.detach())}
 
     def loss_fn(generator, rng, step):
         return errors(np.sort(rng.integers(total - 1024, size=batch)))
@@ -308,7 +308,7 @@ class AssetSettings:
     vision_steps: int = 2200
     ground_steps: int = 900
     clone_steps: int = 1200
-    world_turns: tuple = ((5000, 1000), (7500, 1500))  # steps of the draft and of the transformer, by turns
+    world_turns: tuple = ((5000, 1000), (11000, 1500))  # steps of the draft and of the transformer, by turns
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     reward_play_shards: int = 8

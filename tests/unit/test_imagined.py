@@ -228,4 +228,4 @@ def test_a_threshold_of_its_own_overrides_the_reward_models():
     for threshold, expected in ((0.0, True), (2.0, False)):
         env = ImaginedEnv(*models, threshold=threshold)
         env.reset(tiny.states(3))
-        assert (env.step_chunk(tiny.random_actions(3, tiny.CHUNK))[1][:, -1] == expected).all() and env.threshold == threshold
+        assert (env.step_chunk(tiny.random_actions(3, tiny.CHUNK, tiny.ACTIONS))[1][:, -1] == expected).all() and env.threshold == threshold

@@ -2,6 +2,7 @@
 import numpy as np
 
 from wmpo_lite.envs.tabletop.env import MAX_STEP
+from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
@@ -28,7 +29,9 @@ class PickAndPlace:
         self.phase = phase = phase + advance
         self.timer = np.where(advance, 0, self.timer + 1)
         stuck = (phase == LOWER) & (self.timer > 4)  # something is in the way: up again and aim anew
-        self.phase = phase = np.where(stuck, LIFT, phase)
+        failed = (phase == RETREAT) & (self.timer > 3) & ~env.done  # let go and no success: all over again
+        self.phase = phase = np.where(failed, APPROACH, np.where(stuck, LIFT, phase))
+        self.timer = np.where(failed, 0, self.timer)
         low_pick, high_pick = pick * [1, 1, 0] + [0, 0, 0.012], pick * [1, 1, 0] + [0, 0, HOVER]
         high_place = place * [1, 1, 0] + [0, 0, TRAVEL]
         target = np.select(
@@ -44,13 +47,32 @@ class PickAndPlace:
         self.phase[which], self.timer[which] = APPROACH, 0
 
 
+def labels(env) -> dict:
+    """What a scene holds, for auxiliary targets of pre-training: points (B, 5, 3) of red, green, blue, target and hand in metres (zero where absent),
+    present (B, 5), opening (B,) in [0, 1]."""
+    batch = len(env.tip)
+    points, present = np.zeros((batch, 5, 3), np.float32), np.zeros((batch, 5), bool)
+    for name, colour in zip(env.task.objects, env.parameters.T):
+        points[np.arange(batch), colour.astype(int)] = env.position(name)
+        present[np.arange(batch), colour.astype(int)] = True
+    points[:, 3, :2], points[:, 4], present[:, 3:] = env.position(env.task.target), env.tip, True
+    return {"points": points, "present": present, "opening": (env.opening / FINGER_TRAVEL).astype(np.float32)}
+
+
+def _stack(parts) -> dict:
+    """Labels of T + 1 moments -> arrays with time second; what is present does not change."""
+    return {"points": np.stack([part["points"] for part in parts], axis=1), "present": parts[0]["present"],
+            "opening": np.stack([part["opening"] for part in parts], axis=1)}
+
+
 def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None):
     """Run the task's expert. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
     each step of each episode is disturbed with probability `burst`.
 
-    Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T).
+    Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T), and `labels` of every frame.
     """
     frames, executed, intended, done = [env.reset(states)], [], [], []
+    seen = [labels(env)]
     expert = PickAndPlace(len(states))
     for _ in range(horizon or env.task.horizon):
         pick, place = env.task.goal(env)
@@ -60,8 +82,10 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
         action[:, :3] = np.clip(wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1)
         image, finished, _ = env.step_chunk(action[:, None])
         frames.append(image[:, 0]), executed.append(action), intended.append(wanted), done.append(finished[:, 0])
+        seen.append(labels(env))
     stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
-    return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done)}
+    return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done),
+            **_stack(seen)}
 
 
 def play(env, states, rng: np.random.Generator, horizon: int):
@@ -72,6 +96,7 @@ def play(env, states, rng: np.random.Generator, horizon: int):
     """
     batch = len(states)
     frames, executed, clean = [env.reset(states)], [], np.ones(batch, dtype=bool)
+    seen = [labels(env)]
     expert = PickAndPlace(batch, np.zeros((batch, 3)), np.zeros((batch, 3)))
     objects = env.task.play_objects
     chosen, spot = np.zeros(batch, dtype=int), np.zeros((batch, 3))
@@ -100,5 +125,5 @@ def play(env, states, rng: np.random.Generator, horizon: int):
         action = np.clip(action, -1, 1)
         image, _, _ = env.step_chunk(action[:, None])
         clean &= ~env.task.goal_relation(env)
-        frames.append(image[:, 0]), executed.append(action)
-    return {"frames": np.stack(frames, axis=1), "executed": np.stack(executed, axis=1).astype(np.float32), "clean": clean}
+        frames.append(image[:, 0]), executed.append(action), seen.append(labels(env))
+    return {"frames": np.stack(frames, axis=1), "executed": np.stack(executed, axis=1).astype(np.float32), "clean": clean, **_stack(seen)}
