@@ -1,10 +1,10 @@
-"""The `square` task: the expert solves it, a bad descent collides, a corrected one succeeds, play never solves it."""
+"""The `square` task: the expert solves it, a bad descent collides, play never solves it."""
 
 import numpy as np
 import pytest
 
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import APPROACH, PickAndPlace, play
+from wmpo_lite.envs.tabletop.expert import PickAndPlace, play
 from wmpo_lite.envs.tabletop.tasks import get_task
 
 SQUARE = get_task("square")
@@ -43,13 +43,12 @@ def test_expert_solves_at_least_95_per_cent(env):
     assert (SQUARE.over_peg(env, "nut_a") ^ SQUARE.over_peg(env, "nut_b")).mean() >= 0.95
 
 
-def test_a_bad_descent_collides_and_a_corrected_one_succeeds(env):
-    """12 mm off: the nut does not come down over the peg. Taken again and aimed well, most of the same nuts do."""
+def test_a_descent_beside_the_peg_collides(env):
+    """12 mm off, which is more than the play: no nut comes down over the peg, and the expert takes it up again."""
     env.reset(states(8))
-    expert, _, done = drive(env, 8, 24, goal=beside)
+    _, phases, done = drive(env, 8, 40, goal=beside)
     assert not done.any() and not (SQUARE.over_peg(env, "nut_a") | SQUARE.over_peg(env, "nut_b")).any()
-    _, phases, done = drive(env, 8, 48, expert=expert)
-    assert (phases == APPROACH).any(axis=0).all() and done.mean() >= 0.5
+    assert (np.diff(phases, axis=0) < 0).any()
 
 
 def test_the_wrong_nut_is_no_success(env):

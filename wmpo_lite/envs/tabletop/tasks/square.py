@@ -1,4 +1,4 @@
-"""`square`: put the named square nut over the square peg. A descent that is off by more than the play collides; lifting and aiming again helps."""
+"""`square`: put the named square nut over the square peg. A descent that is off by more than the play collides."""
 import numpy as np
 
 from wmpo_lite.envs.tabletop import arm, scene
