@@ -290,10 +290,8 @@ def test_success_needs_release_and_withdrawal(env):
     """Cube held on the plate: no. Released with the hand still there: no. Hand lifted: yes, and it stays so."""
     env.reset(states(4))
 
-    waiting = np.zeros(4, bool)
-
     def hold(expert, action):
-        waiting[:] |= expert.phase >= OPEN
+        waiting = expert.phase >= OPEN
         action[waiting] = 0, 0, 0, 1
         return action
 

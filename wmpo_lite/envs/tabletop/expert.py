@@ -28,12 +28,7 @@ class PickAndPlace:
              tip[:, 2] < place[:, 2] + 0.005, self.timer >= 1], False)
         self.phase = phase = phase + advance
         self.timer = np.where(advance, 0, self.timer + 1)
-        stuck = (phase == LOWER) & (self.timer > 4)  # something is in the way: up again and aim anew
-        failed = (phase == RETREAT) & (self.timer > 3) & ~env.done  # let go and no success: all over again
-        self.phase = phase = np.where(failed, APPROACH, np.where(stuck, LIFT, phase))
-        self.timer = np.where(failed, 0, self.timer)
-        grip_height = np.where(pick[:, 2:] > 0.022, pick[:, 2:] - 0.004, 0.012)  # an object that stands on something is taken where it is
-        low_pick, high_pick = pick * [1, 1, 0] + grip_height * [0, 0, 1], pick * [1, 1, 0] + [0, 0, HOVER]
+        low_pick, high_pick = pick * [1, 1, 0] + [0, 0, 0.012], pick * [1, 1, 0] + [0, 0, HOVER]
         high_place = place * [1, 1, 0] + [0, 0, TRAVEL]
         target = np.select(
             [(phase == p)[:, None] for p in range(8)],

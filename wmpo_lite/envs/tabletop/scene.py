@@ -33,13 +33,16 @@ def free_cube(name: str, half: float = CUBE_HALF) -> str:
             f'<geom name="{name}" type="box" size="{half} {half} {half}" mass="0.03" friction="1.2 0.02 0.001" condim="4" rgba="1 0 0 1"/></body>')
 
 
-def sliding_disc(name: str, radius: float, thickness: float, rgb) -> str:
-    """A disc that an episode places anywhere on the table and nothing can push: its slide joints have a large dry friction.
+def _slides(name: str) -> str:
+    """Joints on which an episode places a body anywhere on the table and nothing can push it: their dry friction is large.
 
     (A huge armature would do too, but MuJoCo scales its solver tolerance by the mean inertia and would stop iterating.)"""
-    joints = "".join(f'<joint name="{name}_{axis}" type="slide" axis="{vector}" frictionloss="50" damping="50"/>'
-                     for axis, vector in (("x", "1 0 0"), ("y", "0 1 0")))
-    return (f'<body name="{name}" pos="0 0 {thickness / 2}" gravcomp="1">{joints}'
+    return "".join(f'<joint name="{name}_{axis}" type="slide" axis="{vector}" frictionloss="50" damping="50"/>'
+                   for axis, vector in (("x", "1 0 0"), ("y", "0 1 0")))
+
+
+def sliding_disc(name: str, radius: float, thickness: float, rgb) -> str:
+    return (f'<body name="{name}" pos="0 0 {thickness / 2}" gravcomp="1">{_slides(name)}'
             f'<geom name="{name}" type="cylinder" size="{radius} {thickness / 2}" mass="0.3" friction="1 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
 
 
@@ -53,10 +56,7 @@ def free_nut(name: str, outer: float, inner: float, half_height: float) -> str:
 
 
 def sliding_peg(name: str, half: float, height: float, rgb) -> str:
-    """A square peg on a flat foot, placed by an episode as a `sliding_disc` is."""
-    joints = "".join(f'<joint name="{name}_{axis}" type="slide" axis="{vector}" frictionloss="50" damping="50"/>'
-                     for axis, vector in (("x", "1 0 0"), ("y", "0 1 0")))
-    return (f'<body name="{name}" pos="0 0 {height / 2}" gravcomp="1">{joints}'
+    return (f'<body name="{name}" pos="0 0 {height / 2}" gravcomp="1">{_slides(name)}'
             f'<geom name="{name}" type="box" size="{half} {half} {height / 2}" mass="0.3" friction="0.4 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
 
 
