@@ -47,7 +47,7 @@ def autoencoder(**changes) -> Autoencoder:
 def world_model(shaken: float = 0.1, **changes) -> WorldModel:
     """Latents (4, 8, 8), context 2, chunk 4, no draft. shaken=0 leaves the zero initialisation."""
     options = dict(latent_channels=4, latent_size=8, patch=4, width=32, depth=1, heads=2, action_dim=ACTIONS, context=CONTEXT, chunk=CHUNK,
-                   draft_width=0, draft_state=8)
+                   draft_width=0, draft_memory=8)
     model = WorldModel(WorldModelConfig(**options | changes))
     return shake(model, shaken) if shaken else model.eval()
 

@@ -21,7 +21,8 @@ class Demo:
     from_scratch: bool = False  # train the shipped assets anew first (hours)
 
     def __call__(self):
-        from wmpo_lite.main_job import ASSETS, Run, main_job
+        from wmpo_lite.main_job import main_job
+        from wmpo_lite.workspace import ASSETS, Run
         assets = ASSETS
         if self.from_scratch:
             from wmpo_lite.pretrain import make_assets
@@ -41,7 +42,7 @@ class Assets:
     profile: str = "laptop"
 
     def __call__(self):
-        from wmpo_lite.main_job import ASSETS
+        from wmpo_lite.workspace import ASSETS
         from wmpo_lite.pretrain import install_assets, make_assets
         make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile)
         install_assets(Path("runs") / "assets" / self.task, ASSETS / self.task)
@@ -57,7 +58,8 @@ class UpperBound:
     name: str = ""  # folder under runs/
 
     def __call__(self):
-        from wmpo_lite.main_job import Run, upper_bound
+        from wmpo_lite.upper_bound import upper_bound
+        from wmpo_lite.workspace import Run
         upper_bound(Run(task=self.task, seed=self.seed), Path("runs") / (self.name or f"{self.task}-upper-s{self.seed}"), self.iterations)
 
 

@@ -1,120 +1,13 @@
 """`wmpo-lite demo`: the whole method once, from P real rollouts to a report. Every stage leaves its result in the run folder and is not done twice."""
 import dataclasses
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.profiles import PROFILES, Profile
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-TRAINING_STATES, TRUST_STATES, SWAP_STATES = 10_000, 1_000, 50_000  # where each use begins inside its split
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run is: enough to repeat it."""
-
-    task: str = "place"
-    profile: str = "laptop"
-    seed: int = 0
-    rollout_budget: int = 128
-    assets: str = str(ASSETS)
-
-    def settings(self) -> Profile:
-        if self.profile not in PROFILES:
-            raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
-        settings = PROFILES[self.profile]
-        if self.rollout_budget < settings.group_size:
-            raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.group_size}; raise --rollout-budget")
-        return settings
-
-
-class Workspace:
-    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result."""
-
-    def __init__(self, run: Run, folder: Path):
-        from wmpo_lite.envs.tabletop.env import TabletopEnv
-        from wmpo_lite.envs.tabletop.tasks import get_task
-        from wmpo_lite.train import MetricsLog, set_threads
-
-        set_threads()
-        self.run, self.folder, self.settings = run, Path(folder), run.settings()
-        self.task = get_task(run.task)
-        self.horizon = self.task.horizon
-        self.assets = Path(run.assets) / run.task
-        if not self.assets.exists():
-            raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
-        self._check_folder()
-        self.log = MetricsLog(self.folder / "metrics.jsonl")
-        self.env = TabletopEnv(self.task)
-        self.started = time.time()
-
-    def _check_folder(self):
-        config = {**dataclasses.asdict(self.run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
-        path = self.folder / "config.json"
-        if path.exists():
-            if (found := checkpoint.read_json(path)) != checkpoint.plain(config):
-                changed = sorted(key for key in config if found.get(key) != checkpoint.plain(config)[key])
-                raise UserError(f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --name or delete the folder")
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(path, config)
-
-    def _fingerprint(self) -> dict:
-        """Which trained assets the run starts from: the beginning of each weight file's checksum."""
-        return {name: checkpoint.checksum(self.assets / name / "model.safetensors")[:12] for name in ("autoencoder", "policy", "world_model", "reward")}
-
-    def stage(self, name: str, fn):
-        path = self.folder / "stages" / f"{name}.json"
-        if path.exists():
-            return checkpoint.read_json(path)["result"]
-        clock = time.time()
-        print(f"[{name}]", flush=True)
-        result = fn()
-        checkpoint.write_json(path, {"result": result, "seconds": round(time.time() - clock, 1)})
-        return checkpoint.read_json(path)["result"]
-
-    def seconds(self) -> float:
-        return sum(checkpoint.read_json(path)["seconds"] for path in (self.folder / "stages").glob("*.json"))
-
-    # -- loaded when first needed ------------------------------------------------------------------------------------------------------------
-
-    def autoencoder(self):
-        from wmpo_lite.world_model import Autoencoder
-        return self._once("autoencoder", lambda: Autoencoder.load(self.assets / "autoencoder"))
-
-    def base(self):
-        from wmpo_lite.policy import Policy
-        return Policy.load(self.assets / "policy")
-
-    def world_model(self):
-        from wmpo_lite.world_model import WorldModel
-        return self._once("world_model", lambda: WorldModel.load(self.folder / "world_model"))
-
-    def reward_model(self):
-        from wmpo_lite.reward import RewardModel
-        return self._once("reward", lambda: RewardModel.load(self.folder / "reward"))
-
-    def rollouts(self):
-        from wmpo_lite.trajectory import load_trajectories
-        return self._once("rollouts", lambda: load_trajectories(self.folder / "rollouts.hdf5"))
-
-    def _once(self, name, load):
-        if not hasattr(self, f"_{name}"):
-            setattr(self, f"_{name}", load())
-        return getattr(self, f"_{name}")
-
-    def provenance(self, **more) -> dict:
-        return {"run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name}, "settings": dataclasses.asdict(self.settings), **more}
-
-    def states(self, split: str, first: int, count: int):
-        from wmpo_lite.envs.tabletop.env import initial_states
-        return initial_states(self.task, split, np.arange(first, first + count))
-
+from wmpo_lite.trust import describe_trust, trust
+from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays
 
 # ----------------------------------------------------------------------------------------------------------------------------- stages
 
@@ -138,6 +31,7 @@ def align_world_model(w: Workspace) -> dict:
     """Policy behaviour alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included."""
     import torch
 
+    from wmpo_lite.draft import moving, painting
     from wmpo_lite.envs.tabletop.scene import object_map
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel
@@ -147,12 +41,16 @@ def align_world_model(w: Workspace) -> dict:
     latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
     objects = torch.from_numpy(object_map(np.stack([t.frames for t in trajectories]), latents.shape[-1]))
+    if model.config.draft_width:  # first the draft by itself, as in pre-training
+        draft = model.draft
+        labels = draft.label(latents)
+        for name, module, loss_fn in (("move", draft.mover, moving(draft, labels, actions, batch=8 * s.align_batch, noise=0.0)),
+                                      ("paint", torch.nn.ModuleList([draft.painter, draft.reader.look]),
+                                       painting(draft, latents, labels, objects, batch=4 * s.align_batch))):
+            fit(module, loss_fn, FitConfig(steps=s.align_draft_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=100), seed=w.run.seed,
+                name=f"align {name}", folder=w.folder / f"fit_align_{name}", log_every=50, on_log=w.log)
+        draft.requires_grad_(False)
     windows = WindowConfig(batch=s.align_batch, own_from=0.0)
-    if model.config.draft_width:  # first the draft alone, as in pre-training
-        wide = WindowConfig(batch=4 * s.align_batch, own_from=0.0)
-        fit(model.draft, world_model_loss(model, latents, actions, wide, s.align_draft_steps, part="draft", objects=objects), FitConfig(
-            steps=s.align_draft_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=100), seed=w.run.seed, name="align draft",
-            folder=w.folder / "fit_align_draft", log_every=50, on_log=w.log)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects), FitConfig(
         steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
         log_every=20, on_log=w.log)
@@ -211,81 +109,13 @@ def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
     The P rollouts are imagined again from their first frames and actions; the threshold is the one that tells their real outcomes best. No real
     episode beyond the budget is needed.
     """
-    import torch
-
     from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.evaluate import best_threshold
+    from wmpo_lite.reward import best_probability
     from wmpo_lite.rollout import replay
     trajectories = w.rollouts()
     starts = initial_frames(trajectories)
     films, _ = replay(ImaginedEnv(w.autoencoder(), w.world_model(), seed=w.run.seed, steps=w.settings.sample_steps), trajectories, starts)
-    scores = np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16])).numpy() for i in range(0, len(films), 16)])
-    return best_threshold(scores, np.array([t.success for t in trajectories]))
-
-
-def initial_frames(trajectories):
-    """Recorded first frames as initial states for imagination."""
-    from wmpo_lite.trajectory import InitialStates
-    return InitialStates(states=np.stack([t.initial_state for t in trajectories]), frames=np.stack([t.frames[0] for t in trajectories]),
-                         instructions=tuple(t.instruction for t in trajectories), split=trajectories[0].split,
-                         indices=np.array([t.index for t in trajectories]))
-
-
-def imagined_env(w: Workspace, seed: int, stop: bool = True):
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
-    return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps, stop=stop,
-                       action_names=w.env.action_names)
-
-
-def trust(w: Workspace) -> dict:
-    """The trust panel, on fresh real rollouts of the base policy from the validation split."""
-    from wmpo_lite.evaluate import agreement, f1_score, psnr
-    from wmpo_lite.rollout import replay, rollout
-
-    n = w.settings.trust_rollouts
-    states = w.states("validation", TRUST_STATES + TRAINING_STATES * w.run.seed, n)
-    real = rollout(w.base(), w.env, states, horizon=w.horizon, temperature=w.settings.temperature, seed=w.run.seed + 1, desc="trust: real rollouts")
-    starts, success = initial_frames(real), np.array([t.success for t in real])
-    env = imagined_env(w, w.run.seed, stop=False)
-    imagined, _ = replay(env, real, starts)
-    scores = _scores(w, imagined, starts)
-    threshold, real_threshold = env.threshold, float(w.reward_model().threshold)
-    truth = np.stack([t.frames for t in real])
-    real_scores = _scores(w, truth, starts)
-    horizons = sorted({h for h in (8, 16, 32, w.horizon) if h <= w.horizon})
-    mean = lambda film, h: float(np.mean(psnr(film[:, h], truth[:, h])))  # noqa: E731
-    copy = np.repeat(truth[:, :1], truth.shape[1], axis=1)
-    few = min(n, 64)
-    quality = {"true": float(np.mean(psnr(imagined[:few, 1:], truth[:few, 1:])))}
-    for kind, actions in (("shuffled", np.roll(np.stack([t.actions for t in real[:few]]), 1, axis=0)), ("zero", np.zeros_like(np.stack([t.actions for t in real[:few]])))):
-        wrong = [dataclasses.replace(t, actions=a, tokens=None, log_probs=None) for t, a in zip(real[:few], actions)]
-        film, _ = replay(imagined_env(w, w.run.seed, stop=False), wrong, starts[:few])
-        quality[kind] = float(np.mean(psnr(film[:, 1:], truth[:few, 1:])))
-    quality |= {"shuffled_cost": quality["true"] - quality["shuffled"], "zero_cost": quality["true"] - quality["zero"]}
-    verdict = agreement(success, scores, threshold)
-    result = {"n": n, "psnr": {"horizons": horizons, "model": [mean(imagined, h) for h in horizons], "copy_last": [mean(copy, h) for h in horizons]},
-              "sensitivity": quality, "agreement": dataclasses.asdict(verdict), "threshold": threshold,
-              "real_threshold": real_threshold, "reward_f1_real": f1_score(real_scores >= real_threshold, success), "reward_f1_imagined": f1_score(scores >= threshold, success),
-              "scores": [round(float(x), 4) for x in scores], "real": [bool(x) for x in success]}
-    checkpoint.write_json(w.folder / "trust.json", result)
-    pick = np.concatenate([np.flatnonzero(success)[:4], np.flatnonzero(~success)[:4]])
-    _save_arrays(w.folder / "trust_films.npz", real=truth[pick], imagined=imagined[pick], real_success=success[pick], scores=scores[pick],
-                 instructions=np.array([real[i].instruction for i in pick]))
-    return {key: result[key] for key in ("n", "agreement", "reward_f1_real", "reward_f1_imagined", "sensitivity", "psnr")}
-
-
-def _scores(w, films, starts) -> np.ndarray:
-    import torch
-    model = w.reward_model()
-    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16])).numpy() for i in range(0, len(films), 16)])
-
-
-def _save_arrays(path: Path, **arrays):
-    import io
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    checkpoint.write_atomic(path, buffer.getvalue())
+    return best_probability(clip_scores(model, films, starts), np.array([t.success for t in trajectories]))
 
 
 def train_wmpo(w: Workspace) -> dict:
@@ -333,11 +163,6 @@ def train_offline(w: Workspace) -> dict:
     return {"steps": len(logs), **{key: logs[-1][key] for key in ("loss", "accuracy")}}
 
 
-def greedy(w: Workspace, policy, states, **options):
-    from wmpo_lite.rollout import rollout
-    return rollout(policy, w.env, states, horizon=w.horizon, every_frame=options.pop("every_frame", False), batch=64, **options)
-
-
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
     from wmpo_lite.evaluate import paired_comparison, successful_lengths, trajectory_length_ratio
@@ -363,7 +188,7 @@ def evaluate(w: Workspace) -> dict:
     shown = states[np.arange(min(n, 8))]
     before = greedy(w, policies["base"], shown, every_frame=True)
     after = greedy(w, policies["wmpo"], shown, every_frame=True)
-    _save_arrays(w.folder / "episodes.npz", before=np.stack([t.frames for t in before]), after=np.stack([t.frames for t in after]),
+    save_arrays(w.folder / "episodes.npz", before=np.stack([t.frames for t in before]), after=np.stack([t.frames for t in after]),
                  before_success=np.array([t.success for t in before]), after_success=np.array([t.success for t in after]),
                  instructions=np.array([t.instruction for t in before]))
     return {"n": n, **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()}, "comparisons": compare}
@@ -413,49 +238,6 @@ def main_job(run: Run, folder: Path) -> dict:
     print(describe(result, checkpoint.read_json(w.folder / "evaluation.json")))
     print(f"report: {path}   ({result['demo_s']:.0f} s)")
     return result
-
-
-def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
-    """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
-    from wmpo_lite.evaluate import success_rate
-    from wmpo_lite.grpo import GRPOConfig
-    from wmpo_lite.optimise import optimise, save_policy_once
-
-    w = Workspace(run, folder)
-    s = w.settings
-
-    def train():
-        policy = w.base()
-        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
-        records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
-                           horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
-                           freeze_vision=s.freeze_vision, tolerate_silence=True)
-        save_policy_once(w.folder / "policies" / "upper", policy, w.provenance(stage="upper"))
-        return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
-
-    def measure():
-        from wmpo_lite.policy import Policy
-        found = greedy(w, Policy.load(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
-        return {"success": [t.success for t in found]}
-
-    trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)
-    result = {"task": run.task, "seed": run.seed, "profile": run.profile, **trained, "n": len(measured["success"]),
-              "upper_bound_success": float(np.mean(measured["success"]))}
-    checkpoint.write_json(w.folder / "upper_bound.json", result)
-    w.env.close()
-    print(f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator: {success_rate(np.array(measured['success']))}")
-    return result
-
-
-def describe_trust(t: dict) -> str:
-    a, p, s = t["agreement"], t["psnr"], t["sensitivity"]
-    lines = [f"trust panel on {t['n']} fresh real rollouts",
-             "  PSNR after " + ", ".join(f"{h} frames {m:.1f} dB (copy {c:.1f})" for h, m, c in zip(p["horizons"], p["model"], p["copy_last"])),
-             f"  shuffled actions cost {s['shuffled_cost']:.1f} dB, zero actions {s['zero_cost']:.1f} dB",
-             f"  imagined against real success: AUC {a['auc']:.3f}, agrees on {100 * a['success_agreement']:.0f} % of successes and "
-             f"{100 * a['failure_agreement']:.0f} % of failures; confusion {a['confusion']}",
-             f"  reward model F1: {t['reward_f1_real']:.3f} on real, {t['reward_f1_imagined']:.3f} on imagined video"]
-    return "\n".join(lines)
 
 
 def describe(result: dict, evaluation: dict) -> str:

@@ -1,71 +1,13 @@
 """`make assets`: everything that is trained once and shipped. Each stage writes its result atomically and is skipped when it is there."""
 import dataclasses
-import multiprocessing
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-SHARD = 64  # episodes a worker steps together
-
-
-def _collect_shard(arguments):
-    """One shard of play or demonstrations (runs in a worker process; the shard's number is its seed, so any number of workers gives one result)."""
-    kind, task_name, shard, count, noise, burst, size, path = arguments
-    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
-    from wmpo_lite.envs.tabletop.expert import demonstrate, play
-    from wmpo_lite.envs.tabletop.tasks import get_task
-
-    task = get_task(task_name)
-    env = TabletopEnv(task, size=size, threads=1)
-    states = initial_states(task, kind, np.arange(shard * SHARD, shard * SHARD + count))
-    rng = np.random.default_rng([shard, 11])
-    if kind == "play":
-        data = play(env, states, rng, task.horizon)
-        keep = data.pop("clean")
-        data = {key: value[keep] for key, value in data.items()}
-    else:
-        data = demonstrate(env, states, rng, noise=noise, burst=burst)
-        keep = data["done"][:, -1]
-        data = {key: value[keep] for key, value in data.items()}
-    data["instruction"] = np.array([text for text, good in zip(states.instructions, keep) if good])
-    env.close()
-    temporary = f"{path}.part.npz"
-    np.savez(temporary, **data)
-    os.replace(temporary, path)
-    return path
-
-
-def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
-    """Record `episodes` of 'play' or expert 'demos' (failed demonstrations are thrown away) as npz shards; existing shards are kept.
-
-    Shards are always full, so what a shard holds does not depend on how many are asked for.
-
-    noise, burst: see `demonstrate`.
-    """
-    from tqdm.auto import tqdm
-
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs, paths = [], []
-    for shard in range(-(-episodes // SHARD)):
-        path = folder / f"{kind}_{task}_{noise:g}_{burst:g}_{shard:04d}.npz"
-        paths.append(path)
-        if not path.exists():
-            jobs.append((kind, task, shard, SHARD, noise, burst, size, str(path)))
-    if jobs:
-        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
-            for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
-                pass
-    return paths
-
+from wmpo_lite.recordings import collect, collect_scenes, load_demonstrations, load_frames, world_model_data
 
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
-
-
-def load_frames(paths, key: str = "frames") -> np.ndarray:
-    """One array of many npz shards, concatenated over episodes."""
-    return np.concatenate([np.load(path)[key] for path in paths])
 
 
 def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1):
@@ -103,29 +45,6 @@ def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, fold
 
 
 # ---------------------------------------------------------------------------------------------------------------------- vision tower
-
-
-def _scene_shard(arguments):
-    task, shard, count, path = arguments
-    from wmpo_lite.envs.tabletop.scenes import random_scenes
-    from wmpo_lite.envs.tabletop.tasks import get_task
-    temporary = f"{path}.part.npz"
-    np.savez(temporary, **random_scenes(get_task(task), count, shard))
-    os.replace(temporary, path)
-
-
-def collect_scenes(task: str, count: int, folder: Path, workers: int | None = None) -> list[Path]:
-    """Random labelled scenes as npz shards of 2048; existing shards are kept."""
-    from tqdm.auto import tqdm
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"scenes_{task}_{shard:04d}.npz" for shard in range(-(-count // 2048))]
-    jobs = [(task, shard, min(2048, count - 2048 * shard), str(path)) for shard, path in enumerate(paths) if not path.exists()]
-    if jobs:
-        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
-            for _ in tqdm(pool.imap_unordered(_scene_shard, jobs), total=len(jobs), desc="render scenes"):
-                pass
-    return paths
 
 
 def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, batch: int = 64):
@@ -223,16 +142,6 @@ def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Pat
 # ---------------------------------------------------------------------------------------------------------------------- cloned policy
 
 
-def load_demonstrations(paths, count: int) -> dict:
-    """The first `count` demonstrations as arrays: frames (E, T + 1, H, W, 3), executed and intended (E, T, D), done (E, T), instruction (E,)."""
-    shards = [np.load(path) for path in paths]
-    data = {key: np.concatenate([shard[key] for shard in shards])[:count] for key in ("frames", "executed", "intended", "done", "instruction")}
-    if len(data["frames"]) < count:
-        from wmpo_lite.errors import UserError
-        raise UserError(f"{count} demonstrations were asked for and {len(data['frames'])} are recorded; collect more")
-    return data
-
-
 def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3):
     """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
 
@@ -273,22 +182,32 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 # ---------------------------------------------------------------------------------------------------------------------- success classifier
 
 
-def reward_data(demos: dict, play: dict, autoencoder) -> dict:
-    """Episodes for the shipped success classifier: demonstrations (successes) and play (failures), each as filmed and as the autoencoder gives it back."""
+def reward_data(demos: dict, attempts: dict, play: dict, autoencoder) -> dict:
+    """Episodes for the shipped success classifier, each as filmed and as the autoencoder gives it back: demonstrations (successes), failed
+    attempts and play. Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not."""
     import torch
 
     from wmpo_lite.envs.tabletop.scene import COLOURS
-    frames = np.concatenate([demos["frames"], play["frames"]])
+    frames = np.concatenate([part["frames"] for part in (demos, attempts, play)])
     recoded = np.concatenate([autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(frames[i: i + 16]))).numpy() for i in range(0, len(frames), 16)])
-    success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(len(play["frames"]), bool)])
-    finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(len(play["frames"]), play["frames"].shape[1] - 1)])
-    texts = [str(text) for text in np.concatenate([demos["instruction"], play["instruction"]])]
+    failures = len(frames) - len(demos["frames"])
+    success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(failures, bool)])
+    finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(failures, frames.shape[1] - 1)])
+    texts = [str(text) for part in (demos, attempts, play) for text in part["instruction"]]
     other = []
     for i, text in enumerate(texts):
         named = next(word for word in text.split() if word in COLOURS)
         other.append(text.replace(named, [c for c in ("red", "green", "blue") if c != named][i % 2]))
     twice = lambda x: np.concatenate([x, x])  # noqa: E731
     return {"frames": np.concatenate([frames, recoded]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2, "other": other * 2}
+
+
+def still_clips(paths, autoencoder) -> dict:
+    """Shards of dropped objects, each clip as filmed and as the autoencoder gives it back."""
+    import torch
+    clips = {key: load_frames(paths, key) for key in ("frames", "success", "instruction")}
+    recoded = np.concatenate([autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(part))).numpy() for part in np.array_split(clips["frames"], 64)])
+    return {"frames": np.concatenate([clips["frames"], recoded]), **{key: np.concatenate([clips[key]] * 2) for key in ("success", "instruction")}}
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ all of it
@@ -308,18 +227,24 @@ class AssetSettings:
     vision_steps: int = 2200
     ground_steps: int = 900
     clone_steps: int = 1200
-    world_turns: tuple = ((5000, 1000), (11000, 1500))  # steps of the draft and of the transformer, by turns
+    read_steps: int = 2000  # of the draft's three parts
+    move_steps: int = 7000
+    paint_steps: int = 5000
+    settle_steps: int = 1100  # of reader and painter on the painter's own work
+    world_steps: int = 400  # of the transformer
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
-    reward_play_shards: int = 8
-    reward_steps: int = 1500
+    attempts: int = 768  # for the success classifier, which sees those that failed
+    dropped: int = 6144  # clips of objects that fall near the target, for the same
+    reward_play_shards: int = 6
+    reward_steps: int = 1000
 
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
-    "gpu": AssetSettings(play=20480, world_turns=((20000, 2000), (40000, 60000)), world_batch=128),
+    "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_steps=2,
-                           world_turns=((2, 1), (2, 3)), world_batch=4, held_out=4, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -329,6 +254,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     from wmpo_lite import policy as policy_module
     from wmpo_lite.checkpoint import load_tensors, save_tensors
+    from wmpo_lite.envs.tabletop import scene
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.errors import UserError
     from wmpo_lite.reward import RewardModel, reward_loss
@@ -373,62 +299,59 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     if not made("world_model"):
         data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
-        model, records = train_world_model(*(part[: -s.held_out] for part in data), s, seed=seed, home=home)
+        model, records = train_world_model({key: value[: -s.held_out] for key, value in data.items()}, scene.camera_matrix(), s, seed=seed, home=home)
         model.save(home / "world_model", note(records))
 
     if not made("reward"):
-        shards = [np.load(path) for path in play_paths[: s.reward_play_shards]]
-        play = {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "instruction")}
+        load = lambda paths: {key: load_frames(paths, key) for key in ("frames", "instruction")}  # noqa: E731
+        attempts = load(collect("attempts", task, s.attempts, home))
+        episodes = reward_data(demos, attempts, load(play_paths[: s.reward_play_shards]), autoencoder)
         torch.manual_seed(seed)
         model = RewardModel()
         model.inflate(load_tensors(home / "vision.safetensors"))  # in place of VideoMAE's own pre-training on the world's videos
-        records = fit(model, reward_loss(model, reward_data(demos, play, autoencoder)), FitConfig(
+        still = still_clips(collect_scenes(task, s.dropped, home, kind="dropped"), autoencoder)
+        records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
         model.save(home / "reward", note(records))
     return home
 
 
-def world_model_data(autoencoder, demos: dict, play_paths, cache: Path):
-    """Of the demonstrations, then of all play: latents half (E, T + 1, C, h, w), executed actions (E, T, D), object maps half (E, T + 1, h, w).
+def train_world_model(data: dict, camera, s: AssetSettings, *, seed: int, home: Path):
+    """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    Kept in `cache`.
+    data: see `world_model_data`; camera (3, 4): the projection of the recordings.
     """
     import torch
 
-    from wmpo_lite.envs.tabletop.scene import object_map
-    from wmpo_lite.checkpoint import load_tensors, save_tensors
-    if not cache.exists():
-        latents, actions, objects = [], [], []
-        for data in [demos, *map(np.load, play_paths)]:
-            frames = data["frames"]
-            latents.append(autoencoder.encode_uint8(torch.from_numpy(frames)).half()), actions.append(torch.from_numpy(data["executed"]))
-            objects.append(torch.from_numpy(object_map(frames, autoencoder.config.latent_size)).half())
-        save_tensors(cache, {"latents": torch.cat(latents), "actions": torch.cat(actions), "objects": torch.cat(objects)})
-    found = load_tensors(cache)
-    return found["latents"], found["actions"], found["objects"]
-
-
-def train_world_model(latents, actions, objects, s: AssetSettings, *, seed: int, home: Path):
-    """Draft and transformer by turns: the draft alone in large batches that cost little, then the transformer on top of it, the draft held fixed."""
-    import torch
-
+    from wmpo_lite.draft import moving, painting, reading
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel, WorldModelConfig
 
     torch.manual_seed(seed)
-    model = WorldModel(WorldModelConfig())
-    for turn, (draft_steps, steps) in enumerate(s.world_turns):
-        wide = WindowConfig(batch=4 * s.world_batch, own_from=0.0 if turn else 1.0)  # its own work is worth learning from once there is some
-        fit(model.draft, world_model_loss(model, latents, actions, wide, draft_steps, part="draft", objects=objects), FitConfig(
-            steps=draft_steps, lr=1.2e-3 if turn else 1.5e-3, warmup=100, ema=0.99, save_every=500, weight_decay=0.02, decay=0.6), seed=seed + turn,
-            name=f"draft, turn {turn + 1}", folder=home / f"fit_draft_{turn}", log_every=200)
-        model.draft.requires_grad_(False)
-        windows = WindowConfig(batch=s.world_batch, own_from=0.2 if turn else 1.0)
-        records = fit(model, world_model_loss(model, latents, actions, windows, steps, objects=objects), FitConfig(
-            steps=steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed + turn,
-            name=f"world model, turn {turn + 1}", folder=home / f"fit_world_model_{turn}")
-        model.draft.requires_grad_(True)
+    model = WorldModel(WorldModelConfig(slots=data["points"].shape[2]))
+    draft, latents, actions, objects = model.draft, data["latents"], data["actions"], data["objects"]
+    draft.calibrate(torch.as_tensor(camera), data["points"][data["present"] > 0.5].mean(0), 0.1)
+    labels = draft.scene(data["points"], data["present"], data["opening"])
+
+    def learn(name, module, loss_fn, steps, lr, **more):
+        return fit(module, loss_fn, FitConfig(steps=steps, lr=lr, warmup=100, ema=0.99, decay=0.6, save_every=250, **more), seed=seed, name=name,
+                   folder=home / f"fit_{name}", log_every=100)
+
+    draft.reader.look.requires_grad_(False)
+    learn("read", draft.reader, reading(draft, latents, labels), s.read_steps, 2e-3)
+    learn("move", draft.mover, moving(draft, labels, actions, batch=192), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
+    draft.reader.requires_grad_(False), draft.reader.look.requires_grad_(True)
+    learn("paint", torch.nn.ModuleList([draft.painter, draft.reader.look]), painting(draft, latents, labels, objects), s.paint_steps, 1.5e-3)
+    draft.reader.requires_grad_(True)
+    learn("settle", torch.nn.ModuleList([draft.painter, draft.reader]), painting(draft, latents, labels, objects, batch=64, own=0.6, read=0.5, first=s.demos),
+          s.settle_steps, 1e-3)
+    draft.requires_grad_(False)
+    windows = WindowConfig(batch=s.world_batch, own_from=0.2)
+    records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects), FitConfig(
+        steps=s.world_steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed, name="world model",
+        folder=home / "fit_world_model")
+    draft.requires_grad_(True)
     return model, records
 
 

@@ -159,11 +159,21 @@ def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator,
     return torch.from_numpy(np.stack(clips)), texts, torch.tensor(labels)
 
 
-def reward_loss(model: RewardModel, episodes: dict, half: int = 16):
-    """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, with a little brightness jitter."""
+def reward_loss(model: RewardModel, episodes: dict, half: int = 16, still: dict | None = None):
+    """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, with a little brightness jitter.
+
+    still: further labelled clips, frames uint8 (N, L, H, W, 3), success bool (N,), instruction (N,), of which every batch gets another 2 x half.
+    """
+    both = still and [np.flatnonzero(np.asarray(still["success"]) == wanted) for wanted in (True, False)]
+    if still and not all(map(len, both)):
+        raise UserError(f"{len(both[0])} of {len(still['success'])} further clips are successes; a success classifier needs both, make more of them")
 
     def loss_fn(generator, rng, step):
         clips, texts, labels = sample_clips(episodes, model.config, rng, half)
+        if still:
+            rows = np.concatenate([rng.choice(kind, half) for kind in both])
+            clips = torch.cat([clips, torch.from_numpy(still["frames"][rows][:, -model.config.clip:])])
+            texts, labels = texts + [str(still["instruction"][row]) for row in rows], torch.cat([labels, torch.from_numpy(still["success"][rows]).float()])
         jitter = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) * 0.1 + 0.95
         logits = model((clips.float() * jitter).clamp(0, 255), texts)
         loss = F.binary_cross_entropy_with_logits(logits, labels)
@@ -174,7 +184,14 @@ def reward_loss(model: RewardModel, episodes: dict, half: int = 16):
 
 def fit_threshold(model: RewardModel, frames: torch.Tensor, instructions, success) -> tuple[float, float]:
     """Set the model's threshold to the best F1 on held-out rollouts (paper) and return (threshold, F1)."""
-    from wmpo_lite.evaluate import best_threshold
-    threshold, f1 = best_threshold(model.score(frames, instructions).numpy(), np.asarray(success))
+    threshold, f1 = best_probability(model.score(frames, instructions).numpy(), success)
     model.threshold.fill_(threshold)
-    return float(threshold), float(f1)
+    return threshold, f1
+
+
+def best_probability(scores: np.ndarray, success) -> tuple[float, float]:
+    """`evaluate.best_threshold` for probabilities (N,), with gaps measured in log-odds: near 1 a wide gap is a small number."""
+    from wmpo_lite.evaluate import best_threshold
+    scores = np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7)
+    threshold, f1 = best_threshold(np.log(scores / (1 - scores)), np.asarray(success))
+    return float(1 / (1 + np.exp(-threshold))), float(f1)

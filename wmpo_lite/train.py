@@ -157,9 +157,9 @@ class WindowConfig:
     """How world-model batches are cut (paper: windows of c + K frames at stride 1, front-padded with the first frame).
 
     first: share of windows that begin at the first frame, where every imagined episode begins and uniform cutting seldom does.
-    emphasis, objects: extra weight of latent positions that change against the newest context frame, and of those that show an object; own_rollout: share of windows whose context is the
-    model's own work (noisy-frame conditioning alone leaves a gap between clean training contexts and imagined ones); own_chunks: up to how many
-    chunks it has imagined by then; own_from: training share after which that starts.
+    emphasis, objects: extra weight of latent positions that change against the newest context frame, and of those that show an object;
+    own_rollout: share of windows whose context is the model's own work (noisy-frame conditioning alone leaves a gap between clean training contexts
+    and imagined ones); own_chunks: up to how many chunks it has imagined by then; own_from: training share after which that starts.
     """
 
     batch: int = 64
@@ -183,10 +183,11 @@ def cut_windows(latents, actions, episode, start, context: int, chunk: int):
 
 
 def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, windows: WindowConfig, total_steps: int, last_frame: np.ndarray | None = None,
-                     part: str = "all", objects: torch.Tensor | None = None):
+                     objects: torch.Tensor | None = None):
     """The `loss_fn` for `fit`: rectified flow on random windows of recorded episodes.
 
-    objects (E, T + 1, h, w): how much of each latent position an object covers, or None. part: 'all', or 'draft' to train the draft by itself. last_frame (E,): windows never reach past this frame of an episode (paper: none past finish_step); None: whole episodes.
+    objects (E, T + 1, h, w): how much of each latent position an object covers, or None. last_frame (E,): windows never reach past this frame of
+    an episode (paper: none past finish_step); None: whole episodes.
     """
     c = model.config
     horizon = actions.shape[1]
@@ -204,25 +205,23 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
             chunks = int(rng.integers(1, windows.own_chunks + 1))
             own = np.flatnonzero((start >= chunks * c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
             if len(own):
-                context[own] = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator, part)
+                context[own] = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator)
         change = (future - context[:, -1:]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
         weight = 1 + windows.emphasis * change
         if objects is not None:
             weight = weight + windows.objects * objects[episode[:, None], start[:, None] + 1 + np.arange(c.chunk)].float().unsqueeze(2)
-        loss = model.draft_loss if part == "draft" else model.loss
-        return loss(context, future, acts, generator, weight=weight)
+        return model.loss(context, future, acts, generator, weight=weight)
 
     return loss_fn
 
 
 @torch.no_grad()
-def _imagined_context(model, latents, actions, episode, start, chunks: int, generator, part: str):
+def _imagined_context(model, latents, actions, episode, start, chunks: int, generator):
     """Context (B, c, C, h, w) at frame `start` as the model has it after imagining `chunks` chunks up to there."""
     c = model.config
+    context, _, _ = cut_windows(latents, actions, episode, start - chunks * c.chunk, c.context, c.chunk)
     for back in range(chunks, 0, -1):
-        real, _, acts = cut_windows(latents, actions, episode, start - back * c.chunk, c.context, c.chunk)
-        if back == chunks:
-            context = real
-        future = model.draft(context, acts)[0] if part == "draft" else model.imagine(context, acts, generator, steps=1)
+        acts = actions[episode[:, None], (start - back * c.chunk)[:, None] + np.arange(c.chunk)]
+        future = model.imagine(context, acts, generator, steps=1)
         context = torch.cat([context, future], dim=1)[:, -c.context:]
     return context

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wmpo_lite import checkpoint
+from wmpo_lite.draft import Draft
 from wmpo_lite.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
@@ -111,7 +112,8 @@ class WorldModelConfig:
 
     conditioning: 'gate' (AdaLN with shift, scale and gate; the paper's code) or 'scale' (residual scaled by 1 + alpha; the paper's text).
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
-    draft_width, draft_state: sizes of the `Draft`, a small whole-frame network whose guess the transformer corrects; width 0: none, as in the paper.
+    draft_width, draft_memory: sizes of the `Draft`, a small deterministic network whose guess the transformer corrects; width 0: none, as in the
+    paper. slots: how many things it tells apart, the hand being the last.
     action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. False: own action only.
     prediction: 'data' (the network outputs the clean latents as a correction of the draft, or of the newest context frame without one, and the
     velocity follows from it; a small network need not model the noise) or 'velocity' (the network outputs the velocity).
@@ -132,8 +134,9 @@ class WorldModelConfig:
     chunk: int = 8
     conditioning: str = "gate"
     action_blocks: str = "all"
-    draft_width: int = 512
-    draft_state: int = 256
+    draft_width: int = 128
+    draft_memory: int = 64
+    slots: int = 5
     action_path: bool = True
     prediction: str = "data"
     context_noise: float = 0.05
@@ -188,44 +191,6 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2, self.down(F.gelu(self.up(h), approximate="tanh")))
 
 
-class Residual(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, x):
-        return x + self.down(F.silu(self.up(self.norm(x))))
-
-
-class Draft(nn.Module):
-    """A deterministic first guess at the next K frames: read the scene into one vector, move it by the actions, paint what changed.
-
-    The arm's picture is a smooth function of a few numbers that the actions add up to. A network over whole frames finds those numbers within
-    minutes on a CPU; patch tokens, which must agree on them through attention, take hours (figures in the README). It costs a tenth of the
-    transformer, which is left with what it is good at: contact, occlusion, and what a mean blurs.
-    """
-
-    def __init__(self, config: WorldModelConfig):
-        super().__init__()
-        c, width, state = config, config.draft_width, config.draft_state
-        self.shape = (c.latent_channels, c.latent_size, c.latent_size)
-        pixels = c.latent_channels * c.latent_size**2
-        self.seen = min(2, c.context)
-        self.read = nn.Sequential(nn.Linear(self.seen * pixels, width), Residual(width), Residual(width), nn.LayerNorm(width), nn.Linear(width, state))
-        self.embed_action = nn.Linear(c.action_dim, state)
-        self.move = nn.GRU(state, state, batch_first=True)
-        self.paint = nn.Sequential(nn.Linear(2 * state, width), Residual(width), Residual(width), nn.LayerNorm(width))
-        self.content, self.mask = nn.Linear(width, pixels), nn.Linear(width, c.latent_size**2)
-
-    def forward(self, context: torch.Tensor, actions: torch.Tensor):
-        """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w) and the scene vectors (B, K, state)."""
-        scene = self.read(context[:, -self.seen:].flatten(1))
-        moved, _ = self.move(self.embed_action(actions), scene[None].tanh())
-        painted = self.paint(torch.cat([moved, scene[:, None].expand_as(moved)], dim=-1))
-        mask = self.mask(painted).sigmoid().unflatten(-1, (1, *self.shape[1:]))  # where the frame is painted anew; elsewhere it is kept
-        return torch.lerp(context[:, -1:].expand(-1, actions.shape[1], -1, -1, -1), self.content(painted).unflatten(-1, self.shape), mask), moved
-
-
 class WorldModel(nn.Module):
     """p(next K latents | c context latents, K actions) by rectified flow: x_t = (1 - t) x + t noise, velocity = noise - x."""
 
@@ -240,8 +205,8 @@ class WorldModel(nn.Module):
         self.embed_action = nn.Sequential(nn.Linear(c.action_dim * (1 + c.action_path), c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.null_action = nn.Parameter(torch.zeros(c.width))
         if c.draft_width:
-            self.draft = Draft(c)
-            self.embed_draft, self.embed_scene = nn.Linear(features, c.width), nn.Linear(c.draft_state, c.width)
+            self.draft = Draft(c.latent_channels, c.latent_size, c.action_dim, c.draft_width, c.draft_memory, c.slots)
+            self.embed_draft, self.embed_scene = nn.Linear(features, c.width), nn.Linear(4 * c.slots + 1, c.width)
         self.blocks = nn.ModuleList(Block(c, temporal=bool(i % 2)) for i in range(2 * c.depth))
         self.final = nn.Linear(c.width, 2 * c.width)
         self.head = nn.Linear(c.width, features)
@@ -315,12 +280,10 @@ class WorldModel(nn.Module):
         x_t = (1 - t.view(shape)) * future + t.view(shape) * noise
         # Noise is added without the (1 - t) shrink of the flow: at inference the context is clean, and must have the scale seen in training.
         context = context + c.context_noise * draw(context)
-        draft = self.draft(context, actions) if c.draft_width else None
-        # Cut off from the transformer's gradient, the draft stays the best guess by itself, and can be trained first and alone.
-        clean = self.clean(x_t, t, context, actions, draft and tuple(part.detach() for part in draft))
+        with torch.no_grad():  # trained by its own losses, the draft stays the best guess by itself
+            draft = self.draft(context, actions) if c.draft_width else None
+        clean = self.clean(x_t, t, context, actions, draft)
         error = (clean - future).square() / t.view(shape).square().clamp(min=1 / c.loss_cap)  # = squared velocity error, tamed at small t
-        if draft and draft[0].requires_grad:
-            error = error + (draft[0] - future).square()
         if weight is not None:
             error = error * weight
         with torch.no_grad():
@@ -328,12 +291,6 @@ class WorldModel(nn.Module):
             if draft:
                 logs["draft_mse"] = float((draft[0] - future).square().mean())
         return error.mean(), logs
-
-    def draft_loss(self, context, future, actions, generator=None, weight=None):
-        """Squared error of the draft alone, for training it first; arguments and result as for `loss`."""
-        context = context + self.config.context_noise * torch.randn(context.shape, generator=generator, device=context.device)
-        error = (self.draft(context, actions)[0] - future).square()
-        return (error if weight is None else error * weight).mean(), {"draft_mse": float(error.detach().mean())}
 
     # -- sampling ------------------------------------------------------------------------------------------------------------------------
 

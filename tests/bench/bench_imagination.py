@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from wmpo_lite.train import set_threads
-from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, Draft, WorldModel, WorldModelConfig
+from wmpo_lite.draft import Draft
+from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
 
 BATCH, DENOISING_STEPS = 32, 3
 LEAST, MOST, ENOUGH_SECONDS = 3, 7, 45  # repeats, and the time after which no further one begins
@@ -75,9 +76,12 @@ def flops(config: WorldModelConfig) -> int:
     draft = 0
     if config.draft_width:
         with torch.device("meta"):
-            net = Draft(config)
-        size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim == 2)  # noqa: E731
-        draft = size(net.read) + config.chunk * (size(net) - size(net.read) + (tokens * features + config.draft_state) * width)
+            net = Draft(config.latent_channels, config.latent_size, config.action_dim, config.draft_width, config.draft_memory, config.slots)
+        size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim in (2, 4))  # noqa: E731
+        cells, p = config.latent_size**2, net.painter
+        per_frame = size(p.whole) + size(p.frame)
+        per_cell = size(p.near) + size(p.from_frame) + size(p.body) + size(p.out)
+        draft = 2 * cells * size(net.reader) + cells * size(p.local) + config.chunk * (per_frame + cells * per_cell + config.slots * size(net.mover))
     return 2 * (blocks + time + action + ends + draft)
 
 

@@ -27,6 +27,13 @@ def test_everything_is_made_with_its_provenance_and_kept(made):
     assert stamps == {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
 
 
+def test_attempts_are_kept_when_they_failed(made):
+    _, _, home = made
+    shards = [np.load(path) for path in home.glob("attempts_*.npz")]
+    kept = sum(len(shard["done"]) for shard in shards)
+    assert 0 < kept < 64 * len(shards) and not any(shard["done"].any() for shard in shards)
+
+
 def test_the_made_world_imagines_the_made_pictures(made):
     _, _, home = made
     autoencoder, world = Autoencoder.load(home / "autoencoder"), WorldModel.load(home / "world_model")

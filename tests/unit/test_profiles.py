@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.main_job import Run
+from wmpo_lite.workspace import Run
 from wmpo_lite.policy import ActionStatistics, Policy
 from wmpo_lite.profiles import paper_models
 from wmpo_lite.reward import RewardModel

@@ -267,3 +267,18 @@ def test_inflated_positions_are_saved(tmp_path):
         model.encoder.embeddings.position_embeddings.add_(1.0)
     model.save(tmp_path)
     assert torch.equal(RewardModel.load(tmp_path).encoder.embeddings.position_embeddings, model.encoder.embeddings.position_embeddings)
+
+
+def test_further_clips_join_every_batch_and_need_both_outcomes(monkeypatch):
+    model, data = tiny.reward_model(), episodes()
+    length = model.config.clip
+    still = {"frames": np.full((6, length + 1, tiny.SIZE, tiny.SIZE, 3), 77, np.uint8), "success": np.array([1, 0, 0, 0, 0, 0], bool),
+             "instruction": np.array([tiny.RED] * 6)}
+    seen = []
+    monkeypatch.setattr(model, "forward", lambda clips, texts: seen.append((clips, texts)) or torch.zeros(len(clips), requires_grad=True))
+    loss, logs = reward_loss(model, data, half=3, still=still)(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
+    clips, texts = seen[0]
+    assert clips.shape[:2] == (12, length) and texts[6:] == [tiny.RED] * 6 and logs["accuracy"] == 0.5  # as many successes as failures
+    assert all(clip.unique().numel() == 1 for clip in clips[6:])
+    with pytest.raises(UserError, match="0 of 6 further clips"):
+        reward_loss(model, data, still={**still, "success": np.zeros(6, bool)})

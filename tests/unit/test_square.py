@@ -5,7 +5,7 @@ import pytest
 
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import PickAndPlace, play
-from wmpo_lite.envs.tabletop.tasks import get_task
+from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
 SQUARE = get_task("square")
 
@@ -66,7 +66,7 @@ def test_initial_states_are_fair():
     for x, y in ((a, b), (a, peg), (b, peg)):
         assert np.linalg.norm(x - y, axis=1).min() > 0.075
     for text, row in zip(part.instructions, part.states):
-        assert text == f"put the {SQUARE.COLOURS[int(row[-2 if row[-1] else -3])]} nut over the peg"
+        assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} nut over the peg"
     assert 0.35 < part.states[:, -1].mean() < 0.65 and (part.states[:, -3] != part.states[:, -2]).all()
     swapped = SQUARE.swap_instruction(part.states)
     assert all(SQUARE.instruction(row) != text for row, text in zip(swapped, part.instructions))

@@ -5,8 +5,8 @@ import pytest
 
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, HOME, SPLITS, WORKSPACE, Disturbance, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import OPEN, PickAndPlace, demonstrate, play
-from wmpo_lite.envs.tabletop.tasks import NAMES, get_task
+from wmpo_lite.envs.tabletop.expert import OPEN, PickAndPlace, attempt, demonstrate, play
+from wmpo_lite.envs.tabletop.tasks import NAMES, get_task, pair
 from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
@@ -127,7 +127,7 @@ def test_initial_states_are_fair():
     colours, named = part.states[:, -3:-1].astype(int), part.states[:, -1]
     assert (colours[:, 0] != colours[:, 1]).all() and len(np.unique(colours, axis=0)) == 6 and 0.4 < named.mean() < 0.6
     for text, row in zip(part.instructions, part.states):
-        assert text == f"put the {PLACE.COLOURS[int(row[-2 if row[-1] else -3])]} cube on the plate"
+        assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} cube on the plate"
     a, b, plate = part.states[:, 7:9], part.states[:, 14:16], part.states[:, 21:23]
     distance = lambda x, y: np.linalg.norm(x - y, axis=1).min()  # noqa: E731
     assert (
@@ -422,3 +422,27 @@ def test_object_map_finds_the_cubes_and_not_the_arm(env):
 
 def test_home_is_reachable_and_inside_the_workspace():
     assert (HOME > WORKSPACE[:, 0]).all() and (HOME < WORKSPACE[:, 1]).all()
+
+
+def test_attempts_miss_and_hit_and_let_go_over_the_plate_either_way(env):
+    data = attempt(env, states(48, split="pretraining"), np.random.default_rng(0))
+    done = data["done"][:, -1]
+    assert 0.3 < done.mean() < 0.9
+    named = np.array([pair.COLOURS.index(text.split()[2]) for text in env.instructions])
+    cube, plate, hand = (data["points"][np.arange(48), :, slot] for slot in (named, 3, 4))
+    over = np.linalg.norm(hand[..., :2] - plate[..., :2], axis=-1) < 0.03
+    empty = np.linalg.norm(hand - cube, axis=-1) > 0.05
+    assert (over & empty & (data["opening"] > 0.6))[~done].any()  # nothing in the hand that opens over the plate
+    near = np.linalg.norm(cube[:, -1, :2] - plate[:, -1, :2], axis=-1)
+    assert ((near > 0.03) & (near < 0.08) & ~done).any()  # beside it
+
+
+def test_dropped_objects_come_to_rest_and_the_task_judges_them():
+    from wmpo_lite.envs.tabletop.scenes import dropped
+    found = dropped(PLACE, 48, seed=0)
+    assert found["frames"].shape == (48, 4, 64, 64, 3) and len(found["instruction"]) == 48
+    assert 0.15 < found["success"].mean() < 0.6
+    again = dropped(PLACE, 48, seed=0)
+    assert np.array_equal(found["frames"], again["frames"]) and np.array_equal(found["success"], again["success"])
+    still = np.abs(found["frames"][:, -1].astype(int) - found["frames"][:, -2]).max(axis=(1, 2, 3)) < 30
+    assert still[found["success"]].all()

@@ -61,15 +61,15 @@ def _stack(parts) -> dict:
             "opening": np.stack([part["opening"] for part in parts], axis=1)}
 
 
-def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None):
-    """Run the task's expert. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
+def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None, offsets=(0.0, 0.0)):
+    """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in metres. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
     each step of each episode is disturbed with probability `burst`.
 
     Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T), and `labels` of every frame.
     """
     frames, executed, intended, done = [env.reset(states)], [], [], []
     seen = [labels(env)]
-    expert = PickAndPlace(len(states))
+    expert = PickAndPlace(len(states), *offsets)
     for _ in range(horizon or env.task.horizon):
         pick, place = env.task.goal(env)
         wanted = expert.act(env, pick, place)
@@ -82,6 +82,16 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
     stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
     return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done),
             **_stack(seen)}
+
+
+def attempt(env, states, rng: np.random.Generator) -> dict:
+    """The expert, off by centimetres in half of its grasps and half of its placements: near misses and empty-handed releases over the target.
+    Returns the dict of `demonstrate`; `done` tells which came out well."""
+    def off(spread):
+        far = rng.choice([0.0, spread], size=(len(states), 1))
+        return np.concatenate([far * rng.normal(size=(len(states), 2)), np.zeros((len(states), 1))], axis=1)
+
+    return demonstrate(env, states, rng, noise=0.4, burst=0.15, offsets=(off(0.016), off(0.025)))
 
 
 def play(env, states, rng: np.random.Generator, horizon: int):

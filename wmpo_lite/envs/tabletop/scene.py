@@ -7,6 +7,7 @@ TIMESTEP = 0.005  # s
 FINGER_TRAVEL = 0.032  # m per finger; fully open the jaws are 2 x this apart
 CUBE_HALF = 0.014  # m
 COLOURS = {"red": (0.85, 0.10, 0.10), "green": (0.10, 0.62, 0.15), "blue": (0.12, 0.22, 0.85), "yellow": (0.92, 0.78, 0.08)}
+EYE, LOOK_AT, FIELD_OF_VIEW = (0.44, 0.0, 0.44), (0.170, 0.0, 0.040), 30  # m, m, degrees
 TABLE_RGB, ARM_RGB, JAW_RGB = (0.62, 0.60, 0.58), (0.95, 0.55, 0.12), (0.13, 0.13, 0.14)
 
 
@@ -88,20 +89,31 @@ def _arm_bodies() -> str:
     </body>'''
 
 
+def camera_axes():
+    """Right, up and backward of the camera as unit vectors."""
+    unit = lambda v: [a / math.sqrt(sum(b * b for b in v)) for a in v]  # noqa: E731
+    cross = lambda a, b: [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]  # noqa: E731
+    back = unit([e - t for e, t in zip(EYE, LOOK_AT)])
+    right = unit(cross((0, 0, 1), back))
+    return right, cross(back, right), back
+
+
+def camera_matrix():
+    """Homogeneous point of the room -> homogeneous picture coordinates (right, down, 1), both in [-1, 1] inside the picture: float32 (3, 4)."""
+    import numpy as np
+    right, up, back = np.array(camera_axes())
+    zoom = 1 / math.tan(math.radians(FIELD_OF_VIEW / 2))
+    rows = np.stack([zoom * right, -zoom * up, -back])
+    return np.concatenate([rows, -(rows @ EYE)[:, None]], axis=1).astype(np.float32)
+
+
 def build_xml(task_bodies: str, size: int, *, shadows: bool = False) -> str:
     """MJCF of the whole scene. size: pixels of the square offscreen buffer. Shadows cost a factor of eight in rendering and are off."""
     motors = "".join(f'<position name="{name}" joint="{name}" kp="60" kv="3" ctrlrange="{low} {high}" forcerange="-3.35 3.35"/>'
                      for name, (low, high) in zip(arm.JOINTS, arm.LIMITS))
     motors += "".join(f'<position name="finger_{side}" joint="finger_{side}" kp="200" kv="8" ctrlrange="0 {FINGER_TRAVEL}" forcerange="-6 6"/>'
                       for side in ("left", "right"))
-    eye, target, up = (0.44, 0.0, 0.44), (0.170, 0.0, 0.040), (0, 0, 1)
-    back = [e - t for e, t in zip(eye, target)]
-    norm = math.sqrt(sum(v * v for v in back))
-    z = [v / norm for v in back]
-    x = [up[1] * z[2] - up[2] * z[1], up[2] * z[0] - up[0] * z[2], up[0] * z[1] - up[1] * z[0]]
-    length = math.sqrt(sum(v * v for v in x))
-    x = [v / length for v in x]
-    y = [z[1] * x[2] - z[2] * x[1], z[2] * x[0] - z[0] * x[2], z[0] * x[1] - z[1] * x[0]]
+    x, y, _ = camera_axes()
     axes = " ".join(f"{v:.6f}" for v in (*x, *y))
     return f'''<mujoco model="tabletop">
   <compiler angle="radian"/>
@@ -110,7 +122,7 @@ def build_xml(task_bodies: str, size: int, *, shadows: bool = False) -> str:
     <headlight ambient="0.45 0.45 0.45" diffuse="0.45 0.45 0.45" specular="0 0 0"/></visual>
   <worldbody>
     <light name="lamp" pos="0.3 0.3 0.9" dir="-0.2 -0.3 -0.9" directional="true" castshadow="{str(shadows).lower()}" diffuse="0.35 0.35 0.35"/>
-    <camera name="front" pos="{eye[0]} {eye[1]} {eye[2]}" xyaxes="{axes}" fovy="30"/>
+    <camera name="front" pos="{EYE[0]} {EYE[1]} {EYE[2]}" xyaxes="{axes}" fovy="{FIELD_OF_VIEW}"/>
     <geom name="table" type="plane" size="1 1 0.1" rgba="{_rgba(TABLE_RGB)}"/>
     {_arm_bodies()}
     {task_bodies}

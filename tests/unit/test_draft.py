@@ -1,0 +1,211 @@
+"""The draft: reading points out of latents, moving them by actions, painting them back."""
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from wmpo_lite.draft import Draft, Scene, moving, painting, reading
+from wmpo_lite.train import FitConfig, fit
+
+B, K, S = 3, 4, 3
+
+
+def draft(**changes) -> Draft:
+    torch.manual_seed(0)
+    return tiny.shake(Draft(**dict(channels=4, size=8, action_dim=2, width=16, memory=8, slots=S, looks=2) | changes), 0.1)
+
+
+def scene(*lead, looks=0, seed=0) -> Scene:
+    rng = torch.Generator().manual_seed(seed)
+    return Scene(torch.rand(*lead, S, 3, generator=rng), torch.ones(*lead, S), torch.rand(*lead, generator=rng), torch.rand(*lead, S, looks, generator=rng))
+
+
+# ------------------------------------------------------------------------------------------------------------------------- geometry
+
+
+def test_lift_is_the_inverse_of_project():
+    from wmpo_lite.envs.tabletop.scene import camera_matrix
+    net = draft()
+    net.calibrate(torch.from_numpy(camera_matrix()), (0.19, 0.0, 0.014), 0.1)
+    points = torch.rand(50, S, 3) * 2 - 1
+    assert torch.allclose(net._lift(net.project(points), points[..., 2]), points, atol=1e-4)
+
+
+def test_the_camera_sees_objects_where_the_renderer_draws_them():
+    from wmpo_lite.envs.tabletop import scene as tabletop
+    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.expert import labels
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    env = TabletopEnv(get_task("place"), threads=1)
+    frames = env.reset(initial_states(get_task("place"), "pretraining", np.arange(12)))
+    net, found = draft(slots=5), labels(env)
+    env.close()
+    net.calibrate(torch.from_numpy(tabletop.camera_matrix()), (0, 0, 0), 1.0)
+    place = (net.project(torch.from_numpy(found["points"])) + 1) * 32 - 0.5  # pixels
+    errors = []
+    for frame, spots, present in zip(frames.astype(int), place, found["present"]):
+        for channel in np.flatnonzero(present[:3]):  # red, green, blue
+            others = np.delete(frame, channel, axis=-1).max(-1)
+            rows, columns = np.nonzero((frame[..., channel] > 60) & (frame[..., channel] > 2 * others))
+            if len(rows) > 12:  # in sight
+                errors.append(np.hypot(columns.mean() - float(spots[channel, 0]), rows.mean() - float(spots[channel, 1])))
+    assert len(errors) > 15 and np.median(errors) < 0.8
+
+
+# ------------------------------------------------------------------------------------------------------------------------- read
+
+
+def test_a_slot_is_where_its_attention_is():
+    net = draft()
+    logits = torch.zeros(2, S * 16, 8, 8)
+    # slot 1 looks at cell (row 2, column 5), there at the second row and the fourth column of its 4 x 4 parts
+    logits[:, 16 + 1 * 4 + 3, 2, 5] = 50.0
+    net.reader.attend.forward = lambda features: logits
+    place = net.reader(torch.randn(2, 16, 8, 8))[0]
+    assert torch.allclose(place[:, 1], torch.tensor([(5 * 4 + 3.5) / 32 * 2 - 1, (2 * 4 + 1.5) / 32 * 2 - 1]), atol=1e-5)
+    assert torch.allclose(place[:, 0], torch.zeros(2), atol=1e-5)  # looks everywhere: the middle
+
+
+def test_read_loss_is_least_for_what_is_read():
+    net = draft()
+    latents = torch.randn(B, 4, 8, 8)
+    with torch.no_grad():
+        found = net.read(latents)[0]
+        there = found._replace(present=torch.ones(B, S))
+        loss = lambda labels: float(net.read_loss(latents, labels, 0.0)[0].detach())  # noqa: E731
+        best, logs = net.read_loss(latents, there, 0.0)
+    assert logs["read_error_m"] == pytest.approx(0, abs=1e-5)
+    assert loss(there._replace(points=there.points + 0.1)) > float(best) + 0.1
+    assert loss(there._replace(opening=there.opening + 1)) == pytest.approx(float(best) + 0.95, abs=1e-4)
+    # an absent slot's point does not count
+    absent = there._replace(present=torch.tensor([[0.0, 1, 1]] * B))
+    moved = absent._replace(points=absent.points + torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))
+    assert loss(absent) == pytest.approx(loss(moved), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- move
+
+
+@pytest.mark.parametrize("gate, share", [(20.0, 1.0), (-20.0, 0.0)])
+def test_an_object_is_carried_with_the_hand_or_stays(gate, share):
+    net = draft()
+    with torch.no_grad():
+        for last in (net.mover.object_out[-1], net.mover.hand_out[-1]):
+            last.weight.zero_(), last.bias.zero_()
+        net.mover.object_out[-1].bias[3] = gate
+        net.mover.follow_command.weight.zero_(), net.mover.follow_command.bias.zero_()
+        net.mover.follow_command.weight[0, 0] = 1.0  # the first action moves the hand along x
+    now, actions = scene(B), torch.full((B, K, 2), 0.5)
+    new = net.mover.roll(now, now, actions)
+    way = 0.3 * 0.5 * torch.arange(1, K + 1)
+    assert torch.allclose(new.points[:, :, -1, 0], now.points[:, None, -1, 0] + way, atol=1e-5)
+    assert torch.allclose(new.points[:, :, -1, 1:], now.points[:, None, -1, 1:].expand(-1, K, -1), atol=1e-5)
+    for slot in range(S - 1):
+        assert torch.allclose(new.points[:, :, slot, 0], now.points[:, None, slot, 0] + share * way, atol=1e-4)
+
+
+def test_rolling_is_causal_and_ignores_absent_objects():
+    net, now, actions = draft(), scene(B), torch.randn(B, K, 2)
+    changed = actions.clone()
+    changed[:, 2] += 1
+    one, two = net.mover.roll(now, now, actions), net.mover.roll(now, now, changed)
+    assert torch.equal(one.points[:, :2], two.points[:, :2]) and not torch.allclose(one.points[:, 2], two.points[:, 2])
+    gone = now._replace(present=torch.tensor([[1.0, 0, 1]] * B))
+    elsewhere = gone._replace(points=gone.points + torch.tensor([[0.0] * 3, [1.0] * 3, [0.0] * 3]))
+    one, two = net.mover.roll(gone, gone, actions), net.mover.roll(elsewhere, elsewhere, actions)
+    assert torch.allclose(one.points[:, :, 0], two.points[:, :, 0]) and torch.allclose(one.points[:, :, 2], two.points[:, :, 2])
+
+
+def test_move_loss_by_hand():
+    net, now, actions = draft(), scene(B), torch.randn(B, K, 2)
+    with torch.no_grad():
+        exact = net.mover.roll(now, now, actions)
+        labels = exact._replace(points=exact.points + torch.tensor([0.2, 0, 0]), opening=exact.opening + 1)
+        loss, logs = net.move_loss(now, now, labels, actions)
+    # Huber with beta 0.01 of 0.2 on one of three coordinates, ten times; Huber with beta 0.1 of 1
+    assert float(loss) == pytest.approx(10 * (0.2 - 0.005) / 3 + 0.95, rel=1e-4)
+    assert logs["move_error_m"] == pytest.approx(0.2, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- paint
+
+
+def test_the_painter_keeps_what_its_mask_leaves_out():
+    net = draft()
+    context, actions = torch.randn(B, 2, 4, 8, 8), torch.randn(B, K, 2)
+    with torch.no_grad():
+        net.painter.out.weight[4:].zero_(), net.painter.out.bias[4:].fill_(-50)
+        kept, vector = net(context, actions)
+        net.painter.out.bias[4:].fill_(50)
+        painted, _ = net(context, actions)
+    assert kept.shape == (B, K, 4, 8, 8) and vector.shape == (B, K, 4 * S + 1)
+    assert torch.allclose(kept, context[:, -1:].expand(-1, K, -1, -1, -1), atol=1e-6)
+    assert (painted - context[:, -1:]).abs().min(dim=2).values.max() > 0.01
+
+
+def test_a_slot_paints_around_itself():
+    """Without the whole-frame branches, moving one slot a little changes cells near it, not those far off; an absent slot changes nothing."""
+    net = draft()
+    with torch.no_grad():
+        net.painter.whole.weight.zero_(), net.painter.from_frame.weight.zero_()
+    newest = torch.randn(1, 4, 8, 8)
+    labels = scene(1, 1)._replace(points=torch.tensor([[[[-0.8, -0.8, 0.0], [0.5, 0.5, 0], [0.6, -0.4, 0]]]]))
+    moved = labels._replace(points=labels.points + torch.tensor([[0.05, 0.02, 0], [0.0, 0, 0], [0, 0, 0]]))
+    gone = torch.tensor([[[0.0, 1, 1]]])
+    with torch.no_grad():
+        change = (net.paint(newest, moved) - net.paint(newest, labels))[0, 0].abs().amax(0)
+        nothing = net.paint(newest, moved._replace(present=gone)) - net.paint(newest, labels._replace(present=gone))
+    assert change[:2, :2].max() > 1e-4 and change[6:, 6:].max() < 0.02 * change[:2, :2].max()
+    assert nothing.abs().max() == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------------- training
+
+
+def test_without_labels_the_reader_labels(monkeypatch):
+    net, latents = draft(), torch.randn(3, 5, 4, 8, 8)
+    found = net.label(latents, chunk=4)
+    assert torch.allclose(found.points[1, 2], net.read(latents[1, 2:3])[0].points[0], atol=1e-5)
+    assert found.present.unique().tolist() in ([0.0], [1.0], [0.0, 1.0]) and (found.present == found.present[:, :1]).all()
+    assert torch.allclose(found.present[2, 0], (net.read(latents[2])[0].present.mean(0) > 0.5).float())
+    assert not found.points.requires_grad
+
+
+def test_painting_trains_painter_and_looks_only():
+    net = draft()
+    latents, labels = torch.randn(4, 6, 4, 8, 8), scene(4, 6)
+    loss, logs = painting(net, latents, labels, batch=8)(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
+    loss.backward()
+    trained = {name.rsplit(".", 1)[0] for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name.split(".")[0] for name in trained} == {"painter", "reader"}
+    assert [name for name in trained if name.startswith("reader")] == ["reader.look"] and set(logs) == {"paint_mse"}
+    _, logs = painting(net, latents, labels, batch=8, read=1.0, first=2)(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
+    assert set(logs) == {"paint_mse", "read_error_m"}
+
+
+def toy(episodes: int, seed: int):
+    """The dot of `tiny.moving_dot` with where it is: one slot, the hand."""
+    latents, actions = tiny.moving_dot(episodes, 4, seed=seed)
+    field = latents[:, :, 0].clamp(min=0)
+    grid = (torch.arange(8) + 0.5) / 8 * 2 - 1
+    mass = field.sum((-1, -2))
+    points = torch.stack([(field.sum(-2) * grid).sum(-1) / mass, (field.sum(-1) * grid).sum(-1) / mass, torch.zeros_like(mass)], dim=-1)
+    lead = points.shape[:2]
+    return latents, actions, Scene(points[:, :, None], torch.ones(*lead, 1), torch.zeros(lead), torch.zeros(*lead, 1, 0))
+
+
+def test_the_three_parts_learn_a_toy_world():
+    latents, actions, labels = toy(256, seed=0)
+    torch.manual_seed(0)
+    net = Draft(1, 8, 2, width=32, memory=16, slots=1, looks=2)
+    learn = lambda module, loss_fn, steps: fit(module, loss_fn, FitConfig(steps=steps, lr=5e-3, warmup=10), seed=0, name="toy")  # noqa: E731
+    learn(net.reader, reading(net, latents, labels, batch=32), 200)
+    learn(net.mover, moving(net, labels, actions, batch=64, length=3, noise=0.0), 200)
+    learn(torch.nn.ModuleList([net.painter, net.reader.look]), painting(net, latents, labels, batch=32, reach=3), 200)
+    latents, actions, labels = toy(64, seed=1)
+    with torch.no_grad():
+        read = (net.read(latents[:, 0])[0].points - labels.points[:, 0]).norm(dim=-1).mean()
+        context = latents[:, :1].repeat(1, 2, 1, 1, 1)
+        errors = [float((net(context, moves)[0] - latents[:, 1:]).square().mean()) for moves in (actions, actions.roll(1, dims=0))]
+    assert read < 0.06  # a quarter of a cell
+    assert errors[0] < 0.3 * float((context[:, -1:] - latents[:, 1:]).square().mean()) and errors[1] > 3 * errors[0]

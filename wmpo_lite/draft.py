@@ -1,0 +1,332 @@
+"""A deterministic first guess at the next frames: read where things are, move them by the actions, paint what changed.
+
+A small network that must find out by itself what a picture holds needs hours on a CPU to learn that a gripper takes a cube along, because small
+things are next to nothing of a squared error (figures in the README). Pre-training in a simulator can say where things are: read, move and paint
+then are three small problems of minutes. Labels are needed for pre-training alone: on other recordings the reader labels its own frames.
+"""
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Scene(NamedTuple):
+    """What a frame holds, in the units of the network. S slots; the last is the hand, the others are objects and targets.
+
+    points (..., S, 3); present (..., S) in [0, 1]; opening (...) of the gripper, 1 open; look (..., S, A): free codes of appearance.
+    """
+
+    points: torch.Tensor
+    present: torch.Tensor
+    opening: torch.Tensor
+    look: torch.Tensor
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+
+class ConvResidual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.mix, self.out = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return x + self.out(F.silu(self.mix(F.silu(self.norm(x)))))
+
+
+def mlp(inputs: int, outputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs))
+
+
+class Reader(nn.Module):
+    """One frame's latents -> Scene. Every slot looks with one attention map, four times finer than the latents; its mean is the slot's place in
+    the picture, which a soft maximum gives to a fraction of a pixel, and with the height read there it becomes a point in the room."""
+
+    FINER = 4
+
+    def __init__(self, channels: int, size: int, width: int, slots: int, looks: int):
+        super().__init__()
+        self.slots, self.size = slots, size
+        self.stem, self.position = nn.Conv2d(channels, width, 3, padding=1), nn.Parameter(torch.randn(1, width, size, size) * 0.02)
+        self.body = nn.Sequential(*(ConvResidual(width) for _ in range(3)), nn.GroupNorm(8, width), nn.SiLU())
+        self.attend, self.value = nn.Conv2d(width, slots * self.FINER**2, 1), nn.Conv2d(width, slots * 3, 1)
+        self.look = nn.Conv2d(width, slots * looks, 1)
+        fine = size * self.FINER
+        self.register_buffer("grid", (torch.arange(fine) + 0.5) / fine * 2 - 1, persistent=False)
+
+    def features(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, width, h, w)."""
+        return self.body(self.stem(latents) + self.position)
+
+    def forward(self, features: torch.Tensor):
+        """(B, width, h, w) -> picture coordinates (B, S, 2) in [-1, 1], height (B, S), presence logits (B, S), opening (B,), looks (B, S, A)."""
+        f, n = self.FINER, self.size
+        sharp = F.pixel_shuffle(self.attend(features), f).flatten(2).softmax(-1).unflatten(-1, (n * f, n * f))  # (B, S, nf, nf)
+        place = torch.stack([sharp.sum(2) @ self.grid, sharp.sum(3) @ self.grid], dim=-1)  # right, down
+        coarse = sharp.unflatten(2, (n, f)).unflatten(4, (n, f)).sum((3, 5))
+        pool = lambda layer, x, where: torch.einsum("bsvhw,bshw->bsv", layer(x).unflatten(1, (self.slots, -1)), where)  # noqa: E731
+        value = pool(self.value, features, coarse)
+        look = pool(self.look, features.detach(), coarse.detach())  # the painter learns what to look for, not where
+        return place, value[..., 0], value[..., 1], value[:, -1, 2], look
+
+
+class Mover(nn.Module):
+    """The scene after each action. The hand follows its command; every object stays, is carried with the hand (a gate) or is pushed.
+
+    All objects share the weights; a memory for the hand and one per object hold what a picture does not show (a command ahead of the hand, a
+    firm grasp), and start from the two newest frames.
+    """
+
+    def __init__(self, slots: int, action_dim: int, width: int, memory: int):
+        super().__init__()
+        self.objects = n = slots - 1
+        pair = 3 * n + n + n  # where the other objects are, which of them exist, which object this is
+        self.follow_command = nn.Linear(action_dim, 4)
+        self.hand_start, self.hand = nn.Linear(8, memory), nn.GRUCell(4 + action_dim, memory)
+        self.hand_out = mlp(memory + 4 + action_dim, 4, width)
+        self.object_start, self.object_in = mlp(15 + pair, memory, width), mlp(12 + action_dim + pair + memory, width, width)
+        self.object, self.object_out = nn.GRUCell(width, memory), mlp(memory + width, 4, width)
+        for last in (self.hand_out[-1], self.object_out[-1]):
+            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+
+    def _pairs(self, points, present):
+        """(B, n, 5 n): how each object stands to the others."""
+        n = self.objects
+        away = (points[:, None, :n] - points[:, :n, None]) * present[:, None, :n, None]
+        which = torch.eye(n, device=points.device).expand(len(points), n, n)
+        return torch.cat([away.flatten(2), present[:, None, :n].expand(-1, n, n), which], dim=-1)
+
+    def start(self, before: Scene, now: Scene):
+        n = self.objects
+        hand, moved = now.points[:, -1], now.points[:, -1] - before.points[:, -1]
+        gap = torch.stack([now.opening, before.opening], dim=-1)
+        everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
+        seen = torch.cat([now.points[:, :n] - hand[:, None], now.points[:, :n] - before.points[:, :n], now.points[:, :n, 2:], everyone(hand), everyone(moved),
+                          everyone(gap), self._pairs(now.points, now.present)], dim=-1)
+        return self.hand_start(torch.cat([hand, moved, gap], dim=-1)).tanh(), self.object_start(seen).tanh()
+
+    def forward(self, scene: Scene, memory, action):
+        """One control step: action (B, D) -> the next Scene and memory."""
+        n, (of_hand, of_objects) = self.objects, memory
+        hand, opening = scene.points[:, -1], scene.opening[:, None]
+        of_hand = self.hand(torch.cat([hand, opening, action], dim=-1), of_hand)
+        step = self.follow_command(action) + self.hand_out(torch.cat([of_hand, hand, opening, action], dim=-1))
+        moved, then = 0.3 * step[:, :3], step[:, 3:]
+        everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
+        seen = torch.cat([scene.points[:, :n] - hand[:, None], everyone(moved), scene.points[:, :n, 2:], everyone(hand), everyone(opening), everyone(then),
+                          everyone(action), self._pairs(scene.points, scene.present), of_objects], dim=-1)
+        seen = self.object_in(seen)
+        of_objects = self.object(seen.flatten(0, 1), of_objects.flatten(0, 1)).unflatten(0, (len(hand), n))
+        push, carried = self.object_out(torch.cat([of_objects, seen], dim=-1)).split((3, 1), dim=-1)
+        objects = scene.points[:, :n] + (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
+        return scene._replace(points=torch.cat([objects, (hand + moved)[:, None]], dim=1), opening=then[:, 0]), (of_hand, of_objects)
+
+    def roll(self, before: Scene, now: Scene, actions: torch.Tensor) -> Scene:
+        """Scenes after each of actions (B, K, D): a Scene with time second."""
+        memory, points, opening = self.start(before, now), [], []
+        for action in actions.unbind(1):
+            now, memory = self(now, memory, action)
+            points.append(now.points), opening.append(now.opening)
+        along = lambda x: x[:, None].expand(-1, len(points), *x.shape[1:])  # noqa: E731
+        return Scene(torch.stack(points, dim=1), along(now.present), torch.stack(opening, dim=1), along(now.look))
+
+
+class Painter(nn.Module):
+    """Latents of a frame from the newest known frame and the scenes then and now. Each cell asks how far every slot is and was from it, so a
+    thing that moves a fraction of a cell moves in the picture, wherever it is; the arm, which is a smooth function of the hand, has a branch that
+    sees the whole frame."""
+
+    def __init__(self, channels: int, size: int, reader_width: int, width: int, slots: int, looks: int):
+        super().__init__()
+        self.size, self.channels = size, channels
+        state = slots * (2 * 3 + 1 + looks) + 2
+        self.cell = nn.Parameter(torch.randn(1, 1, size * size, width) * 0.02)
+        self.local, self.near, self.whole = nn.Linear(reader_width + channels, width), nn.Linear(slots * 8, width), nn.Linear(state, width)
+        self.frame = nn.Sequential(nn.Linear(state, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 24 * size * size))
+        self.from_frame = nn.Linear(24, width)
+        self.body = nn.Sequential(Residual(width), Residual(width), nn.LayerNorm(width))
+        self.out = nn.Linear(width, channels + 1)
+        centres = (torch.arange(size) + 0.5) / size * 2 - 1
+        self.register_buffer("centres", torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1), persistent=False)  # right, down
+
+    def _distances(self, place, present):
+        """place (B, T, S, 2) in the picture -> (B, T, N, 4 S): clipped offsets in cells, and two bells around each slot."""
+        away = (place[:, :, None] - self.centres[:, None]) * (self.size / 2)  # (B, T, N, S, 2)
+        square = away.square().sum(-1, keepdim=True)
+        bells = torch.cat([(-square / 2).exp(), (-square / 8).exp()], dim=-1)
+        return (torch.cat([away.clamp(-2.5, 2.5), bells], dim=-1) * present[:, :, None, :, None]).flatten(3)
+
+    def forward(self, newest: torch.Tensor, features: torch.Tensor, old: Scene, old_place: torch.Tensor, new: Scene, new_place: torch.Tensor):
+        """newest (B, C, h, w), features of it (B, width, h, w), old: its Scene; new: Scene with time (B, T, ...) -> latents (B, T, C, h, w)."""
+        frames = new.points.shape[1]
+        along = lambda x: x[:, None].expand(-1, frames, *x.shape[1:])  # noqa: E731
+        known = old.present[..., None]
+        state = torch.cat([(new.points * known[:, None]).flatten(2), along((old.points * known).flatten(1)), along(old.present), along(old.look.flatten(1)), new.opening[..., None],
+                           along(old.opening[:, None])], dim=-1)
+        near = torch.cat([along(self._distances(old_place[:, None], old.present[:, None])[:, 0]), self._distances(new_place, new.present)], dim=-1)
+        local = self.local(torch.cat([features, newest], dim=1).flatten(2).transpose(1, 2))  # (B, N, width)
+        frame = self.from_frame(self.frame(state).unflatten(-1, (self.size**2, 24)))
+        x = self.body(self.cell + local[:, None] + self.near(near) + self.whole(state)[:, :, None] + frame)
+        content, mask = self.out(x).transpose(2, 3).unflatten(-1, (self.size, self.size)).split((self.channels, 1), dim=2)
+        return torch.lerp(newest[:, None].expand_as(content), content, mask.sigmoid())  # where the mask is 0 the frame is kept
+
+
+class Draft(nn.Module):
+    """Read, move, paint: context latents and actions -> a first guess at the next K frames' latents."""
+
+    def __init__(self, channels: int, size: int, action_dim: int, width: int = 128, memory: int = 64, slots: int = 5, looks: int = 6):
+        super().__init__()
+        self.slots = slots
+        self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory)
+        self.painter = Painter(channels, size, width, width, slots, looks)
+        # Homogeneous point in the room -> homogeneous picture coordinates, (right, down) in [-1, 1]; until `calibrate`: from straight above.
+        self.register_buffer("camera", torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]]))
+        self.register_buffer("centre", torch.zeros(3)), self.register_buffer("unit", torch.ones(()))
+
+    def calibrate(self, camera: torch.Tensor, centre, unit: float):
+        """camera (3, 4): the projection of the recordings; centre (3,) and unit in metres: what the network counts as 0 and 1."""
+        self.camera.copy_(camera), self.centre.copy_(torch.as_tensor(centre)), self.unit.fill_(unit)
+
+    def project(self, points: torch.Tensor) -> torch.Tensor:
+        """Points (..., 3) in network units -> picture coordinates (..., 2)."""
+        room = points * self.unit + self.centre
+        seen = F.pad(room, (0, 1), value=1.0) @ self.camera.T
+        return seen[..., :2] / seen[..., 2:]
+
+    def _lift(self, place, height):
+        """The point (..., 3) in network units that is seen at `place` (..., 2) and has this height (...)."""
+        rows = self.camera[:2] - place[..., None] * self.camera[2]  # (..., 2, 4): each row times the point is 0
+        room = height * self.unit + self.centre[2]
+        (a, b), (c, d) = (rows[..., i, :2].unbind(-1) for i in (0, 1))
+        p, q = (rows[..., i, 2] * room + rows[..., i, 3] for i in (0, 1))
+        det = a * d - b * c
+        return torch.stack([((b * q - d * p) / det - self.centre[0]) / self.unit, ((c * p - a * q) / det - self.centre[1]) / self.unit, height], dim=-1)
+
+    def read(self, latents: torch.Tensor):
+        """(B, C, h, w) -> Scene, features, presence logits, picture coordinates."""
+        features = self.reader.features(latents)
+        place, height, logits, opening, look = self.reader(features)
+        return Scene(self._lift(place, height), logits.sigmoid(), opening, look), features, logits, place
+
+    def forward(self, context: torch.Tensor, actions: torch.Tensor):
+        """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w) and the scenes as vectors (B, K, 4 S + 1)."""
+        newest, older = context[:, -1], context[:, -min(2, context.shape[1])]
+        scenes, features, _, _ = self.read(torch.cat([newest, older]))
+        now, before = (Scene(*(part.chunk(2)[i] for part in scenes)) for i in (0, 1))
+        new = self.mover.roll(before, now, actions)
+        painted = self.painter(newest, features[: len(newest)], now, self.project(now.points), new, self.project(new.points))
+        return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1)
+
+    def scene(self, points, present, opening) -> Scene:
+        """Labels (points in metres) as a Scene in network units; what looks like what is not labelled."""
+        return Scene((points - self.centre) / self.unit, present, opening, points[..., :0])
+
+    # -- training ------------------------------------------------------------------------------------------------------------------------
+
+    def read_loss(self, latents, labels: Scene, noise: float, generator=None):
+        """latents (B, C, h, w) with labels of the same frames -> (loss, logs)."""
+        latents = latents + noise * torch.randn(latents.shape, generator=generator)
+        scene, _, logits, place = self.read(latents)
+        there, count = labels.present, labels.present.sum()
+        flat = (F.smooth_l1_loss(place, self.project(labels.points), reduction="none", beta=0.02).sum(-1) * there).sum() / count
+        height = (F.smooth_l1_loss(scene.points[..., 2], labels.points[..., 2], reduction="none", beta=0.05) * there).sum() / count
+        loss = 10 * flat + 6 * height + 0.2 * F.binary_cross_entropy_with_logits(logits, there) + F.smooth_l1_loss(scene.opening, labels.opening, beta=0.1)
+        with torch.no_grad():
+            error = ((scene.points - labels.points).norm(dim=-1) * there).sum() / count * self.unit
+        return loss, {"read_error_m": float(error)}
+
+    def move_loss(self, before: Scene, now: Scene, labels: Scene, actions, noise: float = 0.0, generator=None):
+        """Labels of two frames (B, ...) and of the K frames that follow (B, K, ...) -> (loss, logs). noise: metres by which reading errs."""
+        if noise:
+            before, now = (s._replace(points=s.points + noise / self.unit * torch.randn(s.points.shape, generator=generator)) for s in (before, now))
+        new = self.mover.roll(before, now, actions)
+        error = F.smooth_l1_loss(new.points, labels.points, reduction="none", beta=0.01) * labels.present[..., None]
+        loss = 10 * error.mean() + F.smooth_l1_loss(new.opening, labels.opening, beta=0.1)
+        with torch.no_grad():
+            far = ((new.points - labels.points).norm(dim=-1) * labels.present)[:, -1].sum() / labels.present[:, -1].sum() * self.unit
+        return loss, {"move_error_m": float(far)}
+
+    def paint(self, newest, labels: Scene):
+        """Latents (B, T, C, h, w) of the labelled scenes (B, T, ...) after the frame `newest` (B, C, h, w). Trains the painter and the looks."""
+        now, features, _, _ = self.read(newest)
+        now = now._replace(points=now.points.detach(), present=now.present.detach(), opening=now.opening.detach())
+        return self.painter(newest, features.detach(), now, self.project(now.points), labels, self.project(labels.points))
+
+    @torch.no_grad()
+    def label(self, latents: torch.Tensor, chunk: int = 512) -> Scene:
+        """What the reader sees in recordings without labels (E, T + 1, C, h, w): a Scene (E, T + 1, ...) to train mover and painter on.
+
+        Nothing comes or goes in an episode, so what is there is decided over all of its frames.
+        """
+        parts = [self.read(part.float())[0] for part in latents.flatten(0, 1).split(chunk)]
+        points, present, opening, _ = (torch.cat(part).unflatten(0, latents.shape[:2]) for part in zip(*parts))
+        present = (present.mean(dim=1, keepdim=True) > 0.5).float().expand_as(present)
+        return Scene(points, present, opening, points[..., :0])
+
+
+# ------------------------------------------------------------------------------------------------------------------ pre-training
+
+
+def _pick(labels: Scene, episode, frame) -> Scene:
+    return Scene(*(part[episode, frame] for part in labels))
+
+
+def reading(draft: Draft, latents, labels: Scene, batch: int = 96, noise: float = 0.05):
+    """`loss_fn` for `fit`: where things are in single frames. latents (E, T + 1, C, h, w), labels (E, T + 1, ...)."""
+    def loss_fn(generator, rng, step):
+        episode, frame = rng.integers(latents.shape[0], size=batch), rng.integers(latents.shape[1], size=batch)
+        return draft.read_loss(latents[episode, frame].float(), _pick(labels, episode, frame), noise, generator)
+
+    return loss_fn
+
+
+def moving(draft: Draft, labels: Scene, actions, batch: int = 512, length: int = 16, noise: float = 0.0015):
+    """`loss_fn` for `fit`: where things go, from labels alone. actions (E, T, D). length: control steps rolled out; noise: metres."""
+    def loss_fn(generator, rng, step):
+        episode, frame = rng.integers(actions.shape[0], size=batch), rng.integers(actions.shape[1] + 1 - length, size=batch)
+        frame[rng.random(batch) < 0.15] = 0  # every imagined episode begins at a first frame
+        ahead = episode[:, None], frame[:, None] + np.arange(length)
+        return draft.move_loss(_pick(labels, episode, np.maximum(frame - 1, 0)), _pick(labels, episode, frame), _pick(labels, ahead[0], ahead[1] + 1),
+                               actions[ahead], noise, generator)
+
+    return loss_fn
+
+
+def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96, reach: int = 8, emphasis: float = 3.0, weight: float = 12.0,
+             noise: float = 0.05, own: float = 0.4, read: float = 0.0, first: int = 0):
+    """`loss_fn` for `fit`: how frames look, up to `reach` frames after a known one. objects (E, T + 1, h, w): cover of each latent position.
+
+    own: share of known frames that are the painter's own work, as all are in imagination but the first. read: weight of reading those frames, for
+    training the reader too, which must find its way in them. first: so many episodes at the beginning make up a quarter of the batch.
+    """
+    def loss_fn(generator, rng, step):
+        episode, frame = rng.integers(latents.shape[0], size=batch), rng.integers(latents.shape[1] - 1, size=batch)
+        if first:
+            episode[: batch // 4] %= first
+        then = np.minimum(frame[:, None] + rng.integers(1, reach + 1, size=(batch, 2)), latents.shape[1] - 1)
+        newest, future = latents[episode, frame].float(), latents[episode[:, None], then].float()
+        mine = np.flatnonzero((rng.random(batch) < own) & (frame > 0))
+        if len(mine):
+            older = np.maximum(frame[mine] - rng.integers(1, reach + 1, size=len(mine)), 0)
+            with torch.no_grad():
+                newest[mine] = draft.paint(latents[episode[mine], older].float(), _pick(labels, episode[mine][:, None], frame[mine][:, None]))[:, 0]
+        painted = draft.paint(newest + noise * torch.randn(newest.shape, generator=generator), _pick(labels, episode[:, None], then))
+        error = (painted - future).square()
+        importance = 1 + emphasis * (future - newest[:, None]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
+        if objects is not None:
+            importance = importance + weight * objects[episode[:, None], then].float().unsqueeze(2)
+        loss, logs = (error * importance).mean(), {"paint_mse": float(error.detach().mean())}
+        if read:
+            found, more = draft.read_loss(newest, _pick(labels, episode, frame), noise, generator)
+            loss, logs = loss + read * found, logs | more
+        return loss, logs
+
+    return loss_fn

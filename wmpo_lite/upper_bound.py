@@ -1,0 +1,39 @@
+"""`wmpo-lite upper-bound`: what the policy could learn if the world model were perfect."""
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite import checkpoint
+from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
+
+
+def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
+    """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
+    from wmpo_lite.evaluate import success_rate
+    from wmpo_lite.grpo import GRPOConfig
+    from wmpo_lite.optimise import optimise, save_policy_once
+
+    w = Workspace(run, folder)
+    s = w.settings
+
+    def train():
+        policy = w.base()
+        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+        records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
+                           horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
+                           freeze_vision=s.freeze_vision, tolerate_silence=True)
+        save_policy_once(w.folder / "policies" / "upper", policy, w.provenance(stage="upper"))
+        return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
+
+    def measure():
+        from wmpo_lite.policy import Policy
+        found = greedy(w, Policy.load(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
+        return {"success": [t.success for t in found]}
+
+    trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)
+    result = {"task": run.task, "seed": run.seed, "profile": run.profile, **trained, "n": len(measured["success"]),
+              "upper_bound_success": float(np.mean(measured["success"]))}
+    checkpoint.write_json(w.folder / "upper_bound.json", result)
+    w.env.close()
+    print(f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator: {success_rate(np.array(measured['success']))}")
+    return result

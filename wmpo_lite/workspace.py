@@ -1,0 +1,148 @@
+"""A run: its settings, its folder, what is loaded for it, and what several stages of the main job do alike."""
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite import checkpoint
+from wmpo_lite.errors import UserError
+from wmpo_lite.profiles import PROFILES, Profile
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+TRAINING_STATES, TRUST_STATES, SWAP_STATES = 10_000, 1_000, 50_000  # where each use begins inside its split
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run is: enough to repeat it."""
+
+    task: str = "place"
+    profile: str = "laptop"
+    seed: int = 0
+    rollout_budget: int = 128
+    assets: str = str(ASSETS)
+
+    def settings(self) -> Profile:
+        if self.profile not in PROFILES:
+            raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
+        settings = PROFILES[self.profile]
+        if self.rollout_budget < settings.group_size:
+            raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.group_size}; raise --rollout-budget")
+        return settings
+
+
+class Workspace:
+    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result."""
+
+    def __init__(self, run: Run, folder: Path):
+        from wmpo_lite.envs.tabletop.env import TabletopEnv
+        from wmpo_lite.envs.tabletop.tasks import get_task
+        from wmpo_lite.train import MetricsLog, set_threads
+
+        set_threads()
+        self.run, self.folder, self.settings = run, Path(folder), run.settings()
+        self.task = get_task(run.task)
+        self.horizon = self.task.horizon
+        self.assets = Path(run.assets) / run.task
+        if not self.assets.exists():
+            raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
+        self._check_folder()
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
+        self.env = TabletopEnv(self.task)
+        self.started = time.time()
+
+    def _check_folder(self):
+        config = {**dataclasses.asdict(self.run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
+        path = self.folder / "config.json"
+        if path.exists():
+            if (found := checkpoint.read_json(path)) != checkpoint.plain(config):
+                changed = sorted(key for key in config if found.get(key) != checkpoint.plain(config)[key])
+                raise UserError(f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --name or delete the folder")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(path, config)
+
+    def _fingerprint(self) -> dict:
+        """Which trained assets the run starts from: the beginning of each weight file's checksum."""
+        return {name: checkpoint.checksum(self.assets / name / "model.safetensors")[:12] for name in ("autoencoder", "policy", "world_model", "reward")}
+
+    def stage(self, name: str, fn):
+        path = self.folder / "stages" / f"{name}.json"
+        if path.exists():
+            return checkpoint.read_json(path)["result"]
+        clock = time.time()
+        print(f"[{name}]", flush=True)
+        result = fn()
+        checkpoint.write_json(path, {"result": result, "seconds": round(time.time() - clock, 1)})
+        return checkpoint.read_json(path)["result"]
+
+    def seconds(self) -> float:
+        return sum(checkpoint.read_json(path)["seconds"] for path in (self.folder / "stages").glob("*.json"))
+
+    # -- loaded when first needed ------------------------------------------------------------------------------------------------------------
+
+    def autoencoder(self):
+        from wmpo_lite.world_model import Autoencoder
+        return self._once("autoencoder", lambda: Autoencoder.load(self.assets / "autoencoder"))
+
+    def base(self):
+        from wmpo_lite.policy import Policy
+        return Policy.load(self.assets / "policy")
+
+    def world_model(self):
+        from wmpo_lite.world_model import WorldModel
+        return self._once("world_model", lambda: WorldModel.load(self.folder / "world_model"))
+
+    def reward_model(self):
+        from wmpo_lite.reward import RewardModel
+        return self._once("reward", lambda: RewardModel.load(self.folder / "reward"))
+
+    def rollouts(self):
+        from wmpo_lite.trajectory import load_trajectories
+        return self._once("rollouts", lambda: load_trajectories(self.folder / "rollouts.hdf5"))
+
+    def _once(self, name, load):
+        if not hasattr(self, f"_{name}"):
+            setattr(self, f"_{name}", load())
+        return getattr(self, f"_{name}")
+
+    def provenance(self, **more) -> dict:
+        return {"run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name}, "settings": dataclasses.asdict(self.settings), **more}
+
+    def states(self, split: str, first: int, count: int):
+        from wmpo_lite.envs.tabletop.env import initial_states
+        return initial_states(self.task, split, np.arange(first, first + count))
+
+
+def initial_frames(trajectories):
+    """Recorded first frames as initial states for imagination."""
+    from wmpo_lite.trajectory import InitialStates
+    return InitialStates(states=np.stack([t.initial_state for t in trajectories]), frames=np.stack([t.frames[0] for t in trajectories]),
+                         instructions=tuple(t.instruction for t in trajectories), split=trajectories[0].split,
+                         indices=np.array([t.index for t in trajectories]))
+
+
+def imagined_env(w: Workspace, seed: int, stop: bool = True):
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
+    return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps, stop=stop,
+                       action_names=w.env.action_names)
+
+
+def greedy(w: Workspace, policy, states, **options):
+    from wmpo_lite.rollout import rollout
+    return rollout(policy, w.env, states, horizon=w.horizon, every_frame=options.pop("every_frame", False), batch=64, **options)
+
+
+def clip_scores(model, films, starts) -> np.ndarray:
+    import torch
+    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16])).numpy() for i in range(0, len(films), 16)])
+
+
+def save_arrays(path: Path, **arrays):
+    import io
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    checkpoint.write_atomic(path, buffer.getvalue())
