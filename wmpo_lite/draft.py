@@ -288,14 +288,22 @@ def reading(draft: Draft, latents, labels: Scene, batch: int = 96, noise: float 
     return loss_fn
 
 
-def moving(draft: Draft, labels: Scene, actions, batch: int = 512, length: int = 16, noise: float = 0.0015):
-    """`loss_fn` for `fit`: where things go, from labels alone. actions (E, T, D). length: control steps rolled out; noise: metres."""
+def moving(draft: Draft, labels: Scene, actions, seen: Scene | None = None, batch: int = 192, length: int = 16, noise: float = 0.001):
+    """`loss_fn` for `fit`: where things go, from labels alone. actions (E, T, D). length: control steps rolled out; noise: metres.
+
+    seen: what the reader makes of the same frames. Three in four windows start from that: what hangs in the gripper is read worst, and a mover that
+    trusts labels lets go of it.
+    """
     def loss_fn(generator, rng, step):
         episode, frame = rng.integers(actions.shape[0], size=batch), rng.integers(actions.shape[1] + 1 - length, size=batch)
         frame[rng.random(batch) < 0.15] = 0  # every imagined episode begins at a first frame
         ahead = episode[:, None], frame[:, None] + np.arange(length)
-        return draft.move_loss(_pick(labels, episode, np.maximum(frame - 1, 0)), _pick(labels, episode, frame), _pick(labels, ahead[0], ahead[1] + 1),
-                               actions[ahead], noise, generator)
+        before, now = _pick(labels, episode, np.maximum(frame - 1, 0)), _pick(labels, episode, frame)
+        if seen is not None:
+            read, cut = torch.from_numpy(rng.random(batch) < 0.75), (np.maximum(frame - 1, 0), frame)
+            before, now = (s._replace(points=torch.where(read[:, None, None], seen.points[episode, f], s.points),
+                                      opening=torch.where(read, seen.opening[episode, f], s.opening)) for s, f in zip((before, now), cut))
+        return draft.move_loss(before, now, _pick(labels, ahead[0], ahead[1] + 1), actions[ahead], noise, generator)
 
     return loss_fn
 

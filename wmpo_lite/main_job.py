@@ -31,7 +31,6 @@ def align_world_model(w: Workspace) -> dict:
     """Policy behaviour alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included."""
     import torch
 
-    from wmpo_lite.draft import moving, painting
     from wmpo_lite.envs.tabletop.scene import object_map
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel
@@ -41,15 +40,9 @@ def align_world_model(w: Workspace) -> dict:
     latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
     objects = torch.from_numpy(object_map(np.stack([t.frames for t in trajectories]), latents.shape[-1]))
-    if model.config.draft_width:  # first the draft by itself, as in pre-training
-        draft = model.draft
-        labels = draft.label(latents)
-        for name, module, loss_fn in (("move", draft.mover, moving(draft, labels, actions, batch=8 * s.align_batch, noise=0.0)),
-                                      ("paint", torch.nn.ModuleList([draft.painter, draft.reader.look]),
-                                       painting(draft, latents, labels, objects, batch=4 * s.align_batch))):
-            fit(module, loss_fn, FitConfig(steps=s.align_draft_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=100), seed=w.run.seed,
-                name=f"align {name}", folder=w.folder / f"fit_align_{name}", log_every=50, on_log=w.log)
-        draft.requires_grad_(False)
+    # The draft stays as pre-trained: on labels that the reader makes of the P rollouts it learns to let go of what it holds (figures in the README).
+    if model.config.draft_width:
+        model.draft.requires_grad_(False)
     windows = WindowConfig(batch=s.align_batch, own_from=0.0)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects), FitConfig(
         steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
@@ -88,11 +81,10 @@ def fit_reward(w: Workspace) -> dict:
     held = order[::4]
     train = [i for i in order if i not in set(held)]
     model = RewardModel.load(w.assets / "reward")
-    autoencoder = w.autoencoder()
-    recode = lambda frames: autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(frames))).numpy()  # noqa: E731
-    part = [trajectories[i] for i in train]
+    autoencoder, part = w.autoencoder(), [trajectories[i] for i in train]
     real = np.stack([t.frames for t in part])
-    episodes = reward_episodes(part + part, np.concatenate([real, recode(real)]))  # camera pictures and what the decoder makes of them
+    recoded = autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(real))).numpy()
+    episodes = reward_episodes(part + part, np.concatenate([real, recoded]))  # camera pictures and what the decoder makes of them
     fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=10, decay=0.6, ema=0.98, save_every=100),
         seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
     rest = [trajectories[i] for i in held]

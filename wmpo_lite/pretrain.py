@@ -183,13 +183,13 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 
 
 def reward_data(demos: dict, attempts: dict, play: dict, autoencoder) -> dict:
-    """Episodes for the shipped success classifier, each as filmed and as the autoencoder gives it back: demonstrations (successes), failed
-    attempts and play. Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not."""
+    """Episodes for the shipped success classifier, each as filmed and as the autoencoder gives it back: demonstrations
+    (successes), failed attempts and play. Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not."""
     import torch
 
     from wmpo_lite.envs.tabletop.scene import COLOURS
     frames = np.concatenate([part["frames"] for part in (demos, attempts, play)])
-    recoded = np.concatenate([autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(frames[i: i + 16]))).numpy() for i in range(0, len(frames), 16)])
+    recoded = [autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(part))).numpy() for part in np.array_split(frames, 64)]
     failures = len(frames) - len(demos["frames"])
     success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(failures, bool)])
     finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(failures, frames.shape[1] - 1)])
@@ -199,7 +199,7 @@ def reward_data(demos: dict, attempts: dict, play: dict, autoencoder) -> dict:
         named = next(word for word in text.split() if word in COLOURS)
         other.append(text.replace(named, [c for c in ("red", "green", "blue") if c != named][i % 2]))
     twice = lambda x: np.concatenate([x, x])  # noqa: E731
-    return {"frames": np.concatenate([frames, recoded]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2, "other": other * 2}
+    return {"frames": np.concatenate([frames, *recoded]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2, "other": other * 2}
 
 
 def still_clips(paths, autoencoder) -> dict:
@@ -338,14 +338,13 @@ def train_world_model(data: dict, camera, s: AssetSettings, *, seed: int, home: 
         return fit(module, loss_fn, FitConfig(steps=steps, lr=lr, warmup=100, ema=0.99, decay=0.6, save_every=250, **more), seed=seed, name=name,
                    folder=home / f"fit_{name}", log_every=100)
 
-    draft.reader.look.requires_grad_(False)
     learn("read", draft.reader, reading(draft, latents, labels), s.read_steps, 2e-3)
-    learn("move", draft.mover, moving(draft, labels, actions, batch=192), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
     draft.reader.requires_grad_(False), draft.reader.look.requires_grad_(True)
     learn("paint", torch.nn.ModuleList([draft.painter, draft.reader.look]), painting(draft, latents, labels, objects), s.paint_steps, 1.5e-3)
     draft.reader.requires_grad_(True)
     learn("settle", torch.nn.ModuleList([draft.painter, draft.reader]), painting(draft, latents, labels, objects, batch=64, own=0.6, read=0.5, first=s.demos),
           s.settle_steps, 1e-3)
+    learn("move", draft.mover, moving(draft, labels, actions, draft.label(latents)), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects), FitConfig(

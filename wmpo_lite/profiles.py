@@ -9,18 +9,17 @@ class Profile:
     evaluation_states: int = 256
     trust_rollouts: int = 192
     temperature: float = 1.0
-    align_draft_steps: int = 200
-    align_steps: int = 120
-    align_lr: float = 3e-4
+    align_steps: int = 80
+    align_lr: float = 2e-4
     align_batch: int = 16
     reward_steps: int = 200
     reward_lr: float = 3e-4
-    iterations: int = 14
+    iterations: int = 12
     groups: int = 16
     group_size: int = 8
     refill: int = 0
-    wmpo_lr: float = 2e-4
-    wmpo_epochs: int = 2
+    wmpo_lr: float = 3e-4
+    wmpo_epochs: int = 4
     minibatch: int = 64
     freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
     online_groups: int = 4
@@ -35,11 +34,11 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_draft_steps=4, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
+    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
                      refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1,
                      tolerate_silence=True),
     "laptop": Profile(),
-    "gpu": Profile(iterations=80, groups=64, align_draft_steps=1000, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
+    "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
 }
 
 
