@@ -55,6 +55,15 @@ def test_one_command_ends_with_numbers_and_a_report(whole):
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".pkl", ".pickle")]
 
 
+def test_alignment_moves_the_transformer_and_leaves_the_draft(whole):
+    from wmpo_lite.workspace import ASSETS
+    from wmpo_lite.world_model import WorldModel
+    folder, _ = whole
+    shipped, aligned = WorldModel.load(ASSETS / "place" / "world_model"), WorldModel.load(folder / "runs" / "run" / "world_model")
+    same = {name: bool((p == q).all()) for (name, p), q in zip(shipped.named_parameters(), aligned.parameters())}
+    assert all(same[name] for name in same if name.startswith("draft.")) and not all(same.values())
+
+
 def test_killed_and_started_again_it_ends_with_the_same_numbers(whole, tmp_path):
     folder, _ = whole
     process = start(tmp_path, "run")
