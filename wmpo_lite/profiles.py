@@ -18,7 +18,7 @@ class Profile:
     groups: int = 16
     group_size: int = 8
     refill: int = 0
-    wmpo_lr: float = 3e-4
+    wmpo_lr: float = 1.2e-4
     wmpo_epochs: int = 4
     minibatch: int = 64
     freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
