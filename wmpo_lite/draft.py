@@ -169,8 +169,8 @@ class Painter(nn.Module):
         frames = new.points.shape[1]
         along = lambda x: x[:, None].expand(-1, frames, *x.shape[1:])  # noqa: E731
         known = old.present[..., None]
-        state = torch.cat([(new.points * known[:, None]).flatten(2), along((old.points * known).flatten(1)), along(old.present), along(old.look.flatten(1)), new.opening[..., None],
-                           along(old.opening[:, None])], dim=-1)
+        state = torch.cat([(new.points * known[:, None]).flatten(2), along((old.points * known).flatten(1)), along(old.present), along(old.look.flatten(1)),
+                           new.opening[..., None], along(old.opening[:, None])], dim=-1)
         near = torch.cat([along(self._distances(old_place[:, None], old.present[:, None])[:, 0]), self._distances(new_place, new.present)], dim=-1)
         local = self.local(torch.cat([features, newest], dim=1).flatten(2).transpose(1, 2))  # (B, N, width)
         frame = self.from_frame(self.frame(state).unflatten(-1, (self.size**2, 24)))
@@ -219,10 +219,10 @@ class Draft(nn.Module):
     def forward(self, context: torch.Tensor, actions: torch.Tensor):
         """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w) and the scenes as vectors (B, K, 4 S + 1)."""
         newest, older = context[:, -1], context[:, -min(2, context.shape[1])]
-        scenes, features, _, _ = self.read(torch.cat([newest, older]))
+        scenes, features, _, place = self.read(torch.cat([newest, older]))
         now, before = (Scene(*(part.chunk(2)[i] for part in scenes)) for i in (0, 1))
         new = self.mover.roll(before, now, actions)
-        painted = self.painter(newest, features[: len(newest)], now, self.project(now.points), new, self.project(new.points))
+        painted = self.painter(newest, features[: len(newest)], now, place[: len(newest)], new, self.project(new.points))
         return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1)
 
     def scene(self, points, present, opening) -> Scene:

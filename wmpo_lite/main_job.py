@@ -53,18 +53,10 @@ def align_world_model(w: Workspace) -> dict:
 
 def reward_episodes(trajectories, frames=None) -> dict:
     """Trajectories as the arrays that `reward.sample_clips` wants."""
-    other = [_swap_colour(t) for t in trajectories]
+    from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
+    other = [with_another_colour(t.instruction, t.index) for t in trajectories]
     return {"frames": np.stack([t.frames for t in trajectories]) if frames is None else frames, "success": np.array([t.success for t in trajectories]),
             "finish_step": np.array([t.finish_step for t in trajectories]), "instruction": [t.instruction for t in trajectories], "other": other}
-
-
-def _swap_colour(trajectory) -> str:
-    """The instruction with a colour that it does not name: what the same pictures are no success for."""
-    from wmpo_lite.envs.tabletop.scene import COLOURS
-    words = trajectory.instruction.split()
-    named = next((word for word in words if word in COLOURS), None)
-    others = [colour for colour in ("red", "green", "blue") if colour != named]
-    return trajectory.instruction.replace(named, others[trajectory.index % len(others)]) if named else ""
 
 
 def fit_reward(w: Workspace) -> dict:
@@ -83,8 +75,7 @@ def fit_reward(w: Workspace) -> dict:
     model = RewardModel.load(w.assets / "reward")
     autoencoder, part = w.autoencoder(), [trajectories[i] for i in train]
     real = np.stack([t.frames for t in part])
-    recoded = autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(real))).numpy()
-    episodes = reward_episodes(part + part, np.concatenate([real, recoded]))  # camera pictures and what the decoder makes of them
+    episodes = reward_episodes(part + part, np.concatenate([real, autoencoder.recode(real)]))  # camera pictures and what the decoder makes of them
     fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=10, decay=0.6, ema=0.98, save_every=100),
         seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
     rest = [trajectories[i] for i in held]

@@ -184,30 +184,26 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 
 def reward_data(demos: dict, attempts: dict, play: dict, autoencoder) -> dict:
     """Episodes for the shipped success classifier, each as filmed and as the autoencoder gives it back: demonstrations
-    (successes), failed attempts and play. Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not."""
-    import torch
+    (successes), failed attempts and play.
 
-    from wmpo_lite.envs.tabletop.scene import COLOURS
+    Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not.
+    """
+    from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
     frames = np.concatenate([part["frames"] for part in (demos, attempts, play)])
-    recoded = [autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(part))).numpy() for part in np.array_split(frames, 64)]
     failures = len(frames) - len(demos["frames"])
     success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(failures, bool)])
     finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(failures, frames.shape[1] - 1)])
     texts = [str(text) for part in (demos, attempts, play) for text in part["instruction"]]
-    other = []
-    for i, text in enumerate(texts):
-        named = next(word for word in text.split() if word in COLOURS)
-        other.append(text.replace(named, [c for c in ("red", "green", "blue") if c != named][i % 2]))
+    other = [with_another_colour(text, i) for i, text in enumerate(texts)]
     twice = lambda x: np.concatenate([x, x])  # noqa: E731
-    return {"frames": np.concatenate([frames, *recoded]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2, "other": other * 2}
+    return {"frames": np.concatenate([frames, autoencoder.recode(frames)]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2,
+            "other": other * 2}
 
 
 def still_clips(paths, autoencoder) -> dict:
     """Shards of dropped objects, each clip as filmed and as the autoencoder gives it back."""
-    import torch
     clips = {key: load_frames(paths, key) for key in ("frames", "success", "instruction")}
-    recoded = np.concatenate([autoencoder.decode_uint8(autoencoder.encode_uint8(torch.from_numpy(part))).numpy() for part in np.array_split(clips["frames"], 64)])
-    return {"frames": np.concatenate([clips["frames"], recoded]), **{key: np.concatenate([clips[key]] * 2) for key in ("success", "instruction")}}
+    return {key: np.concatenate([value, autoencoder.recode(value) if key == "frames" else value]) for key, value in clips.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ all of it

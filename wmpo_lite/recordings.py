@@ -25,15 +25,13 @@ def _collect_shard(arguments):
     if kind == "play":
         data = play(env, states, rng, task.horizon)
         keep = data.pop("clean")
-        data = {key: value[keep] for key, value in data.items()}
     elif kind == "attempts":
         data = attempt(env, states, rng)
         keep = ~data["done"][:, -1]
-        data = {key: value[keep] for key, value in data.items()}
     else:
         data = demonstrate(env, states, rng, noise=noise, burst=burst)
         keep = data["done"][:, -1]
-        data = {key: value[keep] for key, value in data.items()}
+    data = {key: value[keep] for key, value in data.items()}
     data["instruction"] = np.array([text for text, good in zip(states.instructions, keep) if good])
     env.close()
     temporary = f"{path}.part.npz"

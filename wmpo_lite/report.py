@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint, show
+from wmpo_lite import checkpoint, plots, show
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import paired_comparison, success_rate
 
@@ -158,7 +158,7 @@ def _films(run: Path, name: str, keys: tuple[str, ...], missing: list[str]) -> d
 def _with_comparisons(evaluation: dict) -> dict:
     """The evaluation with every comparison of WMPO that its outcomes allow; the run's own comparisons are kept."""
     policies, comparisons = evaluation.get("policies") or {}, dict(evaluation.get("comparisons") or {})
-    outcomes = {name: policies[name]["success"] for name in show.ordered_policies(evaluation)}
+    outcomes = {name: policies[name]["success"] for name in plots.ordered_policies(evaluation)}
     for name in outcomes:
         key = f"wmpo_vs_{name}"
         if name == "wmpo" or "wmpo" not in outcomes or key in comparisons:
@@ -226,7 +226,7 @@ def _head(run: Path, config: dict | None, task: str | None, evaluation: dict | N
     known = ("profile", "seed", "rollout_budget", "horizon", "chunk")
     facts = "".join(f" &middot; {key.replace('_', ' ')} {html.escape(str(config[key]))}"
                     for key in known if key in config)
-    names = show.ordered_policies(evaluation or {})
+    names = plots.ordered_policies(evaluation or {})
     outcomes = {name: success_rate(evaluation["policies"][name]["success"]) for name in names}
     comparison = (evaluation or {}).get("comparisons", {}).get("wmpo_vs_base")
     tiles = []
@@ -234,7 +234,7 @@ def _head(run: Path, config: dict | None, task: str | None, evaluation: dict | N
         if name in outcomes:
             rate = outcomes[name]
             tiles.append((f"{100 * rate.rate:.1f} %",
-                          f"{show.NAMES[name]}: success [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"))
+                          f"{plots.NAMES[name]}: success [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"))
     if comparison:
         tiles.append((f"{100 * comparison['gain']:+.1f}",
                       f"points gained [{100 * comparison['low']:.1f}, {100 * comparison['high']:.1f}]"))
@@ -251,7 +251,7 @@ def _head(run: Path, config: dict | None, task: str | None, evaluation: dict | N
 def _headline(config: dict, outcomes: dict, comparison: dict | None) -> str:
     """The result in one sentence, and no more than the interval carries."""
     if "wmpo" not in outcomes or "base" not in outcomes:
-        known = ", ".join(f"{html.escape(show.NAMES.get(name, name))} {rate}" for name, rate in outcomes.items())
+        known = ", ".join(f"{html.escape(plots.NAMES.get(name, name))} {rate}" for name, rate in outcomes.items())
         return f"No result yet: base and WMPO have not both been evaluated{f' ({known})' if known else ''}."
     budget = config.get("rollout_budget")
     source = f"with {budget} real rollouts" if budget is not None else "on recorded rollouts"
@@ -269,7 +269,7 @@ def _headline(config: dict, outcomes: dict, comparison: dict | None) -> str:
 
 
 def _success(evaluation: dict | None) -> str:
-    names = show.ordered_policies(evaluation) if evaluation else []
+    names = plots.ordered_policies(evaluation) if evaluation else []
     if not names:
         return _note("The evaluation (evaluation.json)")
     ratios, rows = evaluation.get("length_ratio") or {}, []
@@ -279,7 +279,7 @@ def _success(evaluation: dict | None) -> str:
         steps = policy.get("finish_step") or []
         lengths = [step for step, success in zip(steps, policy["success"]) if success]
         ratio = ratios.get(name, 100.0 if name == "base" and ratios else None)
-        rows.append([html.escape(show.NAMES.get(name, name)), f"{100 * rate.rate:.1f}",
+        rows.append([html.escape(plots.NAMES.get(name, name)), f"{100 * rate.rate:.1f}",
                      f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]",
                      f"{rate.successes} / {rate.n}", f"{np.mean(lengths):.1f}" if lengths else "-",
                      f"{ratio:.1f}" if ratio is not None else "-"])
@@ -290,7 +290,7 @@ def _success(evaluation: dict | None) -> str:
                 for key, value in evaluation["comparisons"].items() if value]
     header = ["comparison", "difference, 95 % interval", "won", "lost", "p"]
     pairs = _table(header, compared, (2, 3, 4)) if compared else _note("A second evaluated policy")
-    return (_picture(show.success_bars(evaluation), "Bars of the success rate of each policy with intervals")
+    return (_picture(plots.success_bars(evaluation), "Bars of the success rate of each policy with intervals")
             + table + '<p class="sub">Greedy policies, all on the same held-out initial states. Intervals are '
               "Wilson intervals; one policy's interval says nothing about pairs, for which see the next table. "
               "Length, base = 100: on the states that the base and the policy both solve.</p>"
@@ -301,7 +301,7 @@ def _success(evaluation: dict | None) -> str:
 
 
 def _versus(key: str) -> str:
-    return " against ".join(show.NAMES.get(name, name) for name in key.split("_vs_"))
+    return " against ".join(plots.NAMES.get(name, name) for name in key.split("_vs_"))
 
 
 def _film_figures(pairs, captions: list[str], budget: list[int]) -> str:
@@ -363,7 +363,7 @@ def _trust(trust: dict | None, films: dict | None, budget: list[int]) -> str:
                          "" if aim is None else form.format(aim), met,
                          f'<span class="why">{why}</span>'])
         parts += [_table(["measure", "value", "aim, at least", "", "what it tells"], rows, (1, 2)),
-                  _picture(show.trust_plot(trust), "Six panels on the world model: PSNR, action sensitivity, F1, "
+                  _picture(plots.trust_plot(trust), "Six panels on the world model: PSNR, action sensitivity, F1, "
                                                    "scores, ROC, confusion matrix")]
     parts.append("<h3>Real beside imagined</h3>")
     if films is None:
@@ -386,7 +386,7 @@ def _trust(trust: dict | None, films: dict | None, budget: list[int]) -> str:
 
 def _curves(run: Path, missing: list[str]) -> str:
     try:
-        figure = show.learning_curves(read_metrics(run / "metrics.jsonl"))
+        figure = plots.learning_curves(read_metrics(run / "metrics.jsonl"))
     except UserError:
         missing.append("metrics.jsonl is not there or holds nothing to draw")
         return _note("metrics.jsonl (what training did, step by step)")

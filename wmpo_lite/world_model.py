@@ -85,6 +85,10 @@ class Autoencoder(nn.Module):
         frames = torch.cat([to_uint8(self.decode(part)) for part in latents.reshape(-1, *latents.shape[-3:]).split(chunk)])
         return frames.reshape(*lead, *frames.shape[1:])
 
+    def recode(self, frames):
+        """uint8 array (..., H, W, 3) as encoding and decoding leave it: what a perfect world model would show."""
+        return self.decode_uint8(self.encode_uint8(torch.from_numpy(frames))).numpy()
+
     def save(self, folder, provenance=None):
         checkpoint.save_module(folder, self, self.config, provenance)
 

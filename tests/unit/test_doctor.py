@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint, doctor
+from wmpo_lite import checkpoint, diagnosis, doctor
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
@@ -59,7 +59,7 @@ def run(tmp_path):
 
 
 def levels(run, topic):
-    return {f.level for f in doctor.diagnose(run) if f.topic == topic}
+    return {f.level for f in diagnosis.diagnose(run) if f.topic == topic}
 
 
 def test_this_installation_is_sound():
@@ -94,7 +94,7 @@ def test_another_package_version_is_named(monkeypatch):
 
 
 def test_a_good_run_has_no_problem(run):
-    findings = doctor.diagnose(run)
+    findings = diagnosis.diagnose(run)
     assert {f.level for f in findings} == {"ok"}, [f for f in findings if f.level != "ok"]
     assert {"rollouts", "clips", "reward windows", "threshold", "wmpo groups", "wmpo clip fraction", "wmpo KL",
             "wmpo entropy", "actions", "agreement", "gain", "leakage", "versions"} <= {f.topic for f in findings}
@@ -170,17 +170,17 @@ def test_a_policy_without_action_statistics_is_found(run):
 def test_killed_runs_and_broken_files(run, tmp_path_factory, capsys):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"stage": "wm')  # killed in mid-write
-    assert not [f for f in doctor.diagnose(run) if f.topic == "files"]
+    assert not [f for f in diagnosis.diagnose(run) if f.topic == "files"]
     (run / "evaluation.json").unlink()
     assert levels(run, "files") == {"note"}
     (run / "trust.json").write_text('{"n": 12,')
     (run / "rollouts.hdf5").write_bytes((run / "rollouts.hdf5").read_bytes()[:500])
-    messages = [f.message for f in doctor.diagnose(run) if f.topic == "files"]
+    messages = [f.message for f in diagnosis.diagnose(run) if f.topic == "files"]
     assert len(messages) == 3
     assert all(any(name in m for m in messages) for name in ("trust.json", "rollouts.hdf5", "evaluation.json"))
     for folder in (tmp_path_factory.mktemp("empty"), run / "nowhere"):
         with pytest.raises(UserError, match="name "):
-            doctor.diagnose(folder)
+            diagnosis.diagnose(folder)
 
 
 def test_main_prints_and_returns_a_status(run, capsys, monkeypatch):

@@ -162,7 +162,7 @@ def test_a_slot_paints_around_itself():
 # ------------------------------------------------------------------------------------------------------------------------- training
 
 
-def test_without_labels_the_reader_labels(monkeypatch):
+def test_without_labels_the_reader_labels():
     net, latents = draft(), torch.randn(3, 5, 4, 8, 8)
     found = net.label(latents, chunk=4)
     assert torch.allclose(found.points[1, 2], net.read(latents[1, 2:3])[0].points[0], atol=1e-5)

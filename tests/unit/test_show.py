@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint, report, show
+from wmpo_lite import checkpoint, plots, report, show
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import agreement
 
@@ -195,13 +195,13 @@ def run_python(code: str, *arguments: str) -> str:
 
 def test_importing_show_is_light():
     heavy = ("matplotlib", "torch", "scipy", "PIL", "imageio_ffmpeg")
-    assert run_python(f"import sys, wmpo_lite.show; print([name for name in {heavy} if name in sys.modules])") == "[]"
+    assert run_python(f"import sys, wmpo_lite.show, wmpo_lite.plots; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
 
 def test_success_bars_show_rates_and_wilson_intervals():
-    figure = show.success_bars({"policies": {"wmpo": {"success": [True] * 6 + [False] * 4},
+    figure = plots.success_bars({"policies": {"wmpo": {"success": [True] * 6 + [False] * 4},
                                              "base": {"success": [False] * 10}}})
     axes = figure.axes[0]
     assert [patch.get_height() for patch in axes.patches] == [0, 60]  # base first
@@ -209,45 +209,45 @@ def test_success_bars_show_rates_and_wilson_intervals():
     segments = axes.collections[0].get_segments()
     assert segments[1][:, 1] == pytest.approx([31.27, 83.18], abs=0.01)
     with pytest.raises(UserError):
-        show.success_bars({"policies": {}})
+        plots.success_bars({"policies": {}})
 
 
 def test_learning_curves_draw_what_was_recorded(full_run):
-    figure = show.learning_curves(report.read_metrics(full_run / "metrics.jsonl"))
+    figure = plots.learning_curves(report.read_metrics(full_run / "metrics.jsonl"))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[4:7] == ["Loss: align", "Loss: reward", "Loss: dpo"] and len(titles) == 8  # the eighth place is empty
-    only_fit = show.learning_curves([{"stage": "align", "step": 1, "loss": 0.5},
+    only_fit = plots.learning_curves([{"stage": "align", "step": 1, "loss": 0.5},
                                      {"stage": "align", "step": 2, "loss": float("nan")}])
     assert len(only_fit.axes) == 1 and list(only_fit.axes[0].lines[0].get_ydata()) == [0.5]
     for nothing in ([], [{"stage": "align", "step": 1}], [{"step": 1}]):
         with pytest.raises(UserError):
-            show.learning_curves(nothing)
+            plots.learning_curves(nothing)
 
 
 def test_trust_plot_says_which_parts_are_missing(full_run):
     trust = checkpoint.read_json(full_run / "trust.json")
     words = lambda figure: " ".join(text.get_text() for axes in figure.axes for text in axes.texts)  # noqa: E731
-    full = words(show.trust_plot(trust))
+    full = words(plots.trust_plot(trust))
     assert "not recorded" not in full and f"AUC {trust['agreement']['auc']:.3f}" in full
-    assert words(show.trust_plot({})).count("not recorded") == 6
+    assert words(plots.trust_plot({})).count("not recorded") == 6
     del trust["sensitivity"]
-    assert words(show.trust_plot(trust)).count("not recorded") == 1
+    assert words(plots.trust_plot(trust)).count("not recorded") == 1
     one_class = {**trust, "real": [True] * len(trust["real"])}
-    show.image_html(show.trust_plot(one_class))  # no ROC curve, and no crash
+    show.image_html(plots.trust_plot(one_class))  # no ROC curve, and no crash
 
 
 def test_the_roc_curve_spans_the_area_of_the_auc():
     rng = np.random.default_rng(1)
     real, scores = rng.random(200) < 0.4, rng.integers(0, 20, 200) / 20  # with ties
     scores = np.clip(scores + 0.2 * real, 0, 1)
-    axes = show.trust_plot({"scores": scores, "real": real}).axes[4]
+    axes = plots.trust_plot({"scores": scores, "real": real}).axes[4]
     x, y = axes.lines[1].get_data()
     assert np.trapezoid(y, x) == pytest.approx(agreement(real, scores, 0.5).auc)
 
 
 def test_plots_leave_no_global_state(tmp_path):
-    code = ("import sys; from wmpo_lite import show; "
-            "show.success_bars({'policies': {'base': {'success': [True, False]}}}).savefig(sys.argv[1]); "
+    code = ("import sys; from wmpo_lite import plots; "
+            "plots.success_bars({'policies': {'base': {'success': [True, False]}}}).savefig(sys.argv[1]); "
             "print('matplotlib.pyplot' in sys.modules)")
     assert run_python(code, str(tmp_path / "bars.png")) == "False"
 

@@ -446,3 +446,9 @@ def test_dropped_objects_come_to_rest_and_the_task_judges_them():
     assert np.array_equal(found["frames"], again["frames"]) and np.array_equal(found["success"], again["success"])
     still = np.abs(found["frames"][:, -1].astype(int) - found["frames"][:, -2]).max(axis=(1, 2, 3)) < 30
     assert still[found["success"]].all()
+
+
+def test_another_colour_is_another_one_and_both_occur():
+    found = {pair.with_another_colour("put the red cube on the plate", number) for number in range(4)}
+    assert found == {"put the green cube on the plate", "put the blue cube on the plate"}
+    assert pair.with_another_colour("open the drawer", 0) == ""

@@ -13,6 +13,13 @@ def named_colour(state: np.ndarray) -> str:
     return COLOURS[int(second if named else first)]
 
 
+def with_another_colour(instruction: str, number: int) -> str:
+    """The sentence with a colour that it does not name (`number` chooses which), or '' where it names none: the same pictures do not fulfil it."""
+    named = next((word for word in instruction.split() if word in COLOURS), None)
+    others = [colour for colour in COLOURS if colour != named]
+    return instruction.replace(named, others[number % len(others)]) if named else ""
+
+
 def sample(rng: np.random.Generator, disturbance, area, limits, height: float, apart) -> np.ndarray:
     """One initial state: joint positions of the whole scene, then the parameters.
 

@@ -1,0 +1,258 @@
+"""Plots of results, each a matplotlib Figure made without pyplot's global state; matplotlib is imported where it is used."""
+from collections.abc import Sequence
+
+import numpy as np
+
+from wmpo_lite.errors import UserError
+
+COLOURS = {"base": "#8d949e", "grpo": "#d98a2b", "dpo": "#8a6bb0", "wmpo": "#1f6fb4"}
+NAMES = {"base": "base", "grpo": "online GRPO", "dpo": "offline DPO", "wmpo": "WMPO"}
+
+
+def policy_colour(name: str) -> str:
+    return COLOURS.get(name, "#4f9d8f")
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _clean(axes, title: str, x: str = "", y: str = "") -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _say(axes, text: str) -> None:
+    """A panel without data says so, instead of showing empty axes."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color="#777")
+
+
+def ordered_policies(evaluation: dict) -> list[str]:
+    """Names of the evaluated policies that have outcomes, base first, WMPO last of the four, then any others."""
+    policies = evaluation.get("policies") or {}
+    names = [*(name for name in COLOURS if name in policies), *(name for name in policies if name not in COLOURS)]
+    return [name for name in names if policies[name].get("success")]
+
+
+def success_bars(evaluation: dict):
+    """Figure: success of each policy of an evaluation.json with 95 % Wilson intervals. Raises UserError without any."""
+    from wmpo_lite.evaluate import success_rate
+    names = ordered_policies(evaluation)
+    if not names:
+        raise UserError("the evaluation holds no policy with outcomes; "
+                        "expected {'policies': {'base': {'success': [true, ...]}, ...}}")
+    rates = [success_rate(evaluation["policies"][name]["success"]) for name in names]
+    figure = _figure(1.6 + 1.25 * len(names), 3.4)
+    axes = figure.subplots()
+    values = 100 * np.array([rate.rate for rate in rates])
+    low, high = (100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high"))
+    axes.bar(range(len(names)), values, width=0.62, color=[policy_colour(name) for name in names])
+    # Rounding may leave a bound a hair on the wrong side at 0 and 100 %, which errorbar refuses.
+    axes.errorbar(range(len(names)), values, np.maximum(0, [values - low, high - values]), fmt="none", ecolor="#23262b",
+                  capsize=4, lw=1.2)
+    for i, rate in enumerate(rates):
+        axes.text(i, high[i] + 1, f"{values[i]:.1f} %", ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(names)), [f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}"
+                                        for name, rate in zip(names, rates)])
+    axes.set_ylim(0, min(112, max(20, 1.25 * high.max())))
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
+    axes.grid(axis="y", color="#e6e8eb", lw=0.7)
+    axes.set_axisbelow(True)
+    _clean(axes, "Success in the real environment, 95 % intervals", y="success (%)")
+    return figure
+
+
+def _series(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the finite values under `key`."""
+    pairs = [(record["step"], record[key]) for record in records
+             if isinstance(record.get(key), (int, float)) and np.isfinite(record[key])]
+    return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
+
+
+def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0) -> None:
+    """The values, pale, under their running mean (at most 9 records): single iterations are noisy."""
+    x, y = _series(records, key)
+    width = min(9, len(y) // 5)
+    if width < 2:
+        axes.plot(x, factor * y, color=colour, lw=1.6, marker="o" if len(y) < 4 else None, ms=4,
+                  label=label if len(y) else None)
+        return
+    half = width // 2
+    mean = [y[max(0, i - half):i + half + 1].mean() for i in range(len(y))]
+    axes.plot(x, factor * y, color=colour, lw=0.9, alpha=0.35)
+    axes.plot(x, factor * np.array(mean), color=colour, lw=1.8, label=label)
+
+
+def learning_curves(records: Sequence[dict]):
+    """Figure: what the policy updates did (stages wmpo, grpo) and the loss of every other stage, from metrics.jsonl.
+
+    Success is the share of the iteration's sampled trajectories: imagined ones for WMPO, real ones for online GRPO.
+    """
+    stages: dict[str, list[dict]] = {}
+    for record in records:
+        if "stage" in record and "step" in record:
+            stages.setdefault(record["stage"], []).append(record)
+    if not stages:
+        raise UserError("the metrics hold no record with a stage and a step, so there is no curve to draw")
+    updates = [name for name in ("wmpo", "grpo") if name in stages]
+    fits = [name for name in stages if name not in updates and len(_series(stages[name], "loss")[0])]
+    panels = (4 if updates else 0) + len(fits)
+    if not panels:
+        raise UserError(f"the stages {sorted(stages)} of the metrics hold no loss and no success, "
+                        "so there is no curve to draw")
+    columns = min(4, panels) if panels != 5 else 3
+    rows = -(-panels // columns)
+    figure = _figure(max(2.9 * columns, 3.4), 2.6 * rows)
+    figure.get_layout_engine().set(h_pad=0.1)
+    flat = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in flat[panels:]:
+        axes.set_axis_off()
+    if updates:
+        for name in updates:
+            label = {"wmpo": "WMPO (imagined)", "grpo": "online GRPO (real)"}[name]
+            _curve(flat[0], stages[name], "success", COLOURS[name], label, 100)
+            _curve(flat[1], stages[name], "entropy", COLOURS[name], NAMES[name])
+            _curve(flat[2], stages[name], "approx_kl", COLOURS[name], NAMES[name])
+        flat[0].set_ylim(0, 100)
+        flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
+        if flat[0].lines:
+            flat[0].legend(fontsize=7, frameon=False, loc="upper left")
+        for axes, title in zip(flat, ("Success of sampled trajectories (%)", "Policy entropy (nats a token)",
+                                      "Approximate KL to the sampler")):
+            _clean(axes, title, "iteration")
+        _group_fates(flat[3], stages[updates[0]], NAMES[updates[0]])
+    for axes, name in zip(flat[4 if updates else 0:], fits):
+        _curve(axes, stages[name], "loss", "#4b5563", "loss")
+        _clean(axes, f"Loss: {name}", "step")
+    return figure
+
+
+def _group_fates(axes, records, name: str) -> None:
+    """Stacked areas: which groups of trajectories taught something, and why the others did not (dynamic sampling)."""
+    fates = {"kept": ("kept", "#1f6fb4"), "all_success": ("all succeed", "#7cc49b"),
+             "all_failure": ("all fail", "#e39a9f"),
+             "out_of_range": ("out of range", "#c9ccd2")}
+    x = _series(records, "kept")[0]
+    if not len(x):
+        return _say(axes, "groups: not recorded")
+    known = [record for record in records if record.get("kept") is not None]
+    shares = np.array([[float(record.get(key) or 0) for record in known] for key in fates])
+    axes.stackplot(x, shares, labels=[label for label, _ in fates.values()],
+                   colors=[colour for _, colour in fates.values()])
+    axes.set_ylim(0, 1.35 * max(1.0, shares.sum(axis=0).max()))  # room for the legend
+    axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
+    _clean(axes, f"Groups of trajectories ({name})", "iteration")
+
+
+def trust_plot(trust: dict):
+    """Figure of six panels: can the imagination be trusted? From trust.json, all measured on held-out real rollouts.
+
+    PSNR by horizon against repeating the last known frame; PSNR under true, shuffled and zero actions; F1 of the reward
+    model on real and imagined video; imagined score by real outcome; its ROC curve; the confusion matrix at the
+    threshold. A missing part says so in its panel.
+    """
+    figure = _figure(10.5, 6.2)
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+    panels = figure.subplots(2, 3)
+    drawings = ((_psnr_panel, "PSNR by horizon"), (_sensitivity_panel, "Sensitivity to actions"),
+                (_f1_panel, "Reward model F1"),
+                (_scores_panel, "Imagined scores"), (_roc_panel, "ROC curve"), (_confusion_panel, "Confusion matrix"))
+    for axes, (draw, title) in zip(panels.flat, drawings):
+        try:
+            draw(axes, trust)
+        except (KeyError, TypeError, ValueError):  # absent, null, or of another shape
+            axes.clear()
+            _say(axes, f"{title}: not recorded")
+    return figure
+
+
+def _psnr_panel(axes, trust):
+    curves = trust["psnr"]
+    for key, label, colour in (("model", "world model", COLOURS["wmpo"]),
+                               ("copy_last", "last known frame repeated", COLOURS["base"])):
+        axes.plot(curves["horizons"], np.array(curves[key], float), marker="o", ms=4, color=colour, label=label)
+    axes.set_xticks(curves["horizons"])
+    axes.legend(fontsize=8, frameon=False)
+    axes.grid(color="#eceef0", lw=0.7)
+    _clean(axes, "How long does it stay true?", "imagined frames", "PSNR (dB)")
+
+
+def _bars(axes, labels, values, colours, form: str, limits: tuple[float, float]):
+    axes.bar(range(len(values)), values, width=0.6, color=colours)
+    axes.set_xticks(range(len(values)), labels)
+    axes.set_ylim(*limits)
+    for i, value in enumerate(values):
+        axes.text(i, value, form.format(value), ha="center", va="bottom", fontsize=8)
+
+
+def _sensitivity_panel(axes, trust):
+    part = trust["sensitivity"]
+    values = np.array([part[key] for key in ("true", "shuffled", "zero")], float)
+    labels = ["true\nactions"] + [f"{key}\n({part[key + '_cost']:.1f} dB worse)" if part[key + "_cost"] >= 0
+                                  else f"{key}\n(no worse)"
+                                  for key in ("shuffled", "zero")]
+    _bars(axes, labels, values, [COLOURS["wmpo"], COLOURS["base"], COLOURS["base"]], "{:.1f}", (0, 1.15 * values.max()))
+    _clean(axes, "Does it listen to the actions?", y="PSNR (dB)")
+
+
+def _f1_panel(axes, trust):
+    videos = (("real\nvideo", "reward_f1_real"), ("imagined\nvideo", "reward_f1_imagined"))
+    known = [(name, float(trust[key])) for name, key in videos if trust.get(key) is not None]
+    if not known:
+        raise KeyError("reward_f1_real")
+    names, values = zip(*known)
+    _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][:len(known)], "{:.2f}", (0, 1.12))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    _clean(axes, "Does the judge see success?", y="F1 of the reward model")
+
+
+def _scores_panel(axes, trust):
+    scores, real = np.array(trust["scores"], float), np.array(trust["real"], bool)
+    if scores.shape != real.shape:
+        raise KeyError("scores")
+    jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
+    colours = np.where(real, "#229657", "#cd3e46")
+    axes.scatter(real + jitter, scores, s=13, c=colours, alpha=0.65, linewidths=0)
+    if trust.get("threshold") is not None:
+        axes.axhline(trust["threshold"], color="#23262b", lw=1, ls="--")
+        axes.text(0.5, trust["threshold"], "threshold", fontsize=7, ha="center", va="bottom")
+    axes.set_xticks([0, 1], [f"real failures\n({(~real).sum()})", f"real successes\n({real.sum()})"])
+    axes.set_xlim(-0.5, 1.5)
+    axes.set_ylim(-0.04, 1.06)
+    _clean(axes, "Same actions, imagined", y="score in imagination")
+
+
+def _roc_panel(axes, trust):
+    scores, real = np.array(trust["scores"], float), np.array(trust["real"], bool)
+    axes.plot([0, 1], [0, 1], color="#c9ccd2", lw=1, ls="--")
+    if real.any() and not real.all() and scores.shape == real.shape:
+        levels = np.concatenate([[np.inf], np.unique(scores)[::-1]])
+        false_alarms, hits = (np.array([(scores[group] >= level).mean() for level in levels])
+                              for group in (~real, real))
+        axes.plot(false_alarms, hits, color=COLOURS["wmpo"], lw=1.8)
+        axes.fill_between(false_alarms, hits, color=COLOURS["wmpo"], alpha=0.08, lw=0)
+    auc = (trust.get("agreement") or {}).get("auc")
+    if auc is not None:
+        axes.text(0.96, 0.06, f"AUC {auc:.3f}", ha="right", fontsize=11)
+    axes.set_aspect("equal")
+    _clean(axes, "Does it rank outcomes rightly?", "false alarms", "successes recognised")
+
+
+def _confusion_panel(axes, trust):
+    counts = np.array(trust["agreement"]["confusion"], int).reshape(2, 2)  # [real][imagined]
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
+    for i in range(2):
+        for j in range(2):
+            axes.text(j, i, f"{counts[i, j]}\n{100 * shares[i, j]:.0f} %", ha="center", va="center", fontsize=10,
+                      color="white" if shares[i, j] > 0.6 else "#23262b")
+    axes.set_xticks([0, 1], ["failure", "success"])
+    axes.set_yticks([0, 1], ["failure", "success"], rotation=90, va="center")
+    _clean(axes, "Does it judge outcomes rightly?", "imagined", "real")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
