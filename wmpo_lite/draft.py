@@ -129,14 +129,14 @@ class Mover(nn.Module):
         objects = scene.points[:, :n] + (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
         return scene._replace(points=torch.cat([objects, (hand + moved)[:, None]], dim=1), opening=then[:, 0]), (of_hand, of_objects)
 
-    def roll(self, before: Scene, now: Scene, actions: torch.Tensor) -> Scene:
-        """Scenes after each of actions (B, K, D): a Scene with time second."""
-        memory, points, opening = self.start(before, now), [], []
+    def roll(self, now: Scene, actions: torch.Tensor, memory):
+        """Scenes after each of actions (B, K, D), a Scene with time second, and the memory then. memory: what `start` or an earlier `roll` gave."""
+        points, opening = [], []
         for action in actions.unbind(1):
             now, memory = self(now, memory, action)
             points.append(now.points), opening.append(now.opening)
         along = lambda x: x[:, None].expand(-1, len(points), *x.shape[1:])  # noqa: E731
-        return Scene(torch.stack(points, dim=1), along(now.present), torch.stack(opening, dim=1), along(now.look))
+        return Scene(torch.stack(points, dim=1), along(now.present), torch.stack(opening, dim=1), along(now.look)), memory
 
 
 class Painter(nn.Module):
@@ -216,14 +216,34 @@ class Draft(nn.Module):
         place, height, logits, opening, look = self.reader(features)
         return Scene(self._lift(place, height), logits.sigmoid(), opening, look), features, logits, place
 
-    def forward(self, context: torch.Tensor, actions: torch.Tensor):
-        """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w) and the scenes as vectors (B, K, 4 S + 1)."""
-        newest, older = context[:, -1], context[:, -min(2, context.shape[1])]
-        scenes, features, _, place = self.read(torch.cat([newest, older]))
-        now, before = (Scene(*(part.chunk(2)[i] for part in scenes)) for i in (0, 1))
-        new = self.mover.roll(before, now, actions)
-        painted = self.painter(newest, features[: len(newest)], now, place[: len(newest)], new, self.project(new.points))
-        return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1)
+    def forward(self, context: torch.Tensor, actions: torch.Tensor, past: torch.Tensor | None = None):
+        """context (B, c, C, h, w), actions (B, K, D) -> latents (B, K, C, h, w), the scenes as vectors (B, K, 4 S + 1), and what to pass as `past`
+        (B, M) when going on from the last of these frames.
+
+        past=None reads where things are off the two newest frames. Imagined frames need not be read: how they were made is known, and so is what no
+        picture shows, such as a firm grasp.
+        """
+        newest = context[:, -1]
+        read, features, _, _ = self.read(newest)
+        now, memory = self._unpack(self.recall(context, read) if past is None else past, read.look)
+        new, memory = self.mover.roll(now, actions, memory)
+        painted = self.painter(newest, features, now, self.project(now.points), new, self.project(new.points))
+        last = Scene(*(part[:, -1] for part in new))
+        return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1), self._pack(last, memory)
+
+    def recall(self, context: torch.Tensor, now: Scene | None = None) -> torch.Tensor:
+        """What `past` is (B, M) after frames that were recorded, from the two newest of them. now: the newest one's Scene where it was read already."""
+        now = self.read(context[:, -1])[0] if now is None else now
+        before = self.read(context[:, -2])[0] if context.shape[1] > 1 else now
+        return self._pack(now, self.mover.start(before, now))
+
+    def _pack(self, scene: Scene, memory) -> torch.Tensor:
+        return torch.cat([scene.points.flatten(1), scene.present, scene.opening[:, None], memory[0], memory[1].flatten(1)], dim=-1)
+
+    def _unpack(self, past, look):
+        n, width = self.slots, self.mover.hand.hidden_size
+        points, present, opening, of_hand, of_objects = past.split([3 * n, n, 1, width, (n - 1) * width], dim=-1)
+        return Scene(points.unflatten(-1, (n, 3)), present, opening[:, 0], look), (of_hand, of_objects.unflatten(-1, (n - 1, width)))
 
     def scene(self, points, present, opening) -> Scene:
         """Labels (points in metres) as a Scene in network units; what looks like what is not labelled."""
@@ -247,7 +267,7 @@ class Draft(nn.Module):
         """Labels of two frames (B, ...) and of the K frames that follow (B, K, ...) -> (loss, logs). noise: metres by which reading errs."""
         if noise:
             before, now = (s._replace(points=s.points + noise / self.unit * torch.randn(s.points.shape, generator=generator)) for s in (before, now))
-        new = self.mover.roll(before, now, actions)
+        new, _ = self.mover.roll(now, actions, self.mover.start(before, now))
         error = F.smooth_l1_loss(new.points, labels.points, reduction="none", beta=0.01) * labels.present[..., None]
         loss = 10 * error.mean() + F.smooth_l1_loss(new.opening, labels.opening, beta=0.1)
         with torch.no_grad():

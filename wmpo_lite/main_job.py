@@ -60,7 +60,11 @@ def reward_episodes(trajectories, frames=None) -> dict:
 
 
 def fit_reward(w: Workspace) -> dict:
-    """Fit the success classifier on three quarters of the P rollouts, choose its threshold by F1 on the remaining quarter."""
+    """Fit the success classifier to the P rollouts: its threshold by F1 and, with reward_steps, its weights too.
+
+    Weights are then fitted on three quarters of the rollouts and the threshold is chosen on the remaining quarter. reward_steps=0 leaves the weights
+    as shipped and chooses on all: a hundred rollouts are few to learn from and many to choose one number on.
+    """
     import torch
 
     from wmpo_lite.reward import RewardModel, fit_threshold, reward_loss
@@ -70,20 +74,20 @@ def fit_reward(w: Workspace) -> dict:
     order = np.random.default_rng([w.run.seed, 5]).permutation(len(trajectories))
     # every success rate keeps its share in both parts
     order = sorted(order, key=lambda i: trajectories[i].success)
-    held = order[::4]
-    train = [i for i in order if i not in set(held)]
+    held = order[::4] if s.reward_steps else order
     model = RewardModel.load(w.assets / "reward")
-    autoencoder, part = w.autoencoder(), [trajectories[i] for i in train]
-    real = np.stack([t.frames for t in part])
-    episodes = reward_episodes(part + part, np.concatenate([real, autoencoder.recode(real)]))  # camera pictures and what the decoder makes of them
-    fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=10, decay=0.6, ema=0.98, save_every=100),
-        seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
-    rest = [trajectories[i] for i in held]
-    frames = torch.from_numpy(np.stack([t.frames for t in rest]))
-    threshold, f1 = fit_threshold(model, frames, [t.instruction for t in rest], [t.success for t in rest])
-    model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, held_out_f1=f1))
+    if s.reward_steps:
+        autoencoder, part = w.autoencoder(), [trajectories[i] for i in order if i not in set(held)]
+        real = np.stack([t.frames for t in part])
+        episodes = reward_episodes(part + part, np.concatenate([real, autoencoder.recode(real)]))  # camera pictures and what the decoder makes of them
+        fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=10, decay=0.6, ema=0.98, save_every=100),
+            seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
+    chosen_on = [trajectories[i] for i in held]
+    frames = torch.from_numpy(np.stack([t.frames for t in chosen_on]))
+    threshold, f1 = fit_threshold(model, frames, [t.instruction for t in chosen_on], [t.success for t in chosen_on])
+    model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, f1=f1))
     imagined, imagined_f1 = imagined_threshold(w, model)
-    return {"threshold": threshold, "f1": f1, "held_out": len(held), "imagined_threshold": imagined, "imagined_f1": imagined_f1}
+    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": imagined, "imagined_f1": imagined_f1}
 
 
 def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
@@ -98,7 +102,7 @@ def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
     trajectories = w.rollouts()
     starts = initial_frames(trajectories)
     films, _ = replay(ImaginedEnv(w.autoencoder(), w.world_model(), seed=w.run.seed, steps=w.settings.sample_steps), trajectories, starts)
-    return best_probability(clip_scores(model, films, starts), np.array([t.success for t in trajectories]))
+    return best_probability(clip_scores(model, films, starts, w.settings.judge_stride), np.array([t.success for t in trajectories]))
 
 
 def train_wmpo(w: Workspace) -> dict:
@@ -108,7 +112,7 @@ def train_wmpo(w: Workspace) -> dict:
 
     s = w.settings
     policy = w.base()
-    config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, warmup=s.wmpo_warmup, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
     records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), config, iterations=s.iterations, horizon=w.horizon,
                        seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision, tolerate_silence=s.tolerate_silence)
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))

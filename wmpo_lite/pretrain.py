@@ -7,6 +7,8 @@ import numpy as np
 
 from wmpo_lite.recordings import collect, collect_scenes, load_demonstrations, load_frames, world_model_data
 
+HELD_OUT_SCENES = 1024
+
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
 
 
@@ -80,7 +82,7 @@ def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, b
 
     probe = Probe()
     total = len(scenes["frames"])
-    held_out = slice(total - 1024, total)
+    held_out = slice(total - HELD_OUT_SCENES, total)
     centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
     grid = scenes["masks"][:, 1::2, 1::2]  # (N, 32, 32): every other pixel
     patches = config.image // config.patch
@@ -98,7 +100,7 @@ def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, b
         return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres.detach()), "mask": float(mask.detach())}
 
     def loss_fn(generator, rng, step):
-        return errors(np.sort(rng.integers(total - 1024, size=batch)))
+        return errors(np.sort(rng.integers(total - HELD_OUT_SCENES, size=batch)))
 
     records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder)
     with torch.no_grad():
@@ -137,6 +139,48 @@ def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Pat
         return error.mean(), {"centimetres": float(((found - target) * scale)[:, 0, :2].norm(dim=-1).mean() * 100)}
 
     return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
+
+
+def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | None, batch: int = 64, hover: float = 0.2):
+    """Teach the decoder to act on words: 'pick up the red cube', 'move to the plate', each as the expert would from the hand's place in a still picture.
+
+    The robot data of a big VLA's pre-training, in miniature: other scenes, other sentences, and never the task's goal. hover: share of 'move to'. A
+    clone of few demonstrations then knows where things are and how to grasp, and has the task itself to learn. Returns (records, errors of a chunk's
+    end on held-out scenes).
+    """
+    import torch
+
+    from wmpo_lite.envs.tabletop.env import MAX_STEP
+    from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
+    from wmpo_lite.envs.tabletop.scenes import CLASSES
+    from wmpo_lite.policy import cloning_loss
+    from wmpo_lite.train import fit
+
+    policy.vision.requires_grad_(False)
+    with torch.no_grad():
+        features = torch.cat([policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)])
+    target, hand = CLASSES.index("target"), CLASSES.index("hand")
+    total = len(features) - HELD_OUT_SCENES
+
+    def examples(index, rng):
+        named = np.array([rng.choice(np.flatnonzero(present[:target])) for present in scenes["present"][index]])
+        over = rng.random(len(index)) < hover
+        points = scenes["points"][index]
+        tip, goal = points[:, hand], points[np.arange(len(index)), np.where(over, target, named)]
+        actions = np.where(over[:, None, None], plan_hover(tip, goal, policy.config.chunk), plan_grasp(tip, goal, policy.config.chunk))
+        texts = [f"move to the {task.target}" if above else f"pick up the {CLASSES[k]} {task.noun}" for above, k in zip(over, named)]
+        return features[index].float(), texts, actions
+
+    def loss_fn(generator, rng, step):
+        seen, texts, actions = examples(np.sort(rng.integers(total, size=batch)), rng)
+        return cloning_loss(policy, None, texts, actions, None, seen)
+
+    records = fit(policy, loss_fn, fit_config, seed=seed, name="reach", folder=folder)
+    with torch.no_grad():
+        seen, texts, actions = examples(np.arange(total, len(features)), np.random.default_rng(seed))
+        chosen = policy.detokenise(policy.logits(None, texts, seen).argmax(-1)).numpy()
+    off = np.linalg.norm((chosen - actions)[..., :2].sum(axis=1), axis=1) * MAX_STEP * 1000
+    return records, {"reach_median_mm": float(np.median(off)), "reach_p80_mm": float(np.quantile(off, 0.8))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- cloned policy
@@ -213,7 +257,8 @@ def still_clips(paths, autoencoder) -> dict:
 class AssetSettings:
     """Sizes of the shipped training. Hours on two cores; `frames` of every result are counted from these."""
 
-    demos: int = 200
+    demos: int = 200  # of which the policy is cloned from the first clone_demos
+    clone_demos: int = 32
     demo_noise: float = 0.8  # demonstrations are disturbed seldom and strongly: most chunks have a clean label
     demo_burst: float = 0.1
     play: int = 3072
@@ -222,7 +267,8 @@ class AssetSettings:
     autoencoder_steps: int = 6000
     vision_steps: int = 2200
     ground_steps: int = 900
-    clone_steps: int = 1200
+    reach_steps: int = 2500
+    clone_steps: int = 300
     read_steps: int = 2000  # of the draft's three parts
     move_steps: int = 7000
     paint_steps: int = 5000
@@ -239,7 +285,7 @@ class AssetSettings:
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
-    "smoke": AssetSettings(demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, clone_steps=2,
+    "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
                            read_steps=2, move_steps=2, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
@@ -288,10 +334,14 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         torch.manual_seed(seed)
         policy = policy_module.Policy()
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
-        ground(policy, scenes(), get_task(task).sentence, FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed, folder=home / "fit_ground")
-        records = clone(policy, demos, FitConfig(
-            steps=s.clone_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
-        policy.save(home / "policy", note(records))
+        pictures = scenes()
+        ground(policy, pictures, get_task(task).sentence, FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed,
+               folder=home / "fit_ground")
+        _, reached = reach(policy, pictures, get_task(task), FitConfig(
+            steps=s.reach_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.6, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_reach")
+        records = clone(policy, {key: value[: s.clone_demos] for key, value in demos.items()}, FitConfig(
+            steps=s.clone_steps, lr=5e-4, warmup=30, ema=0.99, decay=0.6, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
+        policy.save(home / "policy", note(records) | reached)
 
     if not made("world_model"):
         data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")

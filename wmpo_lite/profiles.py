@@ -12,14 +12,15 @@ class Profile:
     align_steps: int = 80
     align_lr: float = 2e-4
     align_batch: int = 16
-    reward_steps: int = 200
+    reward_steps: int = 0  # the shipped classifier got worse at every setting tried on 128 rollouts (README)
     reward_lr: float = 3e-4
-    iterations: int = 12
+    iterations: int = 20
     groups: int = 16
     group_size: int = 8
     refill: int = 0
-    wmpo_lr: float = 1.2e-4
-    wmpo_epochs: int = 4
+    wmpo_lr: float = 3e-4
+    wmpo_warmup: int = 3
+    wmpo_epochs: int = 2
     minibatch: int = 64
     freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
     online_groups: int = 4
@@ -30,6 +31,7 @@ class Profile:
     dpo_pairs: int = 256
     dpo_epochs: int = 2
     sample_steps: int = 1
+    judge_stride: int = 2  # frames between the windows that the success classifier judges in imagination
     tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
 
 

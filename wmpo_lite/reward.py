@@ -93,11 +93,14 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def slide(self, frames: torch.Tensor, instructions, stride: int = 1) -> torch.Tensor:
-        """Success probability of every window of L frames: frames (B, T, H, W, 3) -> (B, T - L + 1), window w ends at frame w + L - 1."""
+        """Success probability of every window of L frames: frames (B, T, H, W, 3) -> (B, T - L + 1), window w ends at frame w + L - 1.
+
+        stride: judge only every stride-th window, counted back from the one that ends at the newest frame.
+        """
         length = self.config.clip
         if frames.shape[1] < length:
             return torch.zeros(len(frames), 0)
-        windows = frames.unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3), a view
+        windows = frames[:, (frames.shape[1] - length) % stride:].unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3), a view
         scores, count = [], windows.shape[1]
         rows = max(1, 128 // count)  # flattening copies every frame L times, so a few episodes at a time
         for i in range(0, len(windows), rows):
@@ -106,9 +109,9 @@ class RewardModel(nn.Module):
             scores.append(self.probabilities(part.flatten(0, 1), texts).unflatten(0, part.shape[:2]))
         return torch.cat(scores)
 
-    def score(self, frames: torch.Tensor, instructions) -> torch.Tensor:
+    def score(self, frames: torch.Tensor, instructions, stride: int = 1) -> torch.Tensor:
         """Largest window probability (B,) of whole episodes: what the threshold is applied to."""
-        scores = self.slide(frames, instructions)
+        scores = self.slide(frames, instructions, stride)
         if not scores.shape[1]:
             raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged")
         return scores.amax(dim=1)

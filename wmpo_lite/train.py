@@ -201,27 +201,31 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
         start = (rng.random(windows.batch) * (latest[episode] - c.chunk + 1)).astype(int)
         start[rng.random(windows.batch) < windows.first] = 0
         context, future, acts = cut_windows(latents, actions, episode, start, c.context, c.chunk)
+        with torch.no_grad():
+            past = model.draft.recall(context) if c.draft_width else None
         if step >= windows.own_from * total_steps:
             chunks = int(rng.integers(1, windows.own_chunks + 1))
             own = np.flatnonzero((start >= chunks * c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
             if len(own):
-                context[own] = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator)
+                context[own], recalled = _imagined_context(model, latents, actions, episode[own], start[own], chunks, generator)
+                if past is not None:
+                    past[own] = recalled
         change = (future - context[:, -1:]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
         weight = 1 + windows.emphasis * change
         if objects is not None:
             weight = weight + windows.objects * objects[episode[:, None], start[:, None] + 1 + np.arange(c.chunk)].float().unsqueeze(2)
-        return model.loss(context, future, acts, generator, weight=weight)
+        return model.loss(context, future, acts, generator, weight=weight, past=past)
 
     return loss_fn
 
 
 @torch.no_grad()
 def _imagined_context(model, latents, actions, episode, start, chunks: int, generator):
-    """Context (B, c, C, h, w) at frame `start` as the model has it after imagining `chunks` chunks up to there."""
-    c = model.config
+    """Context (B, c, C, h, w) at frame `start`, and what goes with it, as the model has it after imagining `chunks` chunks up to there."""
+    c, past = model.config, None
     context, _, _ = cut_windows(latents, actions, episode, start - chunks * c.chunk, c.context, c.chunk)
     for back in range(chunks, 0, -1):
         acts = actions[episode[:, None], (start - back * c.chunk)[:, None] + np.arange(c.chunk)]
-        future = model.imagine(context, acts, generator, steps=1)
+        future, past = model.go_on(context, acts, past, generator, steps=1)
         context = torch.cat([context, future], dim=1)[:, -c.context:]
-    return context
+    return context, past

@@ -18,7 +18,7 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
 
     def train():
         policy = w.base()
-        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, warmup=s.wmpo_warmup, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
         records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
                            horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
                            freeze_vision=s.freeze_vision, tolerate_silence=True)

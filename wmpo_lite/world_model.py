@@ -246,7 +246,7 @@ class WorldModel(nn.Module):
         past, noisy = self.embed_context(self._patchify(context)), self.embed(self._patchify(x_t))
         noisy = noisy + past[:, -1:]  # the frame to change is at hand from the first layer on
         if c.draft_width:
-            draft, scene = draft or self.draft(context, actions)
+            draft, scene = draft or self.draft(context, actions)[:2]
             noisy = noisy + self.embed_draft(self._patchify(draft))
         x = torch.cat([past, noisy], dim=1) + self.position
         levels = torch.cat([t.new_full((batch, c.context), c.context_noise), t[:, None].expand(-1, x_t.shape[1])], dim=1)  # (B, T)
@@ -271,10 +271,10 @@ class WorldModel(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------------------------------
 
-    def loss(self, context, future, actions, generator=None, weight=None):
+    def loss(self, context, future, actions, generator=None, weight=None, past=None):
         """Rectified-flow loss on the future latents. context (B, c, C, h, w), future (B, K, C, h, w), actions (B, K, D) -> (loss, logs).
 
-        weight: (B, K, 1, h, w) or None, importance of each latent position.
+        weight: (B, K, 1, h, w) or None, importance of each latent position. past: as in `go_on`.
         """
         c = self.config
         draw = lambda like: torch.randn(like.shape, generator=generator, device=like.device)  # noqa: E731
@@ -285,7 +285,7 @@ class WorldModel(nn.Module):
         # Noise is added without the (1 - t) shrink of the flow: at inference the context is clean, and must have the scale seen in training.
         context = context + c.context_noise * draw(context)
         with torch.no_grad():  # trained by its own losses, the draft stays the best guess by itself
-            draft = self.draft(context, actions) if c.draft_width else None
+            draft = self.draft(context, actions, past)[:2] if c.draft_width else None
         clean = self.clean(x_t, t, context, actions, draft)
         error = (clean - future).square() / t.view(shape).square().clamp(min=1 / c.loss_cap)  # = squared velocity error, tamed at small t
         if weight is not None:
@@ -298,20 +298,26 @@ class WorldModel(nn.Module):
 
     # -- sampling ------------------------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def imagine(self, context, actions, generator=None, steps: int | None = None):
         """K future latents (B, K, C, h, w) by Euler integration from noise. The context stays clean but carries its training noise level."""
+        return self.go_on(context, actions, None, generator, steps)[0]
+
+    @torch.no_grad()
+    def go_on(self, context, actions, past=None, generator=None, steps: int | None = None):
+        """`imagine`, and what to pass as `past` when the newest context frame is the last one imagined (None: it is a recorded one)."""
         c = self.config
         steps = steps or c.sample_steps
         shape = (len(context), actions.shape[1], *context.shape[2:])
         x = torch.randn(shape, generator=generator, device=context.device)
         grid = torch.linspace(1, 0, steps + 1, device=context.device)
         grid = c.time_shift * grid / (1 + (c.time_shift - 1) * grid)
-        draft = self.draft(context, actions) if c.draft_width else None
+        draft = None
+        if c.draft_width:
+            *draft, past = self.draft(context, actions, past)
         for now, then in zip(grid[:-1], grid[1:]):
             t = now.expand(len(context))
             x = x + (then - now) * self.velocity(x, t, context, actions, draft)
-        return x
+        return x, past
 
     def save(self, folder, provenance=None):
         checkpoint.save_module(folder, self, self.config, provenance)

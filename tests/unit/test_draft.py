@@ -20,6 +20,10 @@ def scene(*lead, looks=0, seed=0) -> Scene:
     return Scene(torch.rand(*lead, S, 3, generator=rng), torch.ones(*lead, S), torch.rand(*lead, generator=rng), torch.rand(*lead, S, looks, generator=rng))
 
 
+def roll(net: Draft, now: Scene, actions) -> Scene:
+    return net.mover.roll(now, actions, net.mover.start(now, now))[0]
+
+
 # ------------------------------------------------------------------------------------------------------------------------- geometry
 
 
@@ -96,7 +100,7 @@ def test_an_object_is_carried_with_the_hand_or_stays(gate, share):
         net.mover.follow_command.weight.zero_(), net.mover.follow_command.bias.zero_()
         net.mover.follow_command.weight[0, 0] = 1.0  # the first action moves the hand along x
     now, actions = scene(B), torch.full((B, K, 2), 0.5)
-    new = net.mover.roll(now, now, actions)
+    new = roll(net, now, actions)
     way = 0.3 * 0.5 * torch.arange(1, K + 1)
     assert torch.allclose(new.points[:, :, -1, 0], now.points[:, None, -1, 0] + way, atol=1e-5)
     assert torch.allclose(new.points[:, :, -1, 1:], now.points[:, None, -1, 1:].expand(-1, K, -1), atol=1e-5)
@@ -108,18 +112,31 @@ def test_rolling_is_causal_and_ignores_absent_objects():
     net, now, actions = draft(), scene(B), torch.randn(B, K, 2)
     changed = actions.clone()
     changed[:, 2] += 1
-    one, two = net.mover.roll(now, now, actions), net.mover.roll(now, now, changed)
+    one, two = roll(net, now, actions), roll(net, now, changed)
     assert torch.equal(one.points[:, :2], two.points[:, :2]) and not torch.allclose(one.points[:, 2], two.points[:, 2])
     gone = now._replace(present=torch.tensor([[1.0, 0, 1]] * B))
     elsewhere = gone._replace(points=gone.points + torch.tensor([[0.0] * 3, [1.0] * 3, [0.0] * 3]))
-    one, two = net.mover.roll(gone, gone, actions), net.mover.roll(elsewhere, elsewhere, actions)
+    one, two = roll(net, gone, actions), roll(net, elsewhere, actions)
     assert torch.allclose(one.points[:, :, 0], two.points[:, :, 0]) and torch.allclose(one.points[:, :, 2], two.points[:, :, 2])
+
+
+def test_chunk_after_chunk_is_one_long_chunk():
+    net, context, actions = draft(), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 2)
+    _, whole, _ = net(context, actions)
+    past, parts = None, []
+    for piece in actions.split(K, dim=1):
+        painted, vectors, past = net(context, piece, past)
+        context = torch.cat([context, painted], dim=1)[:, -2:]
+        parts.append(vectors)
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    fresh = net(context, piece)[1]
+    assert (fresh - parts[-1]).abs().max() > 1e-2  # reading the newest frame anew is something else
 
 
 def test_move_loss_by_hand():
     net, now, actions = draft(), scene(B), torch.randn(B, K, 2)
     with torch.no_grad():
-        exact = net.mover.roll(now, now, actions)
+        exact = roll(net, now, actions)
         labels = exact._replace(points=exact.points + torch.tensor([0.2, 0, 0]), opening=exact.opening + 1)
         loss, logs = net.move_loss(now, now, labels, actions)
     # Huber with beta 0.01 of 0.2 on one of three coordinates, ten times; Huber with beta 0.1 of 1

@@ -78,14 +78,15 @@ def test_the_caller_may_write_into_what_it_got():
 def test_latents_are_carried_and_the_camera_frame_is_encoded_once(monkeypatch):
     autoencoder, world_model, _ = models()
     encoded, given, made = [], [], []
-    encode, imagine = autoencoder.encode_uint8, world_model.imagine
+    encode, go_on = autoencoder.encode_uint8, world_model.go_on
     monkeypatch.setattr(autoencoder, "encode_uint8", lambda frames: encoded.append(encode(frames)) or encoded[-1])
 
-    def spy(context, actions, generator=None, steps=None):
-        given.append(context.clone()), made.append(imagine(context, actions, generator, steps))
-        return made[-1]
+    def spy(context, actions, past, generator=None, steps=None):
+        future, past = go_on(context, actions, past, generator, steps)
+        given.append(context.clone()), made.append(future)
+        return future, past
 
-    monkeypatch.setattr(world_model, "imagine", spy)
+    monkeypatch.setattr(world_model, "go_on", spy)
     env = ImaginedEnv(autoencoder, world_model)
     film, _, _ = play(env)
     assert len(encoded) == 1 and len(given) == 3
@@ -150,10 +151,26 @@ def test_rewards_do_not_see_chunk_borders(clip):
         assert np.array_equal(done[:, clip - 2:], over) and not done[:, : clip - 2].any()
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_stride_judges_fewer_windows_and_marks_the_frames_after_them(stride):
+    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, stride=stride))
+    autoencoder, world_model, reward = models()
+    windows = reward.slide(torch.from_numpy(film), list(tiny.states(B).instructions)).numpy()  # window w ends at action w + L - 2
+    judged = windows[:, (windows.shape[1] - 1) % stride:: stride]
+    assert np.allclose(scores[-1], judged.max(axis=1), atol=1e-5)
+    threshold = float(np.median(judged))
+    reward.threshold.fill_(threshold)
+    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, stride=stride))
+    expected = np.zeros_like(done)
+    for j, window in enumerate(range((windows.shape[1] - 1) % stride, windows.shape[1], stride)):
+        expected[:, window + L - 2:] |= (judged[:, j] >= threshold)[:, None]
+    assert np.array_equal(done, expected) and done.any() and not done.all()
+
+
 def test_done_stays_true_and_finished_rows_stand_still(monkeypatch):
     autoencoder, world_model, _ = models()
-    rows, imagine = [], world_model.imagine
-    monkeypatch.setattr(world_model, "imagine", lambda context, *rest: rows.append(len(context)) or imagine(context, *rest))
+    rows, go_on = [], world_model.go_on
+    monkeypatch.setattr(world_model, "go_on", lambda context, *rest: rows.append(len(context)) or go_on(context, *rest))
     env = ImaginedEnv(autoencoder, world_model, Judge({tiny.BLUE}))
     film, done, scores = play(env)  # rows 0 and 2 are red, row 1 is blue
     assert done[1].tolist() == [False] * (L - 2) + [True] * (3 * K - L + 2) and not done[[0, 2]].any()
@@ -162,11 +179,23 @@ def test_done_stays_true_and_finished_rows_stand_still(monkeypatch):
     assert scores[-1].tolist() == [0, 1, 0]
 
 
+def test_rows_that_go_on_keep_their_own_past():
+    """Whether another episode is over changes nothing: the scene behind each picture is carried on row by row."""
+    def film(pleased):
+        world_model = tiny.world_model(shaken=0, draft_width=16)  # the draft alone, so that no noise is drawn
+        tiny.shake(world_model.draft, 0.3)
+        return play(ImaginedEnv(tiny.autoencoder(), world_model, Judge(pleased), steps=1), count=4)[0].astype(int)
+
+    together, apart = film(set()), film({tiny.BLUE})  # rows 1 and 3 are blue and end early
+    assert np.abs(together[[0, 2]] - apart[[0, 2]]).max() <= 1  # sums in another order round differently
+    assert np.abs(together[[1, 3], -1] - apart[[1, 3], -1]).max() > 1
+
+
 def test_all_rows_finished_costs_nothing(monkeypatch):
     autoencoder, world_model, _ = models()
     env = ImaginedEnv(autoencoder, world_model, Judge({tiny.RED, tiny.BLUE}))
     play(env, chunks=1)
-    monkeypatch.setattr(world_model, "imagine", lambda *_: pytest.fail("nothing is left to imagine"))
+    monkeypatch.setattr(world_model, "go_on", lambda *_: pytest.fail("nothing is left to imagine"))
     frames, done, _ = env.step_chunk(tiny.random_actions(B, K, D))
     assert done.all() and frames.shape == (B, K, 16, 16, 3)
 

@@ -263,15 +263,16 @@ class Spy:
     def __init__(self):
         self.config, self.windows, self.imagined = tiny.world_model().config, [], []
 
-    def loss(self, context, future, actions, generator, weight):
+    def loss(self, context, future, actions, generator, weight, past):
+        assert past is None  # no draft, so nothing to recall
         pick = lambda x: x.flatten(2)[..., 0]  # noqa: E731
         self.windows.append((pick(context), pick(future), pick(actions), weight))
         return future.mean(), {}
 
-    def imagine(self, context, actions, generator, steps):
-        assert steps == 1
+    def go_on(self, context, actions, past, generator, steps):
+        assert steps == 1 and past is None
         self.imagined.append((context[:, :, 0, 0, 0], actions[..., 0]))
-        return torch.full((len(context), actions.shape[1], 4, 8, 8), -1.0)
+        return torch.full((len(context), actions.shape[1], 4, 8, 8), -1.0), None
 
 
 def cut(windows, last_frame, step=0, draws=40):
@@ -324,6 +325,20 @@ def test_contexts_may_be_several_chunks_of_own_work():
     start, own = future[:, 0] % 100 - 1, (context == -1).all(axis=1)
     assert own[start >= 2 * tiny.CHUNK].all() and not own[start < tiny.CHUNK].any()
     assert all((part[:, -1] % 100 >= 0).all() for part in before if not (part == -1).all())
+
+
+def test_own_contexts_bring_their_own_past(monkeypatch):
+    """The draft is told how the imagined context was made, as it is in imagination; recorded contexts are read."""
+    model, (latents, actions) = tiny.world_model(draft_width=16, shaken=0.1), numbered()
+    given, loss = [], model.loss
+    monkeypatch.setattr(model, "loss", lambda context, *rest, **more: given.append((context, more["past"])) or loss(context, *rest, **more))
+    loss_fn = world_model_loss(model, latents / 1000, actions / 1000, WindowConfig(batch=32, own_rollout=0.5, own_chunks=1, own_from=0.0), total_steps=10)
+    loss_fn(*generators(0, 0), 0)
+    (context, past), = given
+    with torch.no_grad():
+        read = (model.draft.recall(context) - past).abs().amax(dim=1) < 1e-5
+    recorded = ((context[:, -1] - context[:, -1, :1, :1, :1].expand_as(context[:, -1])).abs().amax(dim=(1, 2, 3)) == 0)  # one value in every frame
+    assert 4 < int((~recorded).sum()) < 28 and torch.equal(read, recorded)
 
 
 def test_objects_weigh_more():

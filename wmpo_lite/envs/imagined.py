@@ -11,15 +11,15 @@ class ImaginedEnv:
 
     reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk and never re-encoded.
     threshold: of the reward model's probability; None takes the one it was saved with, which was chosen on camera pictures.
-    `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
+    stride: frames between judged windows, of which one always ends at a chunk's last frame. `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
     """
 
     def __init__(self, autoencoder, world_model, reward_model=None, *, threshold: float | None = None, seed: int = 0, steps: int | None = None,
-                 stop: bool = True, action_names=("dx", "dy", "dz", "gripper")):
+                 stride: int = 1, stop: bool = True, action_names=("dx", "dy", "dz", "gripper")):
         self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
         self._threshold = threshold
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
-        self.steps, self.stop = steps, stop
+        self.steps, self.stride, self.stop = steps, stride, stop
         self.generator = torch.Generator().manual_seed(seed)
         self.instructions: list[str] = []
 
@@ -38,6 +38,7 @@ class ImaginedEnv:
         first = torch.from_numpy(np.ascontiguousarray(states.frames))  # (B, H, W, 3)
         latent = self.autoencoder.encode_uint8(first)
         self.context = latent[:, None].repeat(1, self.world_model.config.context, 1, 1, 1)  # (B, c, C, h, w)
+        self.past = None
         self.done = np.zeros(len(states), dtype=bool)
         self.scores = np.zeros(len(states), dtype=np.float32)
         self.instructions = list(states.instructions)
@@ -55,8 +56,12 @@ class ImaginedEnv:
         frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
         done = np.repeat(self.done[:, None], chunk, axis=1)
         if len(live):
-            future = torch.cat([self.world_model.imagine(self.context[part], actions[part], self.generator, self.steps)
-                                for part in np.array_split(live, -(-len(live) // 32))])  # pieces that fit the cache run faster
+            pieces = [self.world_model.go_on(self.context[part], actions[part], None if self.past is None else self.past[part], self.generator, self.steps)
+                      for part in np.array_split(live, -(-len(live) // 32))]  # pieces that fit the cache run faster
+            future = torch.cat([piece[0] for piece in pieces])
+            if pieces[0][1] is not None:
+                past = torch.cat([piece[1] for piece in pieces])
+                self.past = past if self.past is None else self.past.index_copy(0, torch.from_numpy(live), past)
             self.context[live] = torch.cat([self.context[live], future], dim=1)[:, -self.context.shape[1]:]  # a last chunk may be short
             frames[live] = self.autoencoder.decode_uint8(future)
             self._judge(live, frames, done)
@@ -71,9 +76,10 @@ class ImaginedEnv:
         if self.reward_model is None:
             return
         seen = torch.cat([self.recent[live], frames[live]], dim=1)
-        scores = self.reward_model.slide(seen, [self.instructions[i] for i in live]).numpy()  # (live, windows)
+        scores = self.reward_model.slide(seen, [self.instructions[i] for i in live], self.stride).numpy()  # (live, windows)
         if not scores.shape[1]:
             return
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
-        over = np.maximum.accumulate(scores >= self.threshold, axis=1)
-        done[live, -over.shape[1]:] |= over
+        over = np.zeros((len(live), done.shape[1]), dtype=bool)
+        over[:, ::-1][:, : self.stride * scores.shape[1]: self.stride] = scores[:, ::-1] >= self.threshold
+        done[live] |= np.maximum.accumulate(over, axis=1)

@@ -1,4 +1,6 @@
 """Scripted experts: a pick-and-place state machine that looks at the true state, and play built from the same moves."""
+from types import SimpleNamespace
+
 import numpy as np
 
 from wmpo_lite.envs.tabletop.env import MAX_STEP
@@ -43,6 +45,26 @@ class PickAndPlace:
         self.phase[which], self.timer[which] = APPROACH, 0
 
 
+def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
+    """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up, from the hand's place `tip` (B, 3); metres."""
+    ghost = SimpleNamespace(tip=tip.copy(), task=SimpleNamespace(place_tolerance=0))  # follows to the letter, and never arrives where it would let go
+    expert, actions = PickAndPlace(len(tip)), []
+    for _ in range(steps):
+        actions.append(expert.act(ghost, point, point))
+        ghost.tip = ghost.tip + MAX_STEP * actions[-1][:, :3]
+    return np.stack(actions, axis=1)
+
+
+def plan_hover(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
+    """Straight to the place above `point` at travelling height, with an open gripper: actions (B, steps, 4)."""
+    tip, above = tip.copy(), point * [1, 1, 0] + [0, 0, TRAVEL]
+    actions = -np.ones((len(tip), steps, 4))
+    for k in range(steps):
+        actions[:, k, :3] = np.clip((above - tip) / MAX_STEP, -1, 1)
+        tip = tip + MAX_STEP * actions[:, k, :3]
+    return actions
+
+
 def labels(env) -> dict:
     """What a scene holds, for auxiliary targets of pre-training: points (B, 5, 3) of red, green, blue, target and hand in metres (zero where absent),
     present (B, 5), opening (B,) in [0, 1]."""
@@ -85,13 +107,13 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
 
 
 def attempt(env, states, rng: np.random.Generator) -> dict:
-    """The expert, off by centimetres in half of its grasps and half of its placements: near misses and empty-handed releases over the target.
-    Returns the dict of `demonstrate`; `done` tells which came out well."""
-    def off(spread):
-        far = rng.choice([0.0, spread], size=(len(states), 1))
+    """The expert, off by centimetres in a quarter of its grasps and three quarters of its placements: empty-handed releases over the target, and
+    objects set down beside it. Returns the dict of `demonstrate`; `done` tells which came out well."""
+    def off(spread, share):
+        far = spread * (rng.random((len(states), 1)) < share)
         return np.concatenate([far * rng.normal(size=(len(states), 2)), np.zeros((len(states), 1))], axis=1)
 
-    return demonstrate(env, states, rng, noise=0.4, burst=0.15, offsets=(off(0.016), off(0.025)))
+    return demonstrate(env, states, rng, noise=0.4, burst=0.15, offsets=(off(0.016, 0.25), off(0.04, 0.75)))
 
 
 def play(env, states, rng: np.random.Generator, horizon: int):

@@ -8,7 +8,7 @@ name = "place"
 horizon = 40  # control steps
 num_parameters = pair.NUM_PARAMETERS
 CUBES = objects = play_objects = ("cube_a", "cube_b")
-target = "plate"
+noun, target = "cube", "plate"  # as sentences call them
 place_tolerance = 0.008  # m, how well the expert aims before it lowers
 PLATE_RADIUS, PLATE_HEIGHT = 0.040, 0.006  # m
 AREA = np.array([[0.145, 0.225], [-0.095, 0.095]])  # m, where objects start

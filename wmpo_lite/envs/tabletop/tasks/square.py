@@ -8,7 +8,7 @@ name = "square"
 horizon = 48  # control steps
 num_parameters = pair.NUM_PARAMETERS
 NUTS = objects = play_objects = ("nut_a", "nut_b")
-target = "peg"
+noun, target = "nut", "peg"  # as sentences call them
 place_tolerance = 0.0025  # m, how well the expert aims before it lowers
 OUTER, INNER, HALF_HEIGHT = 0.021, 0.0135, 0.008  # m, half sizes of the frame
 PEG_HALF, PEG_HEIGHT = 0.009, 0.030  # m: a play of 4.5 mm on each side
