@@ -231,10 +231,16 @@ class Draft(nn.Module):
         last = Scene(*(part[:, -1] for part in new))
         return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1), self._pack(last, memory)
 
-    def recall(self, context: torch.Tensor, now: Scene | None = None) -> torch.Tensor:
-        """What `past` is (B, M) after frames that were recorded, from the two newest of them. now: the newest one's Scene where it was read already."""
+    def recall(self, context: torch.Tensor, now: Scene | None = None, doubt: float = 0.0, generator=None) -> torch.Tensor:
+        """What `past` is (B, M) after frames that were recorded, from the two newest of them. now: the newest one's Scene where it was read already.
+
+        doubt: standard deviation in metres of a random shift across the table of everything but the hand.
+        """
         now = self.read(context[:, -1])[0] if now is None else now
         before = self.read(context[:, -2])[0] if context.shape[1] > 1 else now
+        if doubt:
+            shift = F.pad(torch.randn(len(context), self.slots - 1, 2, generator=generator).to(context) * doubt / self.unit, (0, 1, 0, 1))
+            now, before = (scene._replace(points=scene.points + shift) for scene in (now, before))
         return self._pack(now, self.mover.start(before, now))
 
     def _pack(self, scene: Scene, memory) -> torch.Tensor:
@@ -324,6 +330,21 @@ def moving(draft: Draft, labels: Scene, actions, seen: Scene | None = None, batc
             before, now = (s._replace(points=torch.where(read[:, None, None], seen.points[episode, f], s.points),
                                       opening=torch.where(read, seen.opening[episode, f], s.opening)) for s, f in zip((before, now), cut))
         return draft.move_loss(before, now, _pick(labels, ahead[0], ahead[1] + 1), actions[ahead], noise, generator)
+
+    return loss_fn
+
+
+def following(draft: Draft, parts, batch: int = 96, noise: float = 0.001):
+    """`loss_fn` for `fit`: where things go in a whole episode from nothing but its first frame, as imagination has to tell.
+
+    parts: tuples (share of the batch, Scene (E, ...) read from first frames, labels (E, T + 1, ...), actions (E, T, D)), all with the same T.
+    """
+    def loss_fn(generator, rng, step):
+        rows = [(first, labels, actions, rng.integers(len(actions), size=round(share * batch))) for share, first, labels, actions in parts]
+        join = lambda scenes: Scene(*(torch.cat(part) for part in zip(*scenes)))  # noqa: E731
+        now = join([Scene(*(part[e] for part in first)) for first, _, _, e in rows])
+        labels = join([Scene(*(part[e, 1:] for part in labels)) for _, labels, _, e in rows])
+        return draft.move_loss(now, now, labels, torch.cat([actions[e] for _, _, actions, e in rows]), noise, generator)
 
     return loss_fn
 

@@ -7,7 +7,7 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.trust import describe_trust, trust
-from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays
+from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays, starts_of_imagination
 
 # ----------------------------------------------------------------------------------------------------------------------------- stages
 
@@ -113,7 +113,7 @@ def train_wmpo(w: Workspace) -> dict:
     s = w.settings
     policy = w.base()
     config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, warmup=s.wmpo_warmup, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
-    records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), config, iterations=s.iterations, horizon=w.horizon,
+    records = optimise(policy, lambda seed: imagined_env(w, seed, doubt=s.doubt), starts_of_imagination(w), config, iterations=s.iterations, horizon=w.horizon,
                        seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision, tolerate_silence=s.tolerate_silence)
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
     return {"iterations": len(records), "first": records[0]["success"], "last": records[-1]["success"],
@@ -129,7 +129,7 @@ def train_online(w: Workspace) -> dict:
     policy = w.base()
     groups = min(s.online_groups, w.run.rollout_budget // s.group_size)
     per_iteration = groups * s.group_size
-    config = GRPOConfig(groups=groups, group_size=s.group_size, lr=s.online_lr, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    config = GRPOConfig(groups=groups, group_size=s.group_size, lr=s.online_lr, warmup=s.online_warmup, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
     records = optimise(policy, lambda seed: w.env, states, config, iterations=w.run.rollout_budget // per_iteration, horizon=w.horizon,
                        seed=w.run.seed, stage="grpo", folder=w.folder / "fit_grpo", on_log=w.log, refill=0, freeze_vision=s.freeze_vision, tolerate_silence=True)
@@ -144,6 +144,7 @@ def train_offline(w: Workspace) -> dict:
 
     s = w.settings
     policy = w.base()
+    policy.vision.requires_grad_(not s.freeze_vision)
     logs = train_dpo(policy, None, w.rollouts(), DPOConfig(beta=s.dpo_beta, lr=s.dpo_lr, epochs=s.dpo_epochs, pairs=s.dpo_pairs, temperature=s.temperature),
                      seed=w.run.seed, on_step=lambda step, record: w.log({"stage": "dpo", "step": step, **record}))
     save_policy_once(w.folder / "policies" / "dpo", policy.eval(), w.provenance(stage="dpo"))

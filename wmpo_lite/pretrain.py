@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.recordings import collect, collect_scenes, load_demonstrations, load_frames, world_model_data
+from wmpo_lite.recordings import collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
 
 HELD_OUT_SCENES = 1024
 
@@ -271,22 +271,24 @@ class AssetSettings:
     clone_steps: int = 300
     read_steps: int = 2000  # of the draft's three parts
     move_steps: int = 7000
+    follow_steps: int = 1400  # of the mover over whole episodes
+    practice: int = 2560  # episodes of play by the policy before it is cloned
     paint_steps: int = 5000
     settle_steps: int = 1100  # of reader and painter on the painter's own work
     world_steps: int = 400  # of the transformer
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
-    attempts: int = 768  # for the success classifier, which sees those that failed
+    attempts: int = 2048  # for mover and success classifier, which see those that failed
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
-    reward_steps: int = 1000
+    reward_steps: int = 2000
 
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -339,13 +341,17 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
                folder=home / "fit_ground")
         _, reached = reach(policy, pictures, get_task(task), FitConfig(
             steps=s.reach_steps, lr=1e-3, warmup=50, ema=0.99, decay=0.6, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_reach")
+        policy.save(home / "reach", reached)
         records = clone(policy, {key: value[: s.clone_demos] for key, value in demos.items()}, FitConfig(
             steps=s.clone_steps, lr=5e-4, warmup=30, ema=0.99, decay=0.6, save_every=500, weight_decay=0.05), seed=seed, folder=home / "fit_clone")
         policy.save(home / "policy", note(records) | reached)
 
     if not made("world_model"):
         data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
-        model, records = train_world_model({key: value[: -s.held_out] for key, value in data.items()}, scene.camera_matrix(), s, seed=seed, home=home)
+        more = {"attempts": collect("attempts", task, s.attempts, home),
+                "practice": collect_practice(policy_module.Policy.load(home / "reach"), task, s.practice, home)}
+        more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
+        model, records = train_world_model({key: value[: -s.held_out] for key, value in data.items()}, more, scene.camera_matrix(), s, seed=seed, home=home)
         model.save(home / "world_model", note(records))
 
     if not made("reward"):
@@ -363,14 +369,28 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     return home
 
 
-def train_world_model(data: dict, camera, s: AssetSettings, *, seed: int, home: Path):
+def first_frames_and_labels(autoencoder, paths) -> dict:
+    """Of attempts or practice: latents of the first frames (E, C, h, w), actions (E, T, D) and labels as in `world_model_data`."""
+    import torch
+    parts = []
+    for shard in map(np.load, paths):
+        frames = shard["first"] if "first" in shard else shard["frames"][:, 0]
+        actions = shard["actions"] if "actions" in shard else shard["executed"]
+        present = np.repeat(shard["present"][:, None], actions.shape[1] + 1, axis=1).astype(np.float32)
+        parts.append({"latents": autoencoder.encode_uint8(torch.from_numpy(frames)),
+                      **{key: torch.from_numpy(value) for key, value in dict(actions=actions, points=shard["points"], present=present,
+                                                                             opening=shard["opening"]).items()}})
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def train_world_model(data: dict, more: dict, camera, s: AssetSettings, *, seed: int, home: Path):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    data: see `world_model_data`; camera (3, 4): the projection of the recordings.
+    data: see `world_model_data`; more: 'attempts' and 'practice' from `first_frames_and_labels`, for the mover alone; camera (3, 4): the projection of the recordings.
     """
     import torch
 
-    from wmpo_lite.draft import moving, painting, reading
+    from wmpo_lite.draft import Scene, following, moving, painting, reading
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel, WorldModelConfig
 
@@ -390,7 +410,14 @@ def train_world_model(data: dict, camera, s: AssetSettings, *, seed: int, home: 
     draft.reader.requires_grad_(True)
     learn("settle", torch.nn.ModuleList([draft.painter, draft.reader]), painting(draft, latents, labels, objects, batch=64, own=0.6, read=0.5, first=s.demos),
           s.settle_steps, 1e-3)
-    learn("move", draft.mover, moving(draft, labels, actions, draft.label(latents)), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
+    seen = draft.label(latents)
+    learn("move", draft.mover, moving(draft, labels, actions, seen), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
+    parts = [(0.35, Scene(*(part[:, 0] for part in seen)), labels, actions)]
+    for share, rows in ((0.15, more["attempts"]), (0.5, more["practice"])):
+        with torch.no_grad():
+            first = draft.read(rows["latents"])[0]._replace(present=rows["present"][:, 0], look=rows["points"][:, 0, :, :0])
+        parts.append((share, first, draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"]))
+    learn("follow", draft.mover, following(draft, parts), s.follow_steps, 1e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects), FitConfig(

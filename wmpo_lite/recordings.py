@@ -8,6 +8,7 @@ import numpy as np
 SHARD = 64  # episodes a worker steps together
 ATTEMPTS_FROM = 50_000_000  # in the pretraining split, whose first states are random scenes
 LABELS = ("points", "present", "opening")
+PRACTICE_FROM, PRACTICE_SHARD = 2_000_000, 128  # in the play split
 
 
 def _collect_shard(arguments):
@@ -62,6 +63,52 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
         with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
             for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
                 pass
+    return paths
+
+
+def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> list[Path]:
+    """Play by a policy that has not seen the task: it is told to pick things up and to move to the target, by turns, as npz shards; existing ones are kept.
+
+    It grasps as its clone will, and misses as it will; scripted play is too tidy for that. Thrown away are episodes that come to the goal by accident.
+    A shard holds first frames uint8 (N, H, W, 3), actions (N, T, D) and `labels` of every step.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.expert import labels, stack_labels
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"practice_{task_name}_{shard:04d}.npz" for shard in range(-(-episodes // PRACTICE_SHARD))]
+    missing = [(shard, path) for shard, path in enumerate(paths) if not path.exists()]
+    task, n = get_task(task_name), PRACTICE_SHARD
+    env = TabletopEnv(task) if missing else None
+    for shard, path in tqdm(missing, desc="practise"):
+        rng, generator = np.random.default_rng([shard, 31]), torch.Generator().manual_seed(shard)
+        frames = env.reset(initial_states(task, "play", np.arange(n) + PRACTICE_FROM + shard * n))
+        first, seen, done, clean = frames, [labels(env)], [], np.ones(n, dtype=bool)
+        which, moving = rng.integers(2, size=n), np.zeros(n, dtype=bool)
+        for chunk in range(task.horizon // policy.config.chunk):
+            if chunk:
+                turn = rng.random(n)
+                moving, which = np.where(turn < 0.45, moving, turn >= 0.65), np.where((turn >= 0.45) & (turn < 0.55), 1 - which, which)
+            colours = env.parameters[np.arange(n), which].astype(int)
+            texts = [f"move to the {task.target}" if m else f"pick up the {COLOURS[c]} {task.noun}" for m, c in zip(moving, colours)]
+            actions = policy.act(torch.from_numpy(frames), texts, (1.0, 1.0, 1.5)[shard % 3], generator)[2].numpy()
+            actions[moving & (rng.random(n) < 0.6), :, 3] = 1.0  # hold on to it on the way; the others let go where they are
+            for action in np.moveaxis(actions, 1, 0):
+                frames = env.step_chunk(action[:, None], every_frame=False)[0][:, -1]
+                seen.append(labels(env))
+                clean &= ~task.goal_relation(env)
+            done.append(actions)
+        data = {"first": first, "actions": np.concatenate(done, axis=1), **stack_labels(seen)}
+        temporary = f"{path}.part.npz"
+        np.savez(temporary, **{key: value[clean] for key, value in data.items()})
+        os.replace(temporary, path)
+    if env is not None:
+        env.close()
     return paths
 
 

@@ -124,11 +124,21 @@ def initial_frames(trajectories):
                          indices=np.array([t.index for t in trajectories]))
 
 
-def imagined_env(w: Workspace, seed: int, stop: bool = True):
+def starts_of_imagination(w: Workspace):
+    """The P recorded first frames, each under its own sentence and under the one that names the other object: imagination needs no recording of what
+    comes of it, and twice as many starts are harder to learn by heart."""
+    from wmpo_lite.trajectory import InitialStates
+    own = initial_frames(w.rollouts())
+    rows = w.task.swap_instruction(own.states)
+    other = dataclasses.replace(own, states=rows, instructions=tuple(w.task.instruction(row) for row in rows))
+    return InitialStates.concat([own, other])
+
+
+def imagined_env(w: Workspace, seed: int, stop: bool = True, doubt: float = 0.0):
     from wmpo_lite.envs.imagined import ImaginedEnv
     threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
     return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps,
-                       stride=w.settings.judge_stride, stop=stop,
+                       stride=w.settings.judge_stride, stop=stop, doubt=doubt,
                        action_names=w.env.action_names)
 
 

@@ -298,6 +298,11 @@ class WorldModel(nn.Module):
 
     # -- sampling ------------------------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def recall(self, context, doubt: float = 0.0, generator=None):
+        """What `go_on` takes as `past` (B, M) after recorded frames, None without a draft. doubt: metres by which the scene may be otherwise."""
+        return self.draft.recall(context, doubt=doubt, generator=generator) if self.config.draft_width else None
+
     def imagine(self, context, actions, generator=None, steps: int | None = None):
         """K future latents (B, K, C, h, w) by Euler integration from noise. The context stays clean but carries its training noise level."""
         return self.go_on(context, actions, None, generator, steps)[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from wmpo_lite.draft import Draft, Scene, moving, painting, reading
+from wmpo_lite.draft import Draft, Scene, following, moving, painting, reading
 from wmpo_lite.train import FitConfig, fit
 
 B, K, S = 3, 4, 3
@@ -133,6 +133,33 @@ def test_chunk_after_chunk_is_one_long_chunk():
     assert (fresh - parts[-1]).abs().max() > 1e-2  # reading the newest frame anew is something else
 
 
+def test_doubt_shifts_things_across_the_table_and_not_the_hand():
+    net, context = draft(), torch.randn(1, 2, 4, 8, 8).repeat(400, 1, 1, 1, 1)
+    net.unit.fill_(0.1)
+    with torch.no_grad():
+        sure, unsure = (net.recall(context, doubt=doubt, generator=torch.Generator().manual_seed(0)) for doubt in (0.0, 0.005))
+    shift = (unsure - sure)[:, : 3 * S].unflatten(-1, (S, 3))
+    assert not shift[:, -1].abs().max() and not shift[..., 2].abs().max()
+    spread = shift[:, : S - 1, :2].flatten(0, 1).std(dim=0)
+    assert torch.allclose(spread, torch.full((2,), 0.05), rtol=0.1)  # 5 mm in units of 10 cm, each thing its own way
+    assert abs(float(torch.corrcoef(shift[:, : S - 1, 0].T)[0, 1])) < 0.2
+    assert torch.equal(sure[0], sure[1])
+
+
+def test_following_takes_its_shares_and_starts_from_what_was_read(monkeypatch):
+    net, given = draft(), []
+    labels = [scene(6, K + 1, seed=s) for s in (1, 2)]
+    first = [labels[0]._replace(**{key: getattr(labels[0], key)[:, 0] for key in Scene._fields}), scene(6, seed=3)]
+    actions = [torch.zeros(6, K, 2), torch.ones(6, K, 2)]
+    monkeypatch.setattr(net, "move_loss", lambda *args: given.append(args) or (torch.zeros(()), {}))
+    following(net, [(0.25, first[0], labels[0], actions[0]), (0.75, first[1], labels[1], actions[1])], batch=8)(None, np.random.default_rng(0), 0)
+    before, now, after, acts, noise, _ = given[0]
+    assert before is now and acts[:2].eq(0).all() and acts[2:].eq(1).all() and len(acts) == 8 and noise == 0.001
+    for row in range(2, 8):
+        e = int((first[1].points == now.points[row]).flatten(1).all(1).nonzero())
+        assert torch.equal(after.points[row], labels[1].points[e, 1:]) and torch.equal(after.opening[row], labels[1].opening[e, 1:])
+
+
 def test_move_loss_by_hand():
     net, now, actions = draft(), scene(B), torch.randn(B, K, 2)
     with torch.no_grad():
@@ -152,9 +179,9 @@ def test_the_painter_keeps_what_its_mask_leaves_out():
     context, actions = torch.randn(B, 2, 4, 8, 8), torch.randn(B, K, 2)
     with torch.no_grad():
         net.painter.out.weight[4:].zero_(), net.painter.out.bias[4:].fill_(-50)
-        kept, vector = net(context, actions)
+        kept, vector, _ = net(context, actions)
         net.painter.out.bias[4:].fill_(50)
-        painted, _ = net(context, actions)
+        painted, _, _ = net(context, actions)
     assert kept.shape == (B, K, 4, 8, 8) and vector.shape == (B, K, 4 * S + 1)
     assert torch.allclose(kept, context[:, -1:].expand(-1, K, -1, -1, -1), atol=1e-6)
     assert (painted - context[:, -1:]).abs().min(dim=2).values.max() > 0.01

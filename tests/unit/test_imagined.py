@@ -35,7 +35,7 @@ class Judge:
     def __init__(self, pleased, clip=L):
         self.pleased, self.threshold, self.config = pleased, torch.tensor(0.5), type("Config", (), {"clip": clip})
 
-    def slide(self, frames, instructions):
+    def slide(self, frames, instructions, stride=1):
         verdict = torch.tensor([float(text in self.pleased) for text in instructions])
         return verdict[:, None].expand(-1, frames.shape[1] - self.config.clip + 1)
 
@@ -189,6 +189,18 @@ def test_rows_that_go_on_keep_their_own_past():
     together, apart = film(set()), film({tiny.BLUE})  # rows 1 and 3 are blue and end early
     assert np.abs(together[[0, 2]] - apart[[0, 2]]).max() <= 1  # sums in another order round differently
     assert np.abs(together[[1, 3], -1] - apart[[1, 3], -1]).max() > 1
+
+
+def test_doubt_makes_twins_differ():
+    def film(doubt):
+        world_model = tiny.world_model(shaken=0, draft_width=16)
+        tiny.shake(world_model.draft, 0.3)
+        env = ImaginedEnv(tiny.autoencoder(), world_model, doubt=doubt)
+        env.reset(tiny.states(1).repeat(2))
+        return env.step_chunk(np.repeat(tiny.random_actions(1, K, D), 2, axis=0))[0].astype(int)
+
+    sure, unsure = film(0.0), film(0.5)
+    assert np.abs(sure[0] - sure[1]).max() <= 1 and np.abs(unsure[0] - unsure[1]).max() > 1
 
 
 def test_all_rows_finished_costs_nothing(monkeypatch):

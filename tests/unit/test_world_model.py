@@ -382,7 +382,7 @@ def test_without_transformer_training_the_model_is_its_draft():
     model = tiny.world_model(shaken=0, draft_width=16)
     tiny.shake(model.draft, 0.3)
     x_t, t, context, actions = inputs()
-    draft, scene = model.draft(context, actions)
+    draft, scene, _ = model.draft(context, actions)
     assert draft.shape == x_t.shape and scene.shape == (B, K, 4 * 5 + 1)
     assert (draft - context[:, -1:]).abs().max() > 0.1
     assert torch.allclose(model.clean(x_t, t, context, actions), draft, atol=1e-5)

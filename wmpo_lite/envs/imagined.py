@@ -11,15 +11,17 @@ class ImaginedEnv:
 
     reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk and never re-encoded.
     threshold: of the reward model's probability; None takes the one it was saved with, which was chosen on camera pictures.
-    stride: frames between judged windows, of which one always ends at a chunk's last frame. `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
+    stride: frames between judged windows, of which one always ends at a chunk's last frame. doubt: metres (standard deviation) by which things are taken
+    to lie elsewhere than the first frame is read, anew in every episode, so that what only just works in imagination is not worth learning.
+    `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
     """
 
     def __init__(self, autoencoder, world_model, reward_model=None, *, threshold: float | None = None, seed: int = 0, steps: int | None = None,
-                 stride: int = 1, stop: bool = True, action_names=("dx", "dy", "dz", "gripper")):
+                 stride: int = 1, stop: bool = True, doubt: float = 0.0, action_names=("dx", "dy", "dz", "gripper")):
         self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
         self._threshold = threshold
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
-        self.steps, self.stride, self.stop = steps, stride, stop
+        self.steps, self.stride, self.stop, self.doubt = steps, stride, stop, doubt
         self.generator = torch.Generator().manual_seed(seed)
         self.instructions: list[str] = []
 
@@ -38,7 +40,7 @@ class ImaginedEnv:
         first = torch.from_numpy(np.ascontiguousarray(states.frames))  # (B, H, W, 3)
         latent = self.autoencoder.encode_uint8(first)
         self.context = latent[:, None].repeat(1, self.world_model.config.context, 1, 1, 1)  # (B, c, C, h, w)
-        self.past = None
+        self.past = self.world_model.recall(self.context, self.doubt, self.generator)
         self.done = np.zeros(len(states), dtype=bool)
         self.scores = np.zeros(len(states), dtype=np.float32)
         self.instructions = list(states.instructions)
@@ -59,9 +61,8 @@ class ImaginedEnv:
             pieces = [self.world_model.go_on(self.context[part], actions[part], None if self.past is None else self.past[part], self.generator, self.steps)
                       for part in np.array_split(live, -(-len(live) // 32))]  # pieces that fit the cache run faster
             future = torch.cat([piece[0] for piece in pieces])
-            if pieces[0][1] is not None:
-                past = torch.cat([piece[1] for piece in pieces])
-                self.past = past if self.past is None else self.past.index_copy(0, torch.from_numpy(live), past)
+            if self.past is not None:
+                self.past[live] = torch.cat([piece[1] for piece in pieces])
             self.context[live] = torch.cat([self.context[live], future], dim=1)[:, -self.context.shape[1]:]  # a last chunk may be short
             frames[live] = self.autoencoder.decode_uint8(future)
             self._judge(live, frames, done)

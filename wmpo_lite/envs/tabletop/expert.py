@@ -77,7 +77,7 @@ def labels(env) -> dict:
     return {"points": points, "present": present, "opening": (env.opening / FINGER_TRAVEL).astype(np.float32)}
 
 
-def _stack(parts) -> dict:
+def stack_labels(parts) -> dict:
     """Labels of T + 1 moments -> arrays with time second; what is present does not change."""
     return {"points": np.stack([part["points"] for part in parts], axis=1), "present": parts[0]["present"],
             "opening": np.stack([part["opening"] for part in parts], axis=1)}
@@ -103,7 +103,7 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
         seen.append(labels(env))
     stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
     return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done),
-            **_stack(seen)}
+            **stack_labels(seen)}
 
 
 def attempt(env, states, rng: np.random.Generator) -> dict:
@@ -154,4 +154,4 @@ def play(env, states, rng: np.random.Generator, horizon: int):
         image, _, _ = env.step_chunk(action[:, None])
         clean &= ~env.task.goal_relation(env)
         frames.append(image[:, 0]), executed.append(action), seen.append(labels(env))
-    return {"frames": np.stack(frames, axis=1), "executed": np.stack(executed, axis=1).astype(np.float32), "clean": clean, **_stack(seen)}
+    return {"frames": np.stack(frames, axis=1), "executed": np.stack(executed, axis=1).astype(np.float32), "clean": clean, **stack_labels(seen)}
