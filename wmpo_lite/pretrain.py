@@ -136,7 +136,7 @@ def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Pat
         target = torch.stack([points[index, named], points[index, 3], points[index, 4]], dim=1)
         error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
         error[:, 1, 2] = 0  # the target stands on the table
-        return error.mean(), {"centimetres": float(((found - target) * scale)[:, 0, :2].norm(dim=-1).mean() * 100)}
+        return error.mean(), {"centimetres": float(((found - target) * scale).detach()[:, 0, :2].norm(dim=-1).mean() * 100)}
 
     return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
 
