@@ -107,12 +107,11 @@ def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
 
 def train_wmpo(w: Workspace) -> dict:
     """GRPO in imagination, from the P recorded first frames; no real environment is touched."""
-    from wmpo_lite.grpo import GRPOConfig
     from wmpo_lite.optimise import optimise, save_policy_once
 
     s = w.settings
     policy = w.base()
-    config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, warmup=s.wmpo_warmup, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    config = s.wmpo_update()
     records = optimise(policy, lambda seed: imagined_env(w, seed, doubt=s.doubt), starts_of_imagination(w), config, iterations=s.iterations, horizon=w.horizon,
                        seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision, tolerate_silence=s.tolerate_silence)
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))

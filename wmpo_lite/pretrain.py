@@ -153,6 +153,7 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
     from wmpo_lite.envs.tabletop.env import MAX_STEP
     from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
     from wmpo_lite.envs.tabletop.scenes import CLASSES
+    from wmpo_lite.envs.tabletop.tasks import pair
     from wmpo_lite.policy import cloning_loss
     from wmpo_lite.train import fit
 
@@ -168,7 +169,7 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
         points = scenes["points"][index]
         tip, goal = points[:, hand], points[np.arange(len(index)), np.where(over, target, named)]
         actions = np.where(over[:, None, None], plan_hover(tip, goal, policy.config.chunk), plan_grasp(tip, goal, policy.config.chunk))
-        texts = [f"move to the {task.target}" if above else f"pick up the {CLASSES[k]} {task.noun}" for above, k in zip(over, named)]
+        texts = [pair.move_to(task) if above else pair.pick_up(task, CLASSES[k]) for above, k in zip(over, named)]
         return features[index].float(), texts, actions
 
     def loss_fn(generator, rng, step):

@@ -36,6 +36,12 @@ class Profile:
     judge_stride: int = 2  # frames between the windows that the success classifier judges in imagination
     tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
 
+    def wmpo_update(self):
+        """WMPO's GRPO settings, which the upper bound shares."""
+        from wmpo_lite.grpo import GRPOConfig
+        return GRPOConfig(groups=self.groups, group_size=self.group_size, lr=self.wmpo_lr, warmup=self.wmpo_warmup, epochs=self.wmpo_epochs,
+                          minibatch=self.minibatch, temperature=self.temperature)
+
 
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,

@@ -77,8 +77,7 @@ def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> lis
 
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import labels, stack_labels
-    from wmpo_lite.envs.tabletop.tasks import get_task
-    from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
+    from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"practice_{task_name}_{shard:04d}.npz" for shard in range(-(-episodes // PRACTICE_SHARD))]
@@ -95,7 +94,7 @@ def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> lis
                 turn = rng.random(n)
                 moving, which = np.where(turn < 0.45, moving, turn >= 0.65), np.where((turn >= 0.45) & (turn < 0.55), 1 - which, which)
             colours = env.parameters[np.arange(n), which].astype(int)
-            texts = [f"move to the {task.target}" if m else f"pick up the {COLOURS[c]} {task.noun}" for m, c in zip(moving, colours)]
+            texts = [pair.move_to(task) if m else pair.pick_up(task, pair.COLOURS[c]) for m, c in zip(moving, colours)]
             actions = policy.act(torch.from_numpy(frames), texts, (1.0, 1.0, 1.5)[shard % 3], generator)[2].numpy()
             actions[moving & (rng.random(n) < 0.6), :, 3] = 1.0  # hold on to it on the way; the others let go where they are
             for action in np.moveaxis(actions, 1, 0):

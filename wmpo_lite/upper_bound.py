@@ -10,7 +10,6 @@ from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
     """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
     from wmpo_lite.evaluate import success_rate
-    from wmpo_lite.grpo import GRPOConfig
     from wmpo_lite.optimise import optimise, save_policy_once
 
     w = Workspace(run, folder)
@@ -18,7 +17,7 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
 
     def train():
         policy = w.base()
-        config = GRPOConfig(groups=s.groups, group_size=s.group_size, lr=s.wmpo_lr, warmup=s.wmpo_warmup, epochs=s.wmpo_epochs, minibatch=s.minibatch, temperature=s.temperature)
+        config = s.wmpo_update()
         records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
                            horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
                            freeze_vision=s.freeze_vision, tolerate_silence=True)

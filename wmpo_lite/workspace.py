@@ -126,7 +126,7 @@ def initial_frames(trajectories):
 
 def starts_of_imagination(w: Workspace):
     """The P recorded first frames, each under its own sentence and under the one that names the other object: imagination needs no recording of what
-    comes of it, and twice as many starts are harder to learn by heart."""
+    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table."""
     from wmpo_lite.trajectory import InitialStates
     own = initial_frames(w.rollouts())
     rows = w.task.swap_instruction(own.states)

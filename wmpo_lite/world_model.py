@@ -301,6 +301,8 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def recall(self, context, doubt: float = 0.0, generator=None):
         """What `go_on` takes as `past` (B, M) after recorded frames, None without a draft. doubt: metres by which the scene may be otherwise."""
+        if doubt and not self.config.draft_width:
+            raise UserError(f"doubt is {doubt} m, but a world model without a draft does not know where things are; set doubt to 0")
         return self.draft.recall(context, doubt=doubt, generator=generator) if self.config.draft_width else None
 
     def imagine(self, context, actions, generator=None, steps: int | None = None):

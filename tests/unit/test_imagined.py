@@ -199,6 +199,8 @@ def test_doubt_makes_twins_differ():
         env.reset(tiny.states(1).repeat(2))
         return env.step_chunk(np.repeat(tiny.random_actions(1, K, D), 2, axis=0))[0].astype(int)
 
+    with pytest.raises(UserError, match="without a draft"):
+        ImaginedEnv(*models()[:2], doubt=0.005).reset(tiny.states(1))
     sure, unsure = film(0.0), film(0.5)
     assert np.abs(sure[0] - sure[1]).max() <= 1 and np.abs(unsure[0] - unsure[1]).max() > 1
 

@@ -13,6 +13,15 @@ def named_colour(state: np.ndarray) -> str:
     return COLOURS[int(second if named else first)]
 
 
+def pick_up(task, colour: str) -> str:
+    """What a policy is told before it knows the task; `move_to` is the other sentence."""
+    return f"pick up the {colour} {task.noun}"
+
+
+def move_to(task) -> str:
+    return f"move to the {task.target}"
+
+
 def with_another_colour(instruction: str, number: int) -> str:
     """The sentence with a colour that it does not name (`number` chooses which), or '' where it names none: the same pictures do not fulfil it."""
     named = next((word for word in instruction.split() if word in COLOURS), None)
