@@ -20,13 +20,15 @@ PYTHON = $(shell $(find_python))
 endif
 
 # What tests see: no progress bars, no downloads, and on Linux no screen (elsewhere MuJoCo's default draws without one).
-TEST_ENV := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1
+TEST_ENV := TQDM_DISABLE=1 HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 TRANSFORMERS_VERBOSITY=error
+# Notebooks under test: static pictures for widgets, short training, 90 s a cell at most.
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=90
 ifeq ($(shell uname -s),Linux)
 TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test bench lab assets doctor clean help
+.PHONY: setup check demo test bench lab notebooks assets doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -58,13 +60,16 @@ demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with 
 	$(BIN)/wmpo-lite demo $(ARGS)
 
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
-	$(TEST_ENV) $(BIN)/python -m pytest $(or $(ARGS),tests)
+	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests notebooks)
 
 bench: check $(STAMP)  ## the measurements in tests/bench
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench -s $(ARGS)
 
 lab: check $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb
+
+notebooks: check $(STAMP)  ## execute the notebooks and store what they show (ARGS="03" for one)
+	$(TEST_ENV) $(BIN)/python -m wmpo_lite.notebooks $(ARGS)
 
 assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
 	$(BIN)/wmpo-lite assets $(ARGS)
@@ -78,4 +83,4 @@ clean:  ## remove what make installed and caches; runs/ and assets/ stay
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | while IFS=$$'\t' read -r name text; do \
-	    printf '  make %-8s %s\n' "$$name" "$$text"; done
+	    printf '  make %-9s %s\n' "$$name" "$$text"; done

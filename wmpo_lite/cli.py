@@ -1,4 +1,4 @@
-"""The command line: `wmpo-lite demo | assets | upper-bound | doctor | results`."""
+"""The command line: `wmpo-lite demo | assets | upper-bound | doctor | results | ship`."""
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,12 @@ class Assets:
     task: str = "place"
     seed: int = 0
     profile: str = "laptop"
+    start: Path | None = None  # begin with another task's trained weights (assets/place) and take two fifths of the steps
 
     def __call__(self):
         from wmpo_lite.workspace import ASSETS
         from wmpo_lite.pretrain import install_assets, make_assets
-        make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile)
+        make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile, start=self.start)
         install_assets(Path("runs") / "assets" / self.task, ASSETS / self.task)
 
 
@@ -87,7 +88,18 @@ class Results:
         print(table())
 
 
-COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor": Doctor, "results": Results}
+@dataclass(frozen=True)
+class Ship:
+    """Copy a finished run into assets/<task>/run, where the notebooks find it."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+
+    def __call__(self):
+        from wmpo_lite.shipped import ship_run
+        print(ship_run(self.run))
+
+
+COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor": Doctor, "results": Results, "ship": Ship}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,13 +7,11 @@ import numpy as np
 
 from wmpo_lite.recordings import collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
 
-HELD_OUT_SCENES = 1024
-
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
 
 
-def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1):
-    """Fit the per-frame autoencoder. frames uint8 (N, T, H, W, 3).
+def train_autoencoder(frames: np.ndarray, model, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1):
+    """Fit the per-frame autoencoder `model`. frames uint8 (N, T, H, W, 3).
 
     emphasis: extra weight of pixels that differ from the mean frame (arm and objects are a tenth of the picture and all of the task).
     latent_noise: noise on the latents in training, in units of their spread, so that the decoder forgives a world model's small errors.
@@ -21,10 +19,9 @@ def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, fold
     import torch
 
     from wmpo_lite.train import fit
-    from wmpo_lite.world_model import Autoencoder, to_float
+    from wmpo_lite.world_model import to_float
 
-    torch.manual_seed(seed)
-    model = Autoencoder(config).to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
     flat = frames.reshape(-1, *frames.shape[2:])
     mean = to_float(torch.from_numpy(np.median(flat[:: max(1, len(flat) // 400)], axis=0).astype(np.uint8))[None])
 
@@ -43,185 +40,7 @@ def train_autoencoder(frames: np.ndarray, config, fit_config, *, seed: int, fold
         sample = to_float(torch.from_numpy(flat[np.random.default_rng(seed).integers(len(flat), size=2048)]))
         z = torch.cat([model.encode_raw(part) for part in sample.split(256)])
         model.mean.copy_(z.mean(dim=(0, 2, 3)).view(1, -1, 1, 1)), model.std.copy_(z.std(dim=(0, 2, 3)).view(1, -1, 1, 1))
-    return model, records
-
-
-# ---------------------------------------------------------------------------------------------------------------------- vision tower
-
-
-def train_vision(scenes: dict, config, fit_config, *, seed: int, folder: Path, batch: int = 64):
-    """Pre-train the policy's vision tower on random scenes: where things are, which are there, which pixels they cover.
-
-    scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them. Returns (tower, records, held-out errors).
-    """
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    from wmpo_lite.policy import build_vision
-    from wmpo_lite.train import fit
-
-    torch.manual_seed(seed)
-
-    class Probe(nn.Module):
-        """The tower with its throw-away heads: one query an object for positions, one linear map a patch for masks."""
-
-        def __init__(self):
-            super().__init__()
-            width = config.vision_width
-            self.tower = build_vision(config)
-            self.queries = nn.Parameter(torch.randn(5, width) * 0.02)
-            self.read = nn.MultiheadAttention(width, 4, batch_first=True)
-            self.place = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5))  # x y z, presence, opening
-            self.masks = nn.Linear(width, 6 * 16)  # six classes on a 4 x 4 grid a patch
-
-        def forward(self, frames):
-            tokens = self.tower(pixel_values=frames.permute(0, 3, 1, 2).float() / 127.5 - 1).last_hidden_state
-            found, _ = self.read(self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
-            return self.place(found), self.masks(tokens).unflatten(-1, (6, 4, 4))
-
-    probe = Probe()
-    total = len(scenes["frames"])
-    held_out = slice(total - HELD_OUT_SCENES, total)
-    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
-    grid = scenes["masks"][:, 1::2, 1::2]  # (N, 32, 32): every other pixel
-    patches = config.image // config.patch
-
-    def errors(index):
-        place, masks = probe(torch.from_numpy(scenes["frames"][index]))
-        present = torch.from_numpy(scenes["present"][index])
-        points = (torch.from_numpy(scenes["points"][index]) - centre) / scale
-        distance = (F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present).sum() / present.sum()
-        exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
-        opening = F.mse_loss(place[:, 4, 4], torch.from_numpy(scenes["opening"][index]))
-        target = torch.from_numpy(grid[index]).long().unflatten(1, (patches, 4)).unflatten(3, (patches, 4)).permute(0, 1, 3, 2, 4).flatten(1, 2)
-        mask = F.cross_entropy(masks.transpose(1, 2), target)
-        centimetres = (((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1) * present).sum() / present.sum() * 100
-        return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres.detach()), "mask": float(mask.detach())}
-
-    def loss_fn(generator, rng, step):
-        return errors(np.sort(rng.integers(total - HELD_OUT_SCENES, size=batch)))
-
-    records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder)
-    with torch.no_grad():
-        _, held = errors(np.arange(total)[held_out])
-    return probe.tower, records, held
-
-
-def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Path | None, batch: int = 64):
-    """Teach the untrained decoder what the words mean: `sentence('red')` -> where the red object, the target and the hand are.
-
-    The grounded captions of a big VLM's pre-training, in miniature, on the random scenes (no motion, no goal relation). The head is thrown away.
-    """
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    from wmpo_lite.envs.tabletop.scenes import CLASSES
-    from wmpo_lite.train import fit
-
-    torch.manual_seed(seed)
-    read = nn.Sequential(nn.LayerNorm(policy.config.width), nn.Linear(policy.config.width, 9))
-    policy.vision.requires_grad_(False)
-    with torch.no_grad():
-        features = torch.cat([policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)])
-    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
-    points = (torch.from_numpy(scenes["points"]) - centre) / scale
-
-    def loss_fn(generator, rng, step):
-        index = np.sort(rng.integers(len(points), size=batch))
-        named = np.array([rng.choice(np.flatnonzero(scenes["present"][i, :3])) for i in index])
-        texts = [sentence(CLASSES[k]) for k in named]
-        found = read(policy.hidden(features[index].float(), texts).mean(dim=(1, 2))).unflatten(1, (3, 3))
-        target = torch.stack([points[index, named], points[index, 3], points[index, 4]], dim=1)
-        error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
-        error[:, 1, 2] = 0  # the target stands on the table
-        return error.mean(), {"centimetres": float(((found - target) * scale).detach()[:, 0, :2].norm(dim=-1).mean() * 100)}
-
-    return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
-
-
-def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | None, batch: int = 64, hover: float = 0.2):
-    """Teach the decoder to act on words: 'pick up the red cube', 'move to the plate', each as the expert would from the hand's place in a still picture.
-
-    The robot data of a big VLA's pre-training, in miniature: other scenes, other sentences, and never the task's goal. hover: share of 'move to'. A
-    clone of few demonstrations then knows where things are and how to grasp, and has the task itself to learn. Returns (records, errors of a chunk's
-    end on held-out scenes).
-    """
-    import torch
-
-    from wmpo_lite.envs.tabletop.env import MAX_STEP
-    from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
-    from wmpo_lite.envs.tabletop.scenes import CLASSES
-    from wmpo_lite.envs.tabletop.tasks import pair
-    from wmpo_lite.policy import cloning_loss
-    from wmpo_lite.train import fit
-
-    policy.vision.requires_grad_(False)
-    with torch.no_grad():
-        features = torch.cat([policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)])
-    target, hand = CLASSES.index("target"), CLASSES.index("hand")
-    total = len(features) - HELD_OUT_SCENES
-
-    def examples(index, rng):
-        named = np.array([rng.choice(np.flatnonzero(present[:target])) for present in scenes["present"][index]])
-        over = rng.random(len(index)) < hover
-        points = scenes["points"][index]
-        tip, goal = points[:, hand], points[np.arange(len(index)), np.where(over, target, named)]
-        actions = np.where(over[:, None, None], plan_hover(tip, goal, policy.config.chunk), plan_grasp(tip, goal, policy.config.chunk))
-        texts = [pair.move_to(task) if above else pair.pick_up(task, CLASSES[k]) for above, k in zip(over, named)]
-        return features[index].float(), texts, actions
-
-    def loss_fn(generator, rng, step):
-        seen, texts, actions = examples(np.sort(rng.integers(total, size=batch)), rng)
-        return cloning_loss(policy, None, texts, actions, None, seen)
-
-    records = fit(policy, loss_fn, fit_config, seed=seed, name="reach", folder=folder)
-    with torch.no_grad():
-        seen, texts, actions = examples(np.arange(total, len(features)), np.random.default_rng(seed))
-        chosen = policy.detokenise(policy.logits(None, texts, seen).argmax(-1)).numpy()
-    off = np.linalg.norm((chosen - actions)[..., :2].sum(axis=1), axis=1) * MAX_STEP * 1000
-    return records, {"reach_median_mm": float(np.median(off)), "reach_p80_mm": float(np.quantile(off, 0.8))}
-
-
-# ---------------------------------------------------------------------------------------------------------------------- cloned policy
-
-
-def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3):
-    """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
-
-    early: share of frames from the first three, where the instruction alone says which way to go; later the hand gives it away, and a policy
-    that learns from those unlearns the words. tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower. A chunk's steps after a disturbance are masked: the expert's
-    correction of a stroke that the frame does not show yet is noise to the policy.
-    """
-    import torch
-
-    from wmpo_lite.policy import cloning_loss
-    from wmpo_lite.train import fit
-
-    episodes, steps = demos["intended"].shape[:2]
-    chunk = policy.config.chunk
-    pad = lambda x: np.concatenate([x, np.repeat(x[:, -1:], chunk, axis=1)], axis=1)  # noqa: E731
-    intended = pad(demos["intended"])
-    struck = pad(np.abs(demos["executed"] - demos["intended"]).max(axis=-1) > 1e-6)
-    policy.vision.requires_grad_(tune_vision)
-    frames = torch.from_numpy(demos["frames"])
-    last = np.minimum(demos["done"].argmax(axis=1) + 5, steps)  # what follows is standing still
-    if not tune_vision:
-        with torch.no_grad():
-            features = torch.cat([policy.features(part).half() for part in frames.flatten(0, 1).split(256)]).unflatten(0, frames.shape[:2])
-
-    def loss_fn(generator, rng, step):
-        e = rng.integers(episodes, size=batch)
-        s = (rng.random(batch) * np.where(rng.random(batch) < early, 3, last[e])).astype(int)
-        window = s[:, None] + np.arange(chunk)
-        hit = struck[e[:, None], window]
-        blind = np.cumsum(hit, axis=1) - hit > 0  # a stroke happened earlier in this chunk
-        mask = torch.from_numpy(((window < steps) & ~blind).astype(np.float32))
-        seen = policy.features(frames[e, s]) if tune_vision else features[e, s].float()
-        return cloning_loss(policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen)
-
-    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder)
+    return records
 
 
 # ---------------------------------------------------------------------------------------------------------------------- success classifier
@@ -293,26 +112,47 @@ ASSET_PROFILES = {
 }
 
 
-def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path:
-    """Train autoencoder, vision tower, cloned policy, world model and success classifier for `task` into folder/task. Finished parts are kept."""
+def shorter(s: AssetSettings, share: float = 0.4) -> AssetSettings:
+    """Settings for a start from another task's weights: `share` of every part's steps, but all of cloning, which has a new task to learn."""
+    steps = {f.name: max(1, round(getattr(s, f.name) * share)) for f in dataclasses.fields(s) if f.name.endswith("_steps") and f.name != "clone_steps"}
+    return dataclasses.replace(s, **steps)
+
+
+def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "laptop", start: Path | None = None) -> Path:
+    """Train autoencoder, vision tower, cloned policy, world model and success classifier for `task` into folder/task. Finished parts are kept.
+
+    start: another task's trained assets (such as assets/place), whose weights every part begins with; two fifths of the steps are then enough.
+    """
     import torch
 
-    from wmpo_lite import policy as policy_module
     from wmpo_lite.checkpoint import load_tensors, save_tensors
     from wmpo_lite.envs.tabletop import scene
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.errors import UserError
+    from wmpo_lite.policy import Policy
+    from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
     from wmpo_lite.reward import RewardModel, reward_loss
     from wmpo_lite.train import FitConfig, fit, set_threads
-    from wmpo_lite.world_model import Autoencoder, AutoencoderConfig
+    from wmpo_lite.world_model import Autoencoder, WorldModel
 
     if profile not in ASSET_PROFILES:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(ASSET_PROFILES)}")
     set_threads()
     s, home = ASSET_PROFILES[profile], Path(folder) / task
+    if start is not None:
+        s = shorter(s)
+        if not (Path(start) / "policy" / "model.safetensors").exists():
+            raise UserError(f"{start} holds no trained assets to start from; name a folder such as assets/place")
     made = lambda name: (home / name / "provenance.json").exists()  # noqa: E731
-    frames_seen = {"play_frames": s.play * 41, "demonstration_frames": s.demos * 41, "scenes": s.scenes}
+    length = get_task(task).horizon + 1
+    frames_seen = {"play_frames": s.play * length, "demonstration_frames": s.demos * length, "scenes": s.scenes, "start": start and Path(start).name}
     note = lambda records: {"task": task, "seed": seed, "settings": dataclasses.asdict(s), "final": records[-1], **frames_seen}  # noqa: E731
+
+    def begin(name, kind):
+        """A new model, or the one of the task to start from."""
+        torch.manual_seed(seed)
+        return kind() if start is None else kind.load(Path(start) / name).train()
+
     demos = load_demonstrations(collect("demos", task, s.demos + s.demos // 8, home, noise=s.demo_noise, burst=s.demo_burst), s.demos)
     play_paths = collect("play", task, s.play, home)
 
@@ -322,20 +162,19 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     if not made("autoencoder"):
         frames = np.concatenate([demos["frames"], load_frames(play_paths[: s.autoencoder_shards])])
-        model, records = train_autoencoder(
-            frames, AutoencoderConfig(), FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed,
-            folder=home / "fit_autoencoder")
+        model = begin("autoencoder", Autoencoder)
+        records = train_autoencoder(frames, model, FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed, folder=home / "fit_autoencoder")
         model.save(home / "autoencoder", note(records))
     autoencoder = Autoencoder.load(home / "autoencoder")
 
     if not (home / "vision.safetensors").exists():
-        tower, _, _ = train_vision(scenes(), policy_module.PolicyConfig(), FitConfig(
+        tower = begin("policy", Policy).vision
+        train_vision(scenes(), tower, FitConfig(
             steps=s.vision_steps, lr=1.5e-3, warmup=200, ema=0.995, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_vision")
         save_tensors(home / "vision.safetensors", tower.state_dict())
 
     if not made("policy"):
-        torch.manual_seed(seed)
-        policy = policy_module.Policy()
+        policy = begin("policy", Policy)
         policy.vision.load_state_dict(load_tensors(home / "vision.safetensors"))
         pictures = scenes()
         ground(policy, pictures, get_task(task).sentence, FitConfig(steps=s.ground_steps, lr=1.5e-3, warmup=50, decay=0.5), seed=seed,
@@ -350,18 +189,22 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     if not made("world_model"):
         data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
         more = {"attempts": collect("attempts", task, s.attempts, home),
-                "practice": collect_practice(policy_module.Policy.load(home / "reach"), task, s.practice, home)}
+                "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
-        model, records = train_world_model({key: value[: -s.held_out] for key, value in data.items()}, more, scene.camera_matrix(), s, seed=seed, home=home)
+        model = begin("world_model", WorldModel)
+        data = {key: value[: -s.held_out] for key, value in data.items()}
+        if start is None:  # else the coordinates stay as they were learnt
+            model.draft.calibrate(torch.as_tensor(scene.camera_matrix()), data["points"][data["present"] > 0.5].mean(0), 0.1)
+        records = train_world_model(model, data, more, s, seed=seed, home=home)
         model.save(home / "world_model", note(records))
 
     if not made("reward"):
         load = lambda paths: {key: load_frames(paths, key) for key in ("frames", "instruction")}  # noqa: E731
         attempts = load(collect("attempts", task, s.attempts, home))
         episodes = reward_data(demos, attempts, load(play_paths[: s.reward_play_shards]), autoencoder)
-        torch.manual_seed(seed)
-        model = RewardModel()
-        model.inflate(load_tensors(home / "vision.safetensors"))  # in place of VideoMAE's own pre-training on the world's videos
+        model = begin("reward", RewardModel)
+        if start is None:
+            model.inflate(load_tensors(home / "vision.safetensors"))  # in place of VideoMAE's own pre-training on the world's videos
         still = still_clips(collect_scenes(task, s.dropped, home, kind="dropped"), autoencoder)
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
@@ -384,21 +227,17 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def train_world_model(data: dict, more: dict, camera, s: AssetSettings, *, seed: int, home: Path):
+def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    data: see `world_model_data`; more: 'attempts' and 'practice' from `first_frames_and_labels`, for the mover alone; camera (3, 4): the projection of the recordings.
+    data: see `world_model_data`; more: 'attempts' and 'practice' from `first_frames_and_labels`, for the mover alone.
     """
     import torch
 
     from wmpo_lite.draft import Scene, following, moving, painting, reading
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
-    from wmpo_lite.world_model import WorldModel, WorldModelConfig
 
-    torch.manual_seed(seed)
-    model = WorldModel(WorldModelConfig(slots=data["points"].shape[2]))
     draft, latents, actions, objects = model.draft, data["latents"], data["actions"], data["objects"]
-    draft.calibrate(torch.as_tensor(camera), data["points"][data["present"] > 0.5].mean(0), 0.1)
     labels = draft.scene(data["points"], data["present"], data["opening"])
 
     def learn(name, module, loss_fn, steps, lr, **more):
@@ -425,7 +264,7 @@ def train_world_model(data: dict, more: dict, camera, s: AssetSettings, *, seed:
         steps=s.world_steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed, name="world model",
         folder=home / "fit_world_model")
     draft.requires_grad_(True)
-    return model, records
+    return records
 
 
 def install_assets(source: Path, target: Path):

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from wmpo_lite.pretrain import install_assets, make_assets
+from wmpo_lite.envs.tabletop.tasks import get_task
+from wmpo_lite.errors import UserError
+from wmpo_lite.policy import Policy
+from wmpo_lite.pretrain import install_assets, make_assets, shorter, AssetSettings
+from wmpo_lite.workspace import ASSETS
 from wmpo_lite.world_model import Autoencoder, WorldModel
 
 NAMES = ("autoencoder", "policy", "world_model", "reward")
@@ -13,18 +17,41 @@ NAMES = ("autoencoder", "policy", "world_model", "reward")
 
 @pytest.fixture(scope="module", params=["place", "square"])
 def made(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, make_assets(request.param, folder, profile="smoke")
+    """`place` from nothing, `square` from the shipped weights of `place`."""
+    folder, start = tmp_path_factory.mktemp(request.param), ASSETS / "place" if request.param == "square" else None
+    return request.param, folder, make_assets(request.param, folder, profile="smoke", start=start)
 
 
 def test_everything_is_made_with_its_provenance_and_kept(made):
     task, folder, home = made
     for name in NAMES:
         note = json.loads((home / name / "provenance.json").read_text())
-        assert note["task"] == task and note["play_frames"] == 16 * 41 and "versions" in note
+        assert note["task"] == task and note["play_frames"] == 16 * (get_task(task).horizon + 1) and "versions" in note
     stamps = {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
-    make_assets(task, folder, profile="smoke")  # nothing is trained twice
+    make_assets(task, folder, profile="smoke", start=ASSETS / "place" if task == "square" else None)  # nothing is trained twice
     assert stamps == {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
+
+
+def test_a_start_from_another_task_begins_with_its_weights(made):
+    """After two steps a model that began with trained weights is still next to them; one that began with nothing is not."""
+    task, _, home = made
+    for name, kind in (("policy", Policy), ("world_model", WorldModel)):
+        shipped, found = (dict(kind.load(where / name).named_parameters()) for where in (ASSETS / "place", home))
+        gap = sum(float((shipped[key] - value).square().sum()) for key, value in found.items())
+        size = sum(float(value.square().sum()) for value in shipped.values())
+        assert (gap < 0.01 * size) == (task == "square"), (name, gap / size)
+
+
+def test_fewer_steps_from_another_task():
+    full = AssetSettings()
+    less = shorter(full, 0.5)
+    assert less.paint_steps == full.paint_steps // 2 and less.clone_steps == full.clone_steps and less.play == full.play
+
+
+def test_a_start_without_weights_is_refused_before_anything_is_recorded(tmp_path):
+    with pytest.raises(UserError, match="no trained assets to start from"):
+        make_assets("square", tmp_path / "new", profile="smoke", start=tmp_path)
+    assert not (tmp_path / "new").exists()
 
 
 def test_attempts_are_kept_when_they_failed(made):

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 import tiny
-from wmpo_lite import pretrain
+from wmpo_lite import pretrain_policy
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import TRAVEL, plan_grasp, plan_hover
 from wmpo_lite.envs.tabletop.scenes import random_scenes
@@ -37,7 +37,7 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
     log_probs = policy.log_probs
     monkeypatch.setattr(policy, "log_probs", lambda frames, texts, *rest, **more: asked.extend(texts) or log_probs(frames, texts, *rest, **more))
     tower = [p.clone() for p in policy.vision.parameters()]
-    records, errors = pretrain.reach(policy, scenes, task, FitConfig(steps=60, lr=3e-3, warmup=5, decay=0.3), seed=0, folder=None, batch=16)
+    records, errors = pretrain_policy.reach(policy, scenes, task, FitConfig(steps=60, lr=3e-3, warmup=5, decay=0.3), seed=0, folder=None, batch=16)
     assert all(torch.equal(a, b) for a, b in zip(tower, policy.vision.parameters()))
     assert records[-1]["loss"] < np.log(7) * 0.7  # seven bins
     assert 0 <= errors["reach_median_mm"] <= errors["reach_p80_mm"] < 200

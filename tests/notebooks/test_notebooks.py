@@ -1,0 +1,78 @@
+"""The stored notebooks: outputs belong to the sources, checked cells have some, sizes keep their limits. `make test` runs them too (nbval)."""
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from wmpo_lite import notebooks
+
+PATHS = notebooks.paths()
+EXPECTED = ["00_start_here", "01_data_collection", "02_world_model", "03_reward_model", "04_imagined_rollouts", "05_policy_optimization", "06_evaluation",
+            "07_deployment"]
+
+
+def test_all_notebooks_are_there():
+    assert [path.stem for path in PATHS][:8] == EXPECTED
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_stored_as_executed(path):
+    assert notebooks.problems(path) == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_reader_is_told_what_comes_and_what_to_try(path):
+    cells = nbformat.read(path, as_version=4).cells
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert prose[0].startswith(f"# {path.name[:2]} - ") and "minutes" in prose[0] and "assets" in prose[0]
+    assert prose[-1].startswith("## Things to try")
+    assert len(" ".join(prose).split()) > 4 * sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
+
+
+def small(folder):
+    """A notebook of two cells, executed and stored."""
+    cells = [new_markdown_cell("# small"), new_code_cell("import os\nx = 1 + 1"), new_code_cell("print(x, os.environ['WMPO_STATIC'])")]
+    cells[2].metadata["tags"] = [notebooks.CHECK]
+    path = folder / "00_small.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    notebooks.execute(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    return small(tmp_path_factory.mktemp("stored"))
+
+
+def test_executing_twice_stores_the_same_bytes(stored):
+    assert notebooks.problems(stored) == []
+    before = stored.read_bytes()
+    notebooks.execute(stored)
+    assert stored.read_bytes() == before and b"2 1" in before
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda cells: cells[1].update(source="x = 3"), "sources changed"),
+    (lambda cells: cells[2].update(outputs=[]), "no stored output"),
+    (lambda cells: cells[1].update(execution_count=7), "in order"),
+    (lambda cells: cells[2]["metadata"].pop("tags"), "no cell's output is checked"),
+    (lambda cells: cells[1].update(source="\n".join(["x = 2"] * 41)), "more than 40 lines"),
+    (lambda cells: cells[0].update(source="small"), "does not open with a title"),
+    (lambda cells: cells.extend(new_code_cell("") for _ in range(30)), "at most 30"),
+])
+def test_every_problem_is_found(stored, tmp_path, change, message):
+    notebook = nbformat.read(stored, as_version=4)
+    change(notebook.cells)
+    path = tmp_path / "00_small.ipynb"
+    nbformat.write(notebook, path)
+    assert any(message in problem for problem in notebooks.problems(path))
+
+
+def test_the_profile_decides_sizes(monkeypatch):
+    from wmpo_lite.errors import UserError
+    monkeypatch.delenv("WMPO_PROFILE", raising=False)
+    assert notebooks.size(laptop=5, smoke=1) == 5
+    monkeypatch.setenv("WMPO_PROFILE", "smoke")
+    assert notebooks.size(laptop=5, smoke=1) == 1
+    monkeypatch.setenv("WMPO_PROFILE", "huge")
+    with pytest.raises(UserError, match="WMPO_PROFILE"):
+        notebooks.size(laptop=5, smoke=1)

@@ -1,0 +1,130 @@
+"""What the notebooks share, and `make notebooks`, which executes them and stores what they show."""
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from wmpo_lite.errors import UserError
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares
+MAX_CELLS, MAX_LINES, MAX_BYTES = 30, 40, 1_400_000  # code cells a notebook, lines a cell, bytes a file
+# Stored pictures stand where widgets would; training is as long as a laptop has patience for.
+ENVIRONMENT = {"WMPO_STATIC": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+# ------------------------------------------------------------------------------------------------------------------- in the notebooks
+
+
+def size(laptop, smoke):
+    """`laptop`, or `smoke` where WMPO_PROFILE=smoke is set: as tests run the notebooks, in seconds."""
+    profile = os.environ.get("WMPO_PROFILE", "laptop")
+    if profile not in ("laptop", "smoke"):
+        raise UserError(f"WMPO_PROFILE is '{profile}'; expected laptop or smoke")
+    return smoke if profile == "smoke" else laptop
+
+
+def film(frames, fps: float = 5, alt: str = "film"):
+    """A film uint8 (T, H, W, 3) to be shown by the cell that ends with it."""
+    from IPython.display import HTML
+
+    from wmpo_lite.show import video_html
+    return HTML(video_html(frames, fps, alt))
+
+
+def picture(image, alt: str = "picture"):
+    """An image uint8 (H, W, 3) or a matplotlib Figure to be shown by the cell that ends with it."""
+    from IPython.display import HTML
+
+    from wmpo_lite.show import image_html
+    return HTML(image_html(image, alt))
+
+
+def figure(columns: int = 1, width: float = 6.4, height: float = 3.2, rows: int = 1):
+    """A matplotlib (Figure, axes) without pyplot's global state; show it with `picture`."""
+    from matplotlib.figure import Figure
+    made = Figure(figsize=(width, height), layout="constrained")
+    return made, made.subplots(rows, columns)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ about them
+
+
+def paths(folder: Path = FOLDER) -> list[Path]:
+    return sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
+
+
+def fingerprint(notebook) -> str:
+    """Of the sources of all cells, so that outputs can be told to belong to them."""
+    text = "\0".join(f"{cell.cell_type}\0{cell.source}\0{sorted(cell.metadata.get('tags', []))}" for cell in notebook.cells)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def execute(path: Path) -> None:
+    """Run a notebook in its own folder and store its outputs, nothing that differs from run to run."""
+    import nbclient
+    import nbformat
+    notebook = nbformat.read(path, as_version=4)
+    kept = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
+                                record_timing=False).execute()
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"},
+                         "wmpo_lite": {"sources": fingerprint(notebook)}}
+    nbformat.validate(notebook)
+    temporary = Path(path).with_suffix(".part")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, path)
+
+
+def problems(path: Path) -> list[str]:
+    """What is wrong with a stored notebook, one sentence each: outputs not of these sources, checked cells without any, errors, sizes."""
+    import nbformat
+    notebook, found = nbformat.read(path, as_version=4), []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if notebook.metadata.get("wmpo_lite", {}).get("sources") != fingerprint(notebook):
+        found.append("the sources changed after the outputs were stored; run make notebooks")
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("cells were not executed once each, in order; run make notebooks")
+    if len(code) > MAX_CELLS:
+        found.append(f"{len(code)} code cells, at most {MAX_CELLS}")
+    checked = [cell for cell in code if CHECK in cell.metadata.get("tags", [])]
+    if not checked:
+        found.append("no cell's output is checked")
+    for cell in code:
+        start = cell.source.splitlines()[0] if cell.source else "(empty)"
+        if len(cell.source.splitlines()) > MAX_LINES:
+            found.append(f"the cell '{start}' has more than {MAX_LINES} lines")
+        if cell in checked and not cell.outputs:
+            found.append(f"the checked cell '{start}' has no stored output")
+        if any(output.output_type == "error" for output in cell.outputs):
+            found.append(f"the cell '{start}' ended in an error")
+    if Path(path).stat().st_size > MAX_BYTES:
+        found.append(f"{Path(path).stat().st_size} bytes, at most {MAX_BYTES}")
+    if notebook.cells[0].cell_type != "markdown" or not notebook.cells[0].source.startswith("# "):
+        found.append("it does not open with a title")
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Execute and store the notebooks whose names begin with one of `names` (all without names)."""
+    import time
+    chosen = [path for path in paths() if not names or any(path.name.startswith(name) for name in names)]
+    if not chosen:
+        raise SystemExit(f"no notebook begins with {' or '.join(names)}; there are {', '.join(path.stem for path in paths())}")
+    for path in chosen:
+        clock = time.time()
+        execute(path)
+        print(f"{path.name}: {time.time() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB", flush=True)
+        for problem in problems(path):
+            print(f"  {problem}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

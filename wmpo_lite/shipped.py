@@ -1,0 +1,109 @@
+"""What ships in assets/: the trained models of a task and one finished run (its P rollouts, its policies, its figures), so that every notebook can be
+opened first. Nothing here writes except `ship_run`."""
+from pathlib import Path
+
+from wmpo_lite import checkpoint
+from wmpo_lite.errors import UserError
+from wmpo_lite.workspace import ASSETS
+
+POLICIES = ("grpo", "dpo", "wmpo")
+FILES = ("evaluation.json", "trust.json", "result.json", "metrics.jsonl", "rollouts.hdf5", "config.json")
+
+
+class Shipped:
+    """The shipped models and the shipped run of `task`. Every method loads anew, so what a notebook changes stays in the notebook."""
+
+    def __init__(self, task: str = "place", assets: Path = ASSETS):
+        from wmpo_lite.envs.tabletop.tasks import get_task
+        self.task, self.home = get_task(task), Path(assets) / task
+        self.run = self.home / "run"
+        if not (self.home / "policy").exists():
+            raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `wmpo-lite assets --task {task}`")
+
+    def autoencoder(self):
+        from wmpo_lite.world_model import Autoencoder
+        return Autoencoder.load(self.home / "autoencoder")
+
+    def world_model(self, aligned: bool = True):
+        """aligned: after the P rollouts of the shipped run; False: as pre-trained."""
+        from wmpo_lite.world_model import WorldModel
+        model = WorldModel.load(self.home / "world_model")
+        return self._changed(model, "world_model") if aligned else model
+
+    def reward_model(self):
+        """The success classifier with the threshold for camera pictures that the shipped run chose on its P rollouts."""
+        from wmpo_lite.reward import RewardModel
+        model = RewardModel.load(self.home / "reward")
+        model.threshold.fill_(self.thresholds()["threshold"])
+        return model
+
+    def thresholds(self) -> dict:
+        """`threshold` for camera pictures and `imagined_threshold` for imagined ones, with their F1 on the P rollouts."""
+        return checkpoint.read_json(self._file("reward.json"))
+
+    def policy(self, name: str = "base"):
+        """'base', or one that the shipped run trained: 'grpo', 'dpo' or 'wmpo'."""
+        from wmpo_lite.policy import Policy
+        if name not in ("base", *POLICIES):
+            raise UserError(f"policy '{name}' is unknown; use one of base, {', '.join(POLICIES)}")
+        policy = Policy.load(self.home / "policy")
+        return policy if name == "base" else self._changed(policy, name)
+
+    def rollouts(self):
+        """The P real rollouts of the shipped run, as Trajectory objects."""
+        from wmpo_lite.trajectory import load_trajectories
+        return load_trajectories(self._file("rollouts.hdf5"))
+
+    def imagined_env(self, seed: int = 0, **options):
+        """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
+        from wmpo_lite.envs.imagined import ImaginedEnv
+        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": 1, "stride": 2, **options}
+        return ImaginedEnv(self.autoencoder(), self.world_model(), self.reward_model(), seed=seed, **options)
+
+    def read(self, name: str):
+        """One of the shipped run's JSON files: 'evaluation', 'trust', 'result' or 'config'."""
+        return checkpoint.read_json(self._file(f"{name}.json"))
+
+    def metrics(self) -> list[dict]:
+        """The shipped run's log, one record a step."""
+        from wmpo_lite.report import read_metrics
+        return read_metrics(self._file("metrics.jsonl"))
+
+    def _changed(self, model, name: str):
+        changed = checkpoint.load_tensors(self._file(f"{name}.safetensors"))
+        surplus = sorted(set(changed) - set(model.state_dict()))
+        if surplus:
+            raise UserError(f"{self.run / name}.safetensors holds weights that the model does not have ({', '.join(surplus[:3])}); ship the run anew")
+        model.load_state_dict(changed, strict=False)
+        return model
+
+    def _file(self, name: str) -> Path:
+        if not (self.run / name).exists():
+            raise UserError(f"{self.run / name} is missing; the shipped run is made by `wmpo-lite ship runs/<name>`")
+        return self.run / name
+
+
+def ship_run(run: Path, assets: Path = ASSETS) -> Path:
+    """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision."""
+    import shutil
+
+    run = Path(run)
+    missing = [name for name in FILES if not (run / name).exists()]
+    if missing:
+        raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
+    config = checkpoint.read_json(run / "config.json")
+    home = Path(assets) / config["task"]
+    found = {name: checkpoint.checksum(home / name / "model.safetensors")[:12] for name in config["assets"]}
+    if found != config["assets"]:
+        raise UserError(f"{run} began with other weights than {home} holds; run the demo again with the shipped ones")
+    target = home / "run"
+    target.mkdir(exist_ok=True)
+    for name in FILES:
+        shutil.copy(run / name, target / name)
+    checkpoint.write_json(target / "reward.json", checkpoint.read_json(run / "stages" / "reward.json")["result"])
+    for name, before, after in [("world_model", home / "world_model", run / "world_model")] + [
+            (name, home / "policy", run / "policies" / name) for name in POLICIES]:
+        old, new = (checkpoint.load_tensors(folder / "model.safetensors") for folder in (before, after))
+        changed = {key: value.half() for key, value in new.items() if value.is_floating_point() and (value.float() != old[key].float()).any()}
+        checkpoint.save_tensors(target / f"{name}.safetensors", changed)
+    return target
