@@ -256,3 +256,31 @@ def _confusion_panel(axes, trust):
     _clean(axes, "Does it judge outcomes rightly?", "imagined", "real")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+
+
+def method_loop():
+    """Figure: the method in boxes. What touches the real environment is orange, what happens in imagination is blue."""
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+    figure = _figure(9.2, 3.9)
+    axes = figure.subplots()
+    axes.set_xlim(0, 9.2), axes.set_ylim(-0.35, 4.0), axes.set_axis_off()
+    real, dream, learn = "#f6dcc0", "#cfe2f3", "#dcebd9"
+    boxes = {"demos": (0.1, 2.6, "demonstrations", real), "base": (2.05, 2.6, "base policy\n(cloned)", learn), "rollouts": (4.0, 2.6, "P real rollouts,\nonce", real),
+             "world": (5.95, 3.15, "world model\n(aligned)", learn), "judge": (5.95, 2.05, "success\nclassifier", learn),
+             "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", dream), "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", dream),
+             "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream), "deploy": (0.1, 0.5, "better policy,\nreal again", real)}
+    for x, y, text, colour in boxes.values():
+        axes.add_patch(FancyBboxPatch((x, y), 1.5, 0.72, boxstyle="round,pad=0.04,rounding_size=0.08", facecolor=colour, edgecolor="#5b6068", lw=1))
+        axes.text(x + 0.75, y + 0.36, text, ha="center", va="center", fontsize=8.5)
+
+    def arrow(start, end, bend=0.0, text="", at=None):
+        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.2, color="#3a3f47", connectionstyle=f"arc3,rad={bend}"))
+        if text:
+            axes.text(*at, text, fontsize=8, ha="center", color="#3a3f47")
+
+    arrow((1.66, 2.96), (1.99, 2.96)), arrow((3.61, 2.96), (3.94, 2.96))
+    arrow((5.56, 3.1), (5.89, 3.45)), arrow((5.56, 2.8), (5.89, 2.45))
+    arrow((7.53, 3.45), (8.55, 1.3), -0.35), arrow((6.3, 2.0), (5.9, 1.3))
+    arrow((7.49, 0.86), (6.63, 0.86)), arrow((4.99, 0.86), (4.13, 0.86)), arrow((2.49, 0.86), (1.66, 0.86))
+    arrow((3.3, 0.42), (8.2, 0.42), 0.16, "the changed policy dreams again, a few dozen times", (5.75, -0.3))
+    return figure
