@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test bench lab notebooks assets doctor clean help
+.PHONY: setup check demo test bench lab notebooks browser book assets doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -71,6 +71,16 @@ lab: check $(STAMP)  ## open the notebooks in JupyterLab
 notebooks: check $(STAMP)  ## execute the notebooks and store what they show (ARGS="03" for one)
 	$(TEST_ENV) $(BIN)/python -m wmpo_lite.notebooks $(ARGS)
 
+browser: check $(STAMP)  ## click the notebooks' widgets in a headless Chromium (installs playwright)
+	@$(BIN)/python -m pip install -q -e '.[browser]'
+	WMPO_SCREENSHOTS=build/screenshots $(TEST_ENV) $(BIN)/python -m pytest tests/browser $(ARGS)
+
+# The book needs no torch: the notebooks are shown as stored. It has its own environment, so its pins disturb no other.
+book:  ## the notebooks as an HTML book in build/book
+	@test -x .venv-book/bin/jupyter-book || { "$(PYTHON)" -m venv --clear .venv-book && .venv-book/bin/python -m pip install -q jupyter-book==1.0.4.post1; }
+	.venv-book/bin/jupyter-book build -q --path-output build/book notebooks
+	@echo "wmpo-lite: open build/book/_build/html/index.html"
+
 assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
 	$(BIN)/wmpo-lite assets $(ARGS)
 
@@ -78,7 +88,7 @@ doctor: check $(STAMP)  ## versions, rendering and a known-answer rollout
 	$(BIN)/wmpo-lite doctor $(ARGS)
 
 clean:  ## remove what make installed and caches; runs/ and assets/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	rm -rf $(VENV) .venv-book build dist *.egg-info .pytest_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 help:  ## this list

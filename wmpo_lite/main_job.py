@@ -7,7 +7,7 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.trust import describe_trust, trust
-from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays, starts_of_imagination
+from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, greedy, imagined_env, save_arrays, starts_of_imagination
 
 # ----------------------------------------------------------------------------------------------------------------------------- stages
 
@@ -86,23 +86,7 @@ def fit_reward(w: Workspace) -> dict:
     frames = torch.from_numpy(np.stack([t.frames for t in chosen_on]))
     threshold, f1 = fit_threshold(model, frames, [t.instruction for t in chosen_on], [t.success for t in chosen_on])
     model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, f1=f1))
-    imagined, imagined_f1 = imagined_threshold(w, model)
-    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": imagined, "imagined_f1": imagined_f1}
-
-
-def imagined_threshold(w: Workspace, model) -> tuple[float, float]:
-    """The threshold for imagined video, (threshold, F1): imagination is blurred, so what the classifier makes of it is measured apart.
-
-    The P rollouts are imagined again from their first frames and actions; the threshold is the one that tells their real outcomes best. No real
-    episode beyond the budget is needed.
-    """
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.reward import best_probability
-    from wmpo_lite.rollout import replay
-    trajectories = w.rollouts()
-    starts = initial_frames(trajectories)
-    films, _ = replay(ImaginedEnv(w.autoencoder(), w.world_model(), seed=w.run.seed, steps=w.settings.sample_steps), trajectories, starts)
-    return best_probability(clip_scores(model, films, starts, w.settings.judge_stride), np.array([t.success for t in trajectories]))
+    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": s.imagined_threshold}
 
 
 def train_wmpo(w: Workspace) -> dict:

@@ -38,7 +38,7 @@ class Shipped:
         return model
 
     def thresholds(self) -> dict:
-        """`threshold` for camera pictures and `imagined_threshold` for imagined ones, with their F1 on the P rollouts."""
+        """`threshold` for camera pictures, chosen on the P rollouts, and `imagined_threshold` for imagined ones."""
         return checkpoint.read_json(self._file("reward.json"))
 
     def policy(self, name: str = "base"):
