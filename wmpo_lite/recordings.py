@@ -30,7 +30,7 @@ def _collect_shard(arguments):
         data = attempt(env, states, rng)
         keep = ~data["done"][:, -1]
     else:
-        data = demonstrate(env, states, rng, noise=noise, burst=burst)
+        data = demonstrate(env, states, rng, noise=noise, burst=burst, recover=task.collides)
         keep = data["done"][:, -1]
     data = {key: value[keep] for key, value in data.items()}
     data["instruction"] = np.array([text for text, good in zip(states.instructions, keep) if good])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import PickAndPlace, play
+from wmpo_lite.envs.tabletop.expert import PickAndPlace, demonstrate, play
 from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
 SQUARE = get_task("square")
@@ -46,6 +46,29 @@ def test_a_descent_beside_the_peg_collides(env):
     env.reset(states(8))
     assert not drive(env, 8, 40, goal=beside).any()
     assert not (SQUARE.over_peg(env, "nut_a") | SQUARE.over_peg(env, "nut_b")).any()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_corrected_descent_succeeds(env, axis):
+    """The same descent, 12 mm off, by an expert that notices the collision, lifts and descends anew; without that it fails."""
+    outcome = {}
+    for recover in (True, False):
+        env.reset(states(16))
+        expert = PickAndPlace(16, place_offset=0.012 * np.eye(3)[axis], recover=recover)
+        for _ in range(SQUARE.horizon):
+            done = env.step_chunk(expert.act(env, *SQUARE.goal(env))[:, None], every_frame=False)[1][:, -1]
+        outcome[recover] = done.mean()
+        assert expert.collided.all() == recover
+    assert outcome[True] >= 0.9 and outcome[False] == 0
+
+
+def test_demonstrations_of_a_bad_descent_recover(env):
+    beside = np.tile([0.009, 0, 0], (8, 1))
+    found = demonstrate(env, states(8), np.random.default_rng(0), offsets=(0.0, beside), recover=True)
+    assert found["done"][:, -1].all()
+    nut = found["points"][np.arange(8), :, [int(row[-2 if row[-1] else -3]) for row in states(8).states]]  # (8, T + 1, 3)
+    highest_after_low = [height[40:].max() < 0.02 and (np.diff((height > 0.06).astype(int)) == 1).sum() >= 2 for height in nut[..., 2]]
+    assert np.mean(highest_after_low) >= 0.5  # lifted twice: once from the table, once from the peg
 
 
 def test_the_wrong_nut_is_no_success(env):

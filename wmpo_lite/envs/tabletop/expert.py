@@ -8,20 +8,29 @@ from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
+COLLISION = 0.003  # m by which a lowered object is pushed up in the fingers when it has struck something
 
 
 class PickAndPlace:
     """Closed-loop expert for B episodes. `act` returns the intended action (B, 4) for the current state.
 
-    pick_offset: (B, 3) metres added to the grasp point (0 for an expert; play uses it to miss now and then).
+    pick_offset: (B, 3) metres added to the grasp point (0 for an expert; play uses it to miss now and then); place_offset: to the release point.
+    recover: notice a descent that collides, lift, and descend anew without place_offset; `collided` (B,) tells who had to.
     """
 
-    def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0):
+    def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0, recover: bool = False):
         self.phase, self.timer = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
-        self.pick_offset, self.place_offset = pick_offset, place_offset
+        self.pick_offset, self.place_offset, self.recover = pick_offset, np.broadcast_to(place_offset, (batch, 3)).copy(), recover
+        self.held, self.collided = np.zeros(batch), np.zeros(batch, dtype=bool)
 
     def act(self, env, pick: np.ndarray, place: np.ndarray) -> np.ndarray:
         tip, phase = env.tip, self.phase
+        if self.recover:
+            above = pick[:, 2] - tip[:, 2]  # of the object over the finger tips
+            self.held = np.where(phase == CARRY, above, self.held)
+            struck = (phase == LOWER) & (above - self.held > COLLISION)
+            phase[struck], self.timer[struck], self.place_offset[struck] = LIFT, 0, 0
+            self.collided |= struck
         pick, place = pick + self.pick_offset, place + self.place_offset
         at = lambda target, tolerance: np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance  # noqa: E731
         advance = np.select(
@@ -83,15 +92,16 @@ def stack_labels(parts) -> dict:
             "opening": np.stack([part["opening"] for part in parts], axis=1)}
 
 
-def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None, offsets=(0.0, 0.0)):
-    """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in metres. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
+def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None, offsets=(0.0, 0.0),
+                recover: bool = False):
+    """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in metres; recover: see `PickAndPlace`. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the expert's intention;
     each step of each episode is disturbed with probability `burst`.
 
     Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T), and `labels` of every frame.
     """
     frames, executed, intended, done = [env.reset(states)], [], [], []
     seen = [labels(env)]
-    expert = PickAndPlace(len(states), *offsets)
+    expert = PickAndPlace(len(states), *offsets, recover=recover)
     for _ in range(horizon or env.task.horizon):
         pick, place = env.task.goal(env)
         wanted = expert.act(env, pick, place)

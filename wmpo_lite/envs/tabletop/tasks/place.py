@@ -12,6 +12,7 @@ noun, target = "cube", "plate"  # as sentences call them
 place_tolerance = 0.008  # m, how well the expert aims before it lowers
 PLATE_RADIUS, PLATE_HEIGHT = 0.040, 0.006  # m
 AREA = np.array([[0.145, 0.225], [-0.095, 0.095]])  # m, where objects start
+collides = False  # nothing stands in the way of a descent
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
 drop_spread, drop_height = 0.065, 0.034  # m: where `scenes.dropped` lets go of things, seen from the target
 swap_instruction = pair.swap_instruction
