@@ -68,7 +68,7 @@ def execute(path: Path) -> None:
     os.environ.update(ENVIRONMENT)
     try:
         nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
-                                record_timing=False).execute()
+                                record_timing=False, coalesce_streams=True).execute()
     finally:
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

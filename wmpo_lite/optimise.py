@@ -8,6 +8,7 @@ import torch
 
 from wmpo_lite import checkpoint, grpo
 from wmpo_lite.errors import UserError
+from wmpo_lite.progress import progress
 from wmpo_lite.rollout import rollout
 from wmpo_lite.trajectory import InitialStates
 
@@ -22,8 +23,6 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
     and drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint here and continue what is found.
     tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is spent all the same); otherwise UserError.
     """
-    from tqdm.auto import tqdm
-
     if len(states) < 1:
         raise UserError(f"stage '{stage}' has no initial states to start from; record rollouts first")
     for parameter in policy.vision.parameters():
@@ -31,7 +30,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
     records, start = _resume(folder, policy, optimiser, parameters)
-    bar = tqdm(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
+    bar = progress(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
     for iteration in bar:
         clock = time.time()
         rng = np.random.default_rng([seed, iteration])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.progress import progress
+
 SHARD = 64  # episodes a worker steps together
 ATTEMPTS_FROM = 50_000_000  # in the pretraining split, whose first states are random scenes
 LABELS = ("points", "present", "opening")
@@ -50,8 +52,6 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
 
     noise, burst: see `demonstrate`.
     """
-    from tqdm.auto import tqdm
-
     folder.mkdir(parents=True, exist_ok=True)
     jobs, paths = [], []
     for shard in range(-(-episodes // SHARD)):
@@ -61,7 +61,7 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
             jobs.append((kind, task, shard, SHARD, noise, burst, size, str(path)))
     if jobs:
         with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
-            for _ in tqdm(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
+            for _ in progress(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
                 pass
     return paths
 
@@ -73,8 +73,6 @@ def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> lis
     A shard holds first frames uint8 (N, H, W, 3), actions (N, T, D) and `labels` of every step.
     """
     import torch
-    from tqdm.auto import tqdm
-
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import labels, stack_labels
     from wmpo_lite.envs.tabletop.tasks import get_task, pair
@@ -84,7 +82,7 @@ def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> lis
     missing = [(shard, path) for shard, path in enumerate(paths) if not path.exists()]
     task, n = get_task(task_name), PRACTICE_SHARD
     env = TabletopEnv(task) if missing else None
-    for shard, path in tqdm(missing, desc="practise"):
+    for shard, path in progress(missing, desc="practise"):
         rng, generator = np.random.default_rng([shard, 31]), torch.Generator().manual_seed(shard)
         frames = env.reset(initial_states(task, "play", np.arange(n) + PRACTICE_FROM + shard * n))
         first, seen, done, clean = frames, [labels(env)], [], np.ones(n, dtype=bool)
@@ -127,14 +125,12 @@ def _scene_shard(arguments):
 
 def collect_scenes(task: str, count: int, folder: Path, workers: int | None = None, kind: str = "scenes") -> list[Path]:
     """Random labelled 'scenes', or clips of objects 'dropped' near the target, as npz shards of 2048; existing shards are kept."""
-    from tqdm.auto import tqdm
-
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{kind}_{task}_{shard:04d}.npz" for shard in range(-(-count // 2048))]
     jobs = [(kind, task, shard, min(2048, count - 2048 * shard), str(path)) for shard, path in enumerate(paths) if not path.exists()]
     if jobs:
         with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
-            for _ in tqdm(pool.imap_unordered(_scene_shard, jobs), total=len(jobs), desc=f"render {kind}"):
+            for _ in progress(pool.imap_unordered(_scene_shard, jobs), total=len(jobs), desc=f"render {kind}"):
                 pass
     return paths
 

@@ -2,6 +2,7 @@
 import numpy as np
 import torch
 
+from wmpo_lite.progress import progress
 from wmpo_lite.trajectory import InitialStates, Trajectory
 
 
@@ -13,13 +14,11 @@ def rollout(policy, env, states: InitialStates, *, horizon: int, seed: int = 0, 
     groups: (B,) group number of each state or None. every_frame=False keeps only the frames at chunk ends (frames between repeat the older one):
     enough for a policy and for its update, and several times faster where frames have to be rendered.
     """
-    from tqdm.auto import tqdm
-
     policy.check_environment(env)
     policy.eval()
     chunk, generator, out = policy.config.chunk, torch.Generator().manual_seed(seed), []
     pieces = range(0, len(states), batch)
-    for begin in tqdm(pieces, desc=desc, disable=desc is None or len(pieces) < 2):
+    for begin in progress(pieces, desc=desc, disable=desc is None or len(pieces) < 2):
         part = states[begin: begin + batch]
         current = env.reset(part)
         frames, tokens, log_probs, actions, done = [current[:, None]], [], [], [], []

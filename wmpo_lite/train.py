@@ -15,6 +15,7 @@ import torch
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
+from wmpo_lite.progress import progress
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
     folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued. Returns the logged records.
     Raises UserError when the loss is not finite.
     """
-    from tqdm.auto import tqdm
-
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     average = [p.detach().clone() for p in parameters] if config.ema else None
@@ -68,7 +67,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
         start, records = load_progress(folder, module, optimiser, parameters, average)
     module.train()
     clock, sums, count = time.time(), {}, 0
-    for step in tqdm(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
+    for step in progress(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
         loss, logs = loss_fn(*generators(seed, step), step)
