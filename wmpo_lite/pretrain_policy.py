@@ -145,12 +145,12 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
 # ---------------------------------------------------------------------------------------------------------------------- cloned policy
 
 
-def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3):
+def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3, log_every: int = 50):
     """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
 
     early: share of frames from the first three, where the instruction alone says which way to go; later the hand gives it away, and a policy
-    that learns from those unlearns the words. tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower. A chunk's steps after a disturbance are masked: the expert's
-    correction of a stroke that the frame does not show yet is noise to the policy.
+    that learns from those unlearns the words. tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower.
+    log_every: steps between records. A chunk's steps after a disturbance are masked: the expert's correction of a stroke that the frame does not show yet is noise to the policy.
     """
     import torch
 
@@ -179,4 +179,4 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
         seen = policy.features(frames[e, s]) if tune_vision else features[e, s].float()
         return cloning_loss(policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen)
 
-    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder)
+    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder, log_every=log_every)

@@ -39,6 +39,17 @@ def test_environment_yml_repeats_the_pins_of_pyproject():
     assert PROJECT["requires-python"] == ">=3.11" and setup_check.OLDEST_PYTHON == (3, 11)
 
 
+def test_colab_gets_the_same_pins_except_what_it_brings():
+    lines = [line for line in (ROOT / "notebooks" / "requirements-colab.txt").read_text().splitlines() if not line.startswith("#")]
+    ours = pins(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"])
+    assert pins(lines).items() <= ours.items()
+    assert set(pins(PROJECT["dependencies"])) - set(pins(lines)) == {"torch", "numpy", "pillow"}
+
+
+def test_binder_gets_the_libraries_that_setup_asks_for():
+    assert set((ROOT / "apt.txt").read_text().split()) == set(setup_check.GL_PACKAGES)
+
+
 def test_versions_agree_between_files():
     torch = pins(PROJECT["dependencies"])["torch"]
     assert f"TORCH := {torch}\n" in (ROOT / "Makefile").read_text()
