@@ -1,7 +1,9 @@
 """Notebook widgets on plain functions. `Driver` and the figures work without a front end; where there is none, or WMPO_STATIC is set, a notebook shows
 a static picture instead of a widget."""
+import asyncio
 import base64
 import io
+import json
 import os
 from collections.abc import Callable
 
@@ -92,9 +94,10 @@ PAD_JS = """
 const BUTTONS = [["left", "\\u2190"], ["right", "\\u2192"], ["away", "\\u2191"], ["near", "\\u2193"], ["up", "up (w)"], ["down", "down (s)"],
                  ["grip", "grip (space)"], ["wait", "wait (x)"], ["restart", "restart (r)"]];
 function render({ model, el }) {
-  const keys = model.get("shortcuts");
+  const keys = KEYS;
   const box = document.createElement("div");
   box.className = "wmpo-pad"; box.tabIndex = 0;
+  box.dataset.lmSuppressShortcuts = "true";  // JupyterLab would take the keys for its own commands
   const image = document.createElement("img");
   image.alt = "what the camera sees"; image.draggable = false;
   const caption = document.createElement("div"); caption.className = "wmpo-caption";
@@ -132,18 +135,27 @@ def pad(driver: Driver):
     import traitlets
 
     class Pad(anywidget.AnyWidget):
-        _esm, _css = PAD_JS, PAD_CSS
+        _esm, _css = PAD_JS.replace("KEYS", json.dumps(KEYS)), PAD_CSS
         picture, caption = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
-        shortcuts = traitlets.Dict(KEYS).tag(sync=True)
 
     widget = Pad(picture=png(driver.frame), caption=driver.caption())
 
-    def on_message(_, content, buffers):
+    def press(name: str):
         try:
-            driver.press(content.get("press", ""))
+            driver.press(name)
             widget.picture, widget.caption = png(driver.frame), driver.caption()
-        except UserError as error:
-            widget.caption = str(error)
+        except Exception as error:  # a front end shows no traceback of a message, so the caption has to say it
+            widget.caption = str(error) or type(error).__name__
+
+    # Recent kernels hear messages in threads of their own, and an OpenGL context belongs to the thread that made it.
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no kernel, as in a test
+        loop = None
+
+    def on_message(_, content, buffers):
+        name = content.get("press", "")
+        press(name) if loop is None else loop.call_soon_threadsafe(press, name)
 
     widget.on_msg(on_message)
     return widget
