@@ -189,10 +189,10 @@ def explore(figure: Callable, **sliders):
     controls = {}
     for name, spec in sliders.items():
         if len(spec) == 2:
-            controls[name] = ipywidgets.Dropdown(value=spec[0], options=spec[1], description=name)
+            controls[name] = ipywidgets.Dropdown(value=spec[0], options=spec[1], description=name, style={"description_width": "initial"})
         else:
             kind = ipywidgets.IntSlider if all(isinstance(x, int) for x in spec) else ipywidgets.FloatSlider
-            controls[name] = kind(value=spec[0], min=spec[1], max=spec[2], step=spec[3], description=name, continuous_update=False)
+            controls[name] = kind(value=spec[0], min=spec[1], max=spec[2], step=spec[3], description=name, continuous_update=False, style={"description_width": "initial"})
             if kind is ipywidgets.FloatSlider:
                 controls[name].readout_format = ".3f"
     output = ipywidgets.Output()

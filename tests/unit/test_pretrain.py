@@ -31,7 +31,7 @@ def test_a_planned_hover_ends_above_the_point_with_an_open_gripper():
 
 
 def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
-    monkeypatch.setattr(pretrain, "HELD_OUT_SCENES", 8)
+    monkeypatch.setattr(pretrain_policy, "HELD_OUT_SCENES", 8)
     task, asked = get_task("place"), []
     scenes, policy = random_scenes(task, 40, 0, size=tiny.SIZE), tiny.policy(contrast=1.0)
     log_probs = policy.log_probs
