@@ -30,8 +30,7 @@ def diagnose(run_folder) -> list[Finding]:
     config, trust, evaluation = (_read(run / name, findings) for name in ("config.json", "trust.json", "evaluation.json"))
     records = _read_lines(run / "metrics.jsonl", findings)
     rollouts = _read_rollouts(run / "rollouts.hdf5", findings)
-    rewards = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
-    clip = _read(rewards[0] / "config.json", findings).get("clip", 8) if rewards else config.get("clip", 8)
+    clip = _clip(run, config)
     findings += about_rollouts(rollouts, config, clip) + about_windows(rollouts, config, clip, trust)
     findings += about_updates(records, config.get("rollout_budget"))
     findings += about_trust(trust) + about_evaluation(evaluation, records)
@@ -94,6 +93,13 @@ def _checkpoints(run: Path):
             continue
         if kind:
             yield path.parent, kind
+
+
+def _clip(run: Path, config: dict) -> int:
+    """Frames of a reward clip: as the run's success classifier says, else as the settings say, else as the kit has it."""
+    from wmpo_lite.reward import RewardConfig
+    classifiers = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
+    return (_read(classifiers[0] / "config.json", []) if classifiers else config).get("clip", RewardConfig().clip)
 
 
 # ------------------------------------------------------------------------------------------------------------ findings about files alone

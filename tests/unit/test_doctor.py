@@ -11,7 +11,6 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import Trajectory, save_trajectories
 
 
-
 def rollouts(path, count=12, successes=5, split="rollouts", source="rollouts", finish=20, horizon=24):
     states = initial_states(get_task("place"), source, np.arange(count))
     made = [Trajectory(frames=np.zeros((horizon + 1, 8, 8, 3), np.uint8), actions=np.zeros((horizon, 4)),
@@ -131,10 +130,19 @@ def test_a_planted_training_fault_is_found(run, change, topic, level):
 
 @pytest.mark.parametrize("options, topic", [
     ({"successes": 0}, "rollouts"), ({"successes": 12}, "rollouts"), ({"source": "evaluation"}, "leakage"),
-    ({"source": "evaluation", "split": "evaluation"}, "leakage"), ({"finish": 5}, "clips")])
+    ({"source": "evaluation", "split": "evaluation"}, "leakage"), ({"finish": 2}, "clips")])
 def test_planted_rollout_faults_are_found(run, options, topic):
     rollouts(run / "rollouts.hdf5", **options)
     assert levels(run, topic) & {"problem", "note"}
+
+
+def test_clips_are_as_long_as_the_classifier_takes_them(run):
+    def windows():
+        return next(f.message for f in diagnosis.diagnose(run) if f.topic == "reward windows")
+
+    assert windows().startswith("22 windows of 4 frames")  # of 25; the kit's own clips, where nothing else is said
+    checkpoint.write_json(run / "reward" / "config.json", {"class": "RewardModel", "clip": 6})
+    assert windows().startswith("20 windows of 6 frames")
 
 
 def test_a_step_logged_twice_counts_once(run):
