@@ -57,7 +57,8 @@ class Shipped:
     def imagined_env(self, seed: int = 0, **options):
         """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
         from wmpo_lite.envs.imagined import ImaginedEnv
-        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": 1, "stride": 2, **options}
+        config = self.read("config")
+        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": config["sample_steps"], "stride": config["judge_stride"], **options}
         return ImaginedEnv(self.autoencoder(), self.world_model(), self.reward_model(), seed=seed, **options)
 
     def read(self, name: str):
@@ -66,7 +67,7 @@ class Shipped:
 
     def metrics(self) -> list[dict]:
         """The shipped run's log, one record a step."""
-        from wmpo_lite.report import read_metrics
+        from wmpo_lite.report_files import read_metrics
         return read_metrics(self._file("metrics.jsonl"))
 
     def _changed(self, model, name: str):
@@ -93,7 +94,8 @@ def ship_run(run: Path, assets: Path = ASSETS) -> Path:
         raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
     config = checkpoint.read_json(run / "config.json")
     home = Path(assets) / config["task"]
-    found = {name: checkpoint.checksum(home / name / "model.safetensors")[:12] for name in config["assets"]}
+    weights = {name: home / name / "model.safetensors" for name in config["assets"]}
+    found = {name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()}
     if found != config["assets"]:
         raise UserError(f"{run} began with other weights than {home} holds; run the demo again with the shipped ones")
     target = home / "run"

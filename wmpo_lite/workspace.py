@@ -124,9 +124,12 @@ def initial_frames(trajectories):
                          indices=np.array([t.index for t in trajectories]))
 
 
-def starts_of_imagination(w: Workspace):
+def starts_of_imagination(w):
     """The P recorded first frames, each under its own sentence and under the one that names the other object: imagination needs no recording of what
-    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table."""
+    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table.
+
+    w: a Workspace or a Shipped; of either only `task` and `rollouts()` are asked.
+    """
     from wmpo_lite.trajectory import InitialStates
     own = initial_frames(w.rollouts())
     rows = w.task.swap_instruction(own.states)
