@@ -71,7 +71,10 @@ def execute(path: Path) -> None:
                                 record_timing=False, coalesce_streams=True).execute()
     finally:
         for name, value in kept.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}

@@ -28,19 +28,15 @@ def test_a_reader_is_told_what_comes_and_what_to_try(path):
     assert len(" ".join(prose).split()) > 4 * sum(len(cell.source.splitlines()) for cell in cells if cell.cell_type == "code")
 
 
-def small(folder):
-    """A notebook of two cells, executed and stored."""
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A notebook of two code cells, executed and stored."""
     cells = [new_markdown_cell("# small"), new_code_cell("import os\nx = 1 + 1"), new_code_cell("print(x, os.environ['WMPO_STATIC'])")]
     cells[2].metadata["tags"] = [notebooks.CHECK]
-    path = folder / "00_small.ipynb"
+    path = tmp_path_factory.mktemp("stored") / "00_small.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     notebooks.execute(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    return small(tmp_path_factory.mktemp("stored"))
 
 
 def test_executing_twice_stores_the_same_bytes(stored):

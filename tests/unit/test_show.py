@@ -245,6 +245,18 @@ def test_the_roc_curve_spans_the_area_of_the_auc():
     assert np.trapezoid(y, x) == pytest.approx(agreement(real, scores, 0.5).auc)
 
 
+def test_every_word_of_the_methods_picture_stays_in_its_box_and_in_the_picture():
+    from matplotlib.patches import FancyBboxPatch
+    figure = plots.method_loop()
+    figure.canvas.draw()
+    axes, page = figure.axes[0], figure.bbox
+    boxes = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    words = [text.get_window_extent() for text in axes.texts]
+    inside = lambda small, large: large.x0 <= small.x0 and small.x1 <= large.x1 and large.y0 <= small.y0 and small.y1 <= large.y1  # noqa: E731
+    assert len(boxes) == 9 and all(inside(text, box) for text, box in zip(words, boxes)) and all(inside(text, page) for text in words)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_plots_leave_no_global_state(tmp_path):
     code = ("import sys; from wmpo_lite import plots; "
             "plots.success_bars({'policies': {'base': {'success': [True, False]}}}).savefig(sys.argv[1]); "

@@ -1,5 +1,6 @@
 """Widgets without a front end: driving by hand, sliders over figures, and what stands in for a widget that cannot be shown."""
-import dataclasses
+import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -97,6 +98,24 @@ def test_the_pad_follows_messages_of_its_front_end():
     assert "no button" in pad.caption and len(driver.actions) == 2
 
 
+def test_a_press_that_a_kernel_hears_elsewhere_is_done_where_the_pad_was_made():
+    """Rendering belongs to the thread that made the environment, and recent kernels hear a front end in threads of their own."""
+    class Noted(tiny.Counter):
+        def step_chunk(self, actions, every_frame=True):
+            threads.append(threading.current_thread())
+            return super().step_chunk(actions, every_frame)
+
+    async def session():
+        pad = widgets.drive(driver)
+        ear = threading.Thread(target=pad._handle_custom_msg, args=({"press": "near"}, []))
+        ear.start(), ear.join()
+        await asyncio.sleep(0.01)
+        return pad.caption
+
+    threads, driver = [], Driver(Noted(goal=100.0), tiny.states(1))
+    assert "step 2 of" in asyncio.run(session()) and threads == [threading.current_thread()]
+
+
 def test_without_a_front_end_the_presses_are_shown_as_a_strip(monkeypatch):
     monkeypatch.setenv("WMPO_STATIC", "1")
     driver = counter()
@@ -138,4 +157,4 @@ def test_driving_the_simulator_moves_the_arm_where_the_button_says():
     env.close()
     assert tips["right"][1] > 0.02 > -0.02 > tips["left"][1]
     assert tips["near"][0] > 0.01 and tips["away"][0] < -0.01 and tips["up"][2] > 0.01 and tips["down"][2] < -0.01
-    assert dataclasses.replace(driver.states).instructions[0] in driver.caption()
+    assert driver.states.instructions[0] in driver.caption()
