@@ -1,0 +1,320 @@
+"""Six servos on one serial line, through Feetech's SDK: registers, one fast question for the state of all, and faults told apart.
+
+The SDK leaves three things to its caller: it waits in a busy loop, it never gives up on a line that only chatters, and a cable that is pulled shows as
+whatever the operating system raises at that moment. The port below waits in the system, has a deadline, and turns all of that into `BusGone`.
+"""
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from wmpo_lite.arms import protocol
+from wmpo_lite.arms.calibration import Calibration
+from wmpo_lite.arms.interface import JOINTS
+from wmpo_lite.errors import UserError
+
+BAUD_RATE = 1_000_000
+PATIENCE = 0.010  # s that an answer may take beyond its bytes on the line
+TRIES = 3  # questions before an answer counts as lost
+TOO_HOT, VOLTAGE = 65, (4.5, 13.5)  # Celsius, V: outside an arm is not switched on
+BLOCK = ("position", 15)  # one question reads the bytes from `position` to past `current`
+
+
+class BusError(RuntimeError):
+    """No sound answer from a servo in all tries; the text names it."""
+
+
+class BusGone(BusError):
+    """The serial port itself does not work any more."""
+
+
+class ServoError(BusError):
+    """A servo reports an error; the text names the joint and says which."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What six servos told, int64 (6,) each: position in ticks, velocity in ticks/s, load in 1/1000 of the limit, voltage in 0.1 V, temperature in Celsius,
+    errors as bits; time: seconds of `time.monotonic` at which the last answer came."""
+
+    position: np.ndarray
+    velocity: np.ndarray
+    load: np.ndarray
+    voltage: np.ndarray
+    temperature: np.ndarray
+    errors: np.ndarray
+    time: float
+
+    def check(self) -> None:
+        """ServoError if any servo reports an error."""
+        told = [protocol.sentence(joint, int(bits)) for joint, bits in zip(JOINTS, self.errors) if bits]
+        if told:
+            raise ServoError("; ".join(told) + "; switch the arm off, find the cause and start again")
+
+
+class FeetechBus:
+    """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the line.
+
+    patience: seconds an answer may take; tries: questions before BusError. A call takes at most tries x (patience + the time of its bytes).
+    seconds: time spent on the line since it was opened; retries: answers that had to be asked for again.
+    """
+
+    def __init__(self, port: str, ids, *, patience: float = PATIENCE, tries: int = TRIES):
+        self.port, self.ids, self.patience, self.tries = str(port), [int(i) for i in ids], patience, tries
+        self.seconds, self.retries = 0.0, 0
+        self._line, self._lock = None, threading.RLock()
+
+    def open(self) -> None:
+        """Open the port for this process alone. UserError if it cannot be."""
+        try:
+            import scservo_sdk
+            import serial
+        except ImportError as error:
+            raise UserError(f"the SO-101 needs Feetech's SDK and pyserial, and {error.name} is not installed; run: pip install 'wmpo_lite[arm]'") from None
+        try:
+            self._line = _port_class(scservo_sdk, serial)(self.port, self.patience)
+            self._line.openPort()
+        except Exception as error:  # SerialException, OSError, ValueError, termios.error: each says why
+            self._line = None
+            raise UserError(f"cannot open the serial port {self.port} ({error}); check the cable, the name of the port (Linux: ls /dev/ttyACM*), the right to "
+                            "use it (sudo usermod -aG dialout $USER, then log in again) and that no other program has it open") from None
+        self._packets = scservo_sdk.PacketHandler(0)
+        self.seconds, self.retries = 0.0, 0
+
+    def close(self) -> None:
+        """Release the port; torque stays as it is. Safe to call twice."""
+        with self._lock:
+            line, self._line = self._line, None
+            if line is not None:
+                try:
+                    line.closePort()
+                except Exception:  # a pulled cable may fail here too, and there is nothing left to release
+                    pass
+
+    @property
+    def is_open(self) -> bool:
+        return self._line is not None
+
+    # -- registers of one servo ---------------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, joint: int) -> int:
+        """A register of the servo of joint number `joint`."""
+        address, size = protocol.REGISTERS[name]
+        data, _ = self._asked(joint, name, size, lambda: self._packets.readTxRx(self._line, self.ids[joint], address, size))
+        return protocol.decode(name, bytes(data))
+
+    def write(self, name: str, joint: int, value: int) -> None:
+        """Write a register and wait until the servo has said that it did."""
+        data = list(protocol.encode(name, value))
+        address = protocol.REGISTERS[name][0]
+
+        def once():
+            result, error = self._packets.writeTxRx(self._line, self.ids[joint], address, len(data), data)
+            return [], result, error
+
+        self._asked(joint, name, 0, once)
+
+    def ping(self, joint: int) -> int:
+        """The model number of a servo."""
+
+        def once():
+            model, result, error = self._packets.ping(self._line, self.ids[joint])
+            return [model], result, error
+
+        return self._asked(joint, "ping", 1, once)[0][0]
+
+    def _asked(self, joint, name, size, once):
+        """Ask until a sound answer has come: (data, error bits)."""
+        for attempt in range(self.tries):
+            with self._turn():
+                data, result, error = once()
+            if result == 0 and len(data) == size:
+                return data, error
+            self.retries += 1
+        raise BusError(f"no answer from the servo of {JOINTS[joint]} (id {self.ids[joint]}) on {self.port} ({name}); check its cable and the power supply")
+
+    # -- all servos at once -------------------------------------------------------------------------------------------------------------------
+
+    def write_all(self, name: str, values) -> None:
+        """Write a register of all six in one packet; servos do not answer it."""
+        address, size = protocol.REGISTERS[name]
+        data = [byte for ident, value in zip(self.ids, values) for byte in (ident, *protocol.encode(name, int(value)))]
+        with self._turn():
+            if self._packets.syncWriteTxOnly(self._line, address, size, data, len(data)) != 0:
+                raise BusError(f"the packet for {name} could not be sent on {self.port}")
+
+    def state(self, tries: int | None = None) -> State:
+        """Ask all six in one packet, again for those whose answer is missing or broken; BusError names who stays silent."""
+        address, size = protocol.REGISTERS[BLOCK[0]][0], BLOCK[1]
+        answers: dict[int, tuple[int, bytes]] = {}
+        for attempt in range(tries or self.tries):
+            missing = [ident for ident in self.ids if ident not in answers]
+            with self._turn():
+                if self._packets.syncReadTx(self._line, address, size, missing, len(missing)) != 0:
+                    raise BusError(f"a question could not be sent on {self.port}")
+                while len(answers) < len(self.ids) and not self._line.late:
+                    packet, result = self._packets.rxPacket(self._line)
+                    if result == 0 and packet[2] in missing and len(packet) == size + 6:
+                        answers[packet[2]] = packet[4], bytes(packet[5:-1])
+            if len(answers) == len(self.ids):
+                break
+            self.retries += 1
+        else:
+            silent = [joint for joint, ident in zip(JOINTS, self.ids) if ident not in answers]
+            who = "all six servos" if len(silent) == len(JOINTS) else f"the servo of {', '.join(silent)}"
+            raise BusError(f"no sound answer from {who} on {self.port}; check the cables and the power supply")
+        rows = [answers[ident] for ident in self.ids]
+
+        def column(name):
+            start, length = protocol.REGISTERS[name][0] - address, protocol.REGISTERS[name][1]
+            return np.array([protocol.decode(name, data[start: start + length]) for _, data in rows])
+
+        errors = column("status") | np.array([error for error, _ in rows])
+        return State(*(column(name) for name in ("position", "velocity", "load", "voltage", "temperature")), errors, time.monotonic())
+
+    # -- the arm ------------------------------------------------------------------------------------------------------------------------------
+
+    def check(self, calibration: Calibration) -> State:
+        """Six servos of the right model with one firmware, healthy, calibrated as the file says: their state. UserError where not."""
+        silent, models = [], []
+        for joint, name in enumerate(JOINTS):
+            try:
+                models.append(self.ping(joint))
+            except BusGone:
+                raise
+            except BusError:
+                silent.append(f"{name} (id {self.ids[joint]})")
+        if silent:
+            raise UserError(f"no answer on {self.port} from {', '.join(silent)}; check the power supply, the cables between the servos and their ids")
+        for name, model in zip(JOINTS, models):
+            if model not in protocol.MODELS:
+                raise UserError(f"the servo of {name} is model {model}, expected {' or '.join(f'{k} ({v})' for k, v in protocol.MODELS.items())}: "
+                                "is this an SO-101 follower?")
+        firmware = {(self.read("firmware_major", joint), self.read("firmware_minor", joint)) for joint in range(len(JOINTS))}
+        if len(firmware) > 1:
+            raise UserError(f"the servos have different firmware ({', '.join(f'{a}.{b}' for a, b in sorted(firmware))}), and LeRobot refuses such an arm too; "
+                            "update them with Feetech's software")
+        state = self.state()
+        for name, voltage, temperature in zip(JOINTS, state.voltage / 10, state.temperature):
+            if not VOLTAGE[0] <= voltage <= VOLTAGE[1]:
+                raise UserError(f"the servo of {name} has {voltage:.1f} V, expected {VOLTAGE[0]} to {VOLTAGE[1]}; check the power supply")
+            if temperature > TOO_HOT:
+                raise UserError(f"the servo of {name} is at {temperature} degrees Celsius, more than {TOO_HOT}; let the arm cool down")
+        try:
+            state.check()
+        except ServoError as error:
+            raise UserError(str(error)) from None
+        for joint, name in enumerate(JOINTS):
+            for register, wanted in self._calibrated(calibration, joint):
+                if (found := self.read(register, joint)) != wanted:
+                    raise UserError(f"the servo of {name} holds {register} {found} and {calibration.source} says {wanted}: the file is of another arm or an older "
+                                    "calibration; run `lerobot-calibrate`, or write the file into the servos with write_calibration=True if it is right")
+        return state
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        """Store the file's homing offsets and limits in the servos (torque goes off)."""
+        for joint in range(len(JOINTS)):
+            self._store(joint, self._calibrated(calibration, joint))
+
+    def configure(self, *, velocity, torque, acceleration: int) -> None:
+        """Torque off, position mode with LeRobot's gains, and the limits: velocity (6,) ticks/s, torque (6,) shares of the servo's own, acceleration in
+        100 ticks/s^2 (0 to 254). Lasting registers are only written where they differ, because they wear out."""
+        for joint in range(len(JOINTS)):
+            self._store(joint, [("return_delay", 0), ("mode", 0), ("p", 16), ("i", 0), ("d", 32)])
+            self.write("acceleration", joint, acceleration)
+            self.write("goal_velocity", joint, max(1, round(velocity[joint])))
+            self.write("torque_limit", joint, round(1000 * torque[joint]))
+
+    def torque(self, on: bool) -> None:
+        """Torque of all six, each asked until it has answered; off is tried on every servo before an error is raised."""
+        if on:
+            for joint in range(len(JOINTS)):
+                self.write("torque_enable", joint, 1)
+            return
+        failed = None
+        for attempt in (lambda: self.write_all("torque_enable", [0] * len(JOINTS)), *(lambda j=j: self.write("torque_enable", j, 0) for j in range(len(JOINTS)))):
+            try:
+                attempt()
+            except BusGone:
+                raise
+            except BusError as error:
+                failed = error
+        if failed:
+            raise failed
+
+    @staticmethod
+    def _calibrated(calibration, joint):
+        return (("homing_offset", int(calibration.homing_offset[joint])), ("min_position", int(calibration.range_min[joint])),
+                ("max_position", int(calibration.range_max[joint])))
+
+    def _store(self, joint, registers):
+        self.write("torque_enable", joint, 0)
+        changed = [(name, value) for name, value in registers if self.read(name, joint) != value]
+        if changed:
+            self.write("lock", joint, 0)
+            for name, value in changed:
+                self.write(name, joint, value)
+            self.write("lock", joint, 1)
+
+    @contextmanager
+    def _turn(self):
+        """One turn on the line: alone, timed, and with everything that a pulled cable raises turned into BusGone."""
+        with self._lock:
+            if self._line is None:
+                raise BusGone(f"the serial port {self.port} is closed")
+            begin = time.perf_counter()
+            try:
+                yield
+            except Exception as error:
+                if isinstance(error, BusError) or not _is_serial(error):
+                    raise
+                raise BusGone(f"the serial port {self.port} has gone ({error}); was the cable pulled or the power cut?") from error
+            finally:
+                self._line.is_using = False  # the SDK forgets this on its way out of an error
+                self.seconds += time.perf_counter() - begin
+
+
+def _is_serial(error) -> bool:
+    return isinstance(error, OSError) or type(error).__module__ in ("termios", "serial.serialutil")
+
+
+def _port_class(sdk, serial):
+    """The SDK's port, waiting in the operating system instead of a busy loop, with a clock that nobody sets and a deadline that holds."""
+
+    class Port(sdk.PortHandler):
+        def __init__(self, name, patience):
+            super().__init__(name)
+            self.baudrate, self.patience, self._deadline = BAUD_RATE, 1000 * patience, 0.0
+
+        def setupPort(self, _):
+            # 2 ms a read: long enough to sleep in, short enough to keep the deadline.
+            self.ser = serial.Serial(self.port_name, self.baudrate, timeout=0.002, write_timeout=0.05, exclusive=True)
+            self.is_open, self.tx_time_per_byte = True, 10 * 1000.0 / self.baudrate
+            self.ser.reset_input_buffer()
+            return True
+
+        def clearPort(self):  # called before every packet: a late answer to an earlier question is no answer to this one
+            self.ser.reset_input_buffer()
+
+        def getCurrentTime(self):
+            return 1000 * time.perf_counter()
+
+        def setPacketTimeout(self, packet_length):
+            self.setPacketTimeoutMillis(self.tx_time_per_byte * packet_length + self.patience)
+
+        def setPacketTimeoutMillis(self, msec):
+            super().setPacketTimeoutMillis(msec)
+            self._deadline = self.packet_start_time + msec
+
+        @property
+        def late(self) -> bool:
+            return self.getCurrentTime() > self._deadline
+
+        def readPort(self, length):
+            if self.getCurrentTime() > self._deadline + self.patience:  # only a line that never stops chattering comes here
+                raise BusError(f"{self.port_name} sends bytes without end that are no packets; is it the right port?")
+            return self.ser.read(length)
+
+    return Port
