@@ -1,0 +1,235 @@
+"""A policy in closed loop with an arm: chunks of actions as a stream of joint targets, the next chunk thought out while the arm moves, everything recorded."""
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite.arms.control import RATE, Commander, check_action, home
+from wmpo_lite.arms.interface import LIMITS, ArmStopped
+from wmpo_lite.arms.records import Episode, Recording, save_episode
+from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
+from wmpo_lite.errors import UserError
+
+# Control steps before the end of a chunk at which the picture for the next one is taken: then the ramp is over and the arm settles, and 60 ms are left to think.
+AHEAD = 0.3
+THINK_LIMIT = 5.0  # s after which a policy that says nothing has hung
+HOME_SPEED = 0.5  # rad/s, and openings a second, on the way to the first posture
+
+
+@dataclass
+class Pace:
+    """How well the loop kept time, wall clock seconds: begins of control steps, times to think, times the arm held still because no chunk was ready, and bus time."""
+
+    begins: list = field(default_factory=list)
+    thinking: list = field(default_factory=list)
+    waits: list = field(default_factory=list)
+    bus: float | None = None
+
+    def measures(self, period: float) -> dict:
+        """period_s; p50_jitter_s and p99_jitter_s: deviation of a control step's length from it; inference p50 and longest; waits of the arm; bus_s a control step."""
+        off = np.abs(np.diff(self.begins) - period)
+        at = lambda values, q: float(np.percentile(values, q)) if len(values) else None  # noqa: E731
+        return {"period_s": period, "steps": len(self.begins), "p50_jitter_s": at(off, 50), "p99_jitter_s": at(off, 99), "jitter_s": [round(float(x), 6) for x in off],
+                "inference_s": at(self.thinking, 50), "inference_worst_s": at(self.thinking, 100), "waits": len(self.waits), "waited_s": float(np.sum(self.waits)),
+                "bus_s": None if self.bus is None or not self.begins else self.bus / len(self.begins)}
+
+
+def deploy(policy, arm, instruction: str, *, horizon: int, folder=None, number: int = 0, task: str = "place", about: dict | None = None, **options):
+    """One episode of `policy` on a connected `arm`: returns its Trajectory, and with `folder` saves it there first, whatever happened (see `records.save_episode`).
+
+    options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a failure, and says why in its file; what ended it otherwise
+    (Ctrl-C, a fault in the policy) is raised after it is saved.
+    """
+    journal = None if folder is None else Path(folder) / f"episode_{number:04d}.journal"
+    episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
+    if folder is not None:
+        save_episode(folder, number, episode, task=task, about=about or {})
+        journal.unlink(missing_ok=True)
+    if episode.error is not None:
+        raise episode.error
+    return episode.trajectory
+
+
+def run_episode(policy, arm, instruction: str, *, horizon: int, temperature: float | None = None, seed: int = 0, ahead: float = AHEAD, rate: float = RATE,
+                success=None, mark=None, initial_state=None, split: str = "desk", index: int = 0, journal=None) -> Episode:
+    """The closed loop itself: `horizon` control steps of CONTROL_PERIOD (shorter by the factor `arm.speed` where the arm's world runs faster than the clock).
+
+    ahead: control steps before the end of the running chunk at which the next one's picture is taken; 0: afterwards, as in training, while the arm waits.
+    success: called at the end of every control step, the task's own test. mark: called at the end with (frames uint8 (T + 1, H, W, 3), instruction); returns the
+    frame from which on it is a success, or 0. Without both the episode counts as a failure. journal: a file that holds the episode until it is saved.
+    Tokens and log-probabilities are recorded for ahead < 1: the frame at a chunk's beginning is then the very picture that the chunk was chosen on.
+    Never raises for what happens in the loop: see `Episode`.
+    """
+    chunk = policy.config.chunk
+    if not (horizon >= 1 and 0 <= ahead < chunk):
+        raise UserError(f"horizon is {horizon} and ahead {ahead}; expected 1 control step or more, and between 0 and the chunk of {chunk}")
+    loop = _Loop(policy, arm, instruction, ahead, rate, temperature, seed)
+    try:
+        recording = loop.begin(initial_state, split, index, journal)
+    except BaseException as error:
+        # Nothing has been seen, so there is nothing to save.
+        loop.close()
+        arm.stop(_reason(error))
+        raise
+    reason, problem = None, None
+    try:
+        loop.run(recording, horizon, success)
+    except ArmStopped as stopped_:
+        reason = stopped_.reason
+    except BaseException as error:
+        reason, problem = _reason(error), error
+    if reason is not None:
+        arm.stop(reason)
+    loop.close()
+    recording.close()
+    finish = 0 if reason is not None else None
+    if reason is None and mark is not None:
+        try:
+            with Hold(arm, loop.commander.goal):
+                finish = mark(np.stack(recording.frames), instruction)
+        except BaseException as error:  # the episode itself is over and whole, but nobody can say how it ended
+            finish, reason, problem = 0, f"no success mark: {_reason(error)}", error
+    trajectory = recording.trajectory(finish=finish, tokens=ahead < 1)
+    return Episode(trajectory, reason, loop.pace.measures(loop.period), problem)
+
+
+class Hold:
+    """While the context is open the arm is told again and again to stay at `joints` (6,): between two episodes, so that the watchdog does not stop it."""
+
+    def __init__(self, arm, joints):
+        self.arm, self.joints, self._ended = arm, np.array(joints), threading.Event()
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._hold, name="hold", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._ended.set()
+        self._thread.join()
+
+    def _hold(self):
+        try:
+            while True:
+                self.arm.command(self.joints)
+                if self._ended.wait(0.1):
+                    return
+        except ArmStopped:
+            return  # whoever uses the arm next is told
+
+
+def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
+    """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin; ArmStopped if it was stopped on the way."""
+    begin, goal = arm.observe().joints.clip(*LIMITS.T), home()
+    steps = max(2, int(np.ceil(np.abs(goal - begin).max() / speed * rate)))
+    clock = time.monotonic()
+    for k in range(1, steps + 1):
+        _sleep_until(clock + k / rate)
+        arm.command(begin + (goal - begin) * k / steps)
+
+
+class _Loop:
+    def __init__(self, policy, arm, instruction, ahead, rate, temperature, seed):
+        import torch
+        self.policy, self.arm, self.instruction, self.ahead, self.temperature = policy.eval(), arm, instruction, ahead, temperature
+        self.generator = torch.Generator().manual_seed(seed)
+        self.commander, self.pace = Commander(rate), Pace()
+        self.period = CONTROL_PERIOD / getattr(arm, "speed", 1.0)
+        self.tick = self.period / self.commander.steps
+        self.chunk = policy.config.chunk
+        self.look_at = None if not ahead else round((self.chunk - ahead) * self.commander.steps)  # tick of a chunk at which the picture is taken
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="policy")
+
+    def begin(self, initial_state, split, index, journal) -> Recording:
+        seen = self.arm.observe()
+        self.commander.reset(seen.joints.clip(*LIMITS.T))
+        self.pending = self.think(seen.frame)
+        if initial_state is None:
+            initial_state = seen.joints
+        return Recording(self.instruction, initial_state, seen.frame, split, index, self.chunk, journal)
+
+    def think(self, frame):
+        """Begin to choose the chunk for this picture in the worker thread: a future of (actions, tokens, log_probs), each (K, D)."""
+        import torch
+        picture = torch.from_numpy(np.ascontiguousarray(frame))[None]
+
+        def choose():
+            begin = time.monotonic()
+            tokens, log_p, actions = self.policy.act(picture, [self.instruction], self.temperature, self.generator)
+            self.pace.thinking.append(time.monotonic() - begin)
+            return tuple(part[0].cpu().numpy() for part in (actions, tokens, log_p))
+
+        self.picture = frame
+        return self.worker.submit(choose)
+
+    def run(self, recording: Recording, horizon: int, success) -> None:
+        arm, n, bus = self.arm, self.commander.steps, getattr(self.arm, "bus_seconds", None)
+        measured = arm.observe().joints
+        try:
+            for step in range(horizon):
+                inside = step % self.chunk
+                if inside == 0:
+                    chosen = self.receive()
+                    if step == 0:
+                        self.clock = time.monotonic()
+                action = chosen[0][inside]
+                for j, target in enumerate(self.commander.targets(action, measured)):
+                    self.wait_for_tick()
+                    if inside * n + j == self.look_at and step + 1 < horizon:
+                        self.pending = self.think(arm.observe().frame)
+                    if j == 0:
+                        self.pace.begins.append(time.monotonic())
+                    arm.command(target)
+                    self.clock += self.tick
+                self.wait_for_tick()
+                seen = arm.observe()
+                last, frame, measured = step + 1 == horizon, seen.frame, seen.joints
+                if inside + 1 == self.chunk and not last:
+                    if self.look_at is None:
+                        self.pending = self.think(frame)
+                    elif self.ahead < 1:
+                        frame = self.picture
+                recording.step(frame, *(part[inside] for part in chosen), success is not None and success())
+        finally:
+            if bus is not None:
+                self.pace.bus = arm.bus_seconds - bus
+
+    def receive(self):
+        """The chunk that was being chosen; the arm holds still until it is there. Every action is checked before any is carried out."""
+        begin = time.monotonic()
+        while not self.pending.done():
+            if time.monotonic() - begin > THINK_LIMIT:
+                raise ArmStopped(f"the policy has not answered for {THINK_LIMIT:g} s")
+            self.arm.command(self.commander.goal)
+            time.sleep(self.tick)
+        if self.pace.begins and (waited := time.monotonic() - begin) > self.tick / 2:
+            self.pace.waits.append(waited)
+        chosen = self.pending.result()
+        for action in chosen[0]:
+            check_action(action)
+        return chosen
+
+    def wait_for_tick(self):
+        """Sleep until the next joint target is due. A short delay is caught up with; after a long one the clock starts anew, since a burst would be a leap."""
+        late = time.monotonic() - self.clock
+        if late > self.period / 2:
+            self.clock += late
+        else:
+            _sleep_until(self.clock)
+
+    def close(self):
+        self.worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _sleep_until(moment: float):
+    if (left := moment - time.monotonic()) > 0:
+        time.sleep(left)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ArmStopped):
+        return error.reason
+    return "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
