@@ -1,0 +1,345 @@
+"""`wmpo-lite deploy`: which policy, which arm, which episodes, and what is printed, filmed and kept of them."""
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite.arms import records
+from wmpo_lite.arms.deploy import AHEAD, Hold, go_home, run_episode
+from wmpo_lite.arms.interface import ArmStopped
+from wmpo_lite.errors import UserError
+
+FIRST_STATE = 80_000  # of the validation split: no other part of the kit looks at these
+SEARCH = 1_000  # states that are looked through for an instruction
+SHOWN = 6  # episodes of a film at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the command line can say; see `wmpo_lite.cli.Deploy`."""
+
+    arm: str = "sim"
+    checkpoint: str = ""
+    instruction: str = ""
+    other: str = ""
+    task: str = "place"
+    state: int = 0
+    episodes: int = 1
+    collect: int = 0
+    name: str = ""
+    dry_run: bool = False
+    film: Path | None = None
+    mark: str = "auto"
+    temperature: float | None = None
+    ahead: float = AHEAD
+    seed: int = 0
+    port: str = ""
+    calibration: Path | None = None
+    camera: str = "0"
+    emulated: bool = False
+    latency: float = 0.0
+    camera_noise: float = 0.0
+    jitter: float = 0.0
+    look: float = 0.0
+    speed: float = 1.0
+
+    def __post_init__(self):
+        real = self.arm == "so101" and not self.emulated
+        for wrong, message in (
+                (self.arm not in ("sim", "so101"), f"--arm is '{self.arm}'; expected sim or so101"),
+                (self.episodes < 1 or self.collect < 0 or self.state < 0, "--episodes counts from 1, --collect and --state from 0"),
+                (self.mark not in ("auto", "task", "key", "reward"), f"--mark is '{self.mark}'; expected auto, task, key or reward"),
+                (self.mark == "task" and real, "--mark task needs a simulated desk; a real one is judged by key or by the reward model (--mark reward)"),
+                (real and not (self.port and self.calibration), "a real arm needs --port and --calibration (LeRobot's file for this arm), or try --emulated"),
+                (real and not self.instruction, "a real desk does not say what to do; give --instruction"),
+                (self.emulated and self.arm != "so101", "--emulated emulates the bus of an SO-101; add --arm so101"),
+                (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter), "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
+                (real and self.look, "--look changes a simulated scene; this desk is a real one")):
+            if wrong:
+                raise UserError(message)
+
+    @property
+    def real(self) -> bool:
+        return self.arm == "so101" and not self.emulated
+
+
+def load_policy(name: str, task: str, collecting: bool = False):
+    """The policy called `name`: a checkpoint folder, a folder that holds one (policy, policies/wmpo), a run's folder or its name under runs/, or one that ships:
+    base, grpo, dpo, wmpo. By default wmpo, and base for collecting, because the main job starts from that one."""
+    from wmpo_lite.policy import Policy
+    from wmpo_lite.shipped import POLICIES, Shipped
+    name = str(name or ("base" if collecting else "wmpo"))
+    for folder in (Path(name), Path(name) / "policies" / "wmpo", Path(name) / "policy", Path("runs") / name / "policies" / "wmpo"):
+        if (folder / "actions.json").exists():
+            return Policy.load(folder)
+    if name in ("base", *POLICIES):
+        return Shipped(task).policy(name)
+    raise UserError(f"there is no policy at '{name}'; give a checkpoint folder, the name of a run under runs/, or one of base, {', '.join(POLICIES)}")
+
+
+def sentences(task, row) -> tuple[str, str]:
+    """What may be said of an initial state: its own instruction, and the one that names the other object."""
+    return task.instruction(row), task.instruction(task.swap_instruction(row[None])[0])
+
+
+def find_states(task, instruction: str, split: str, first: int, count: int):
+    """`count` initial states from number `first` of a split on, in which `instruction` can be followed ('' for each state's own): (InitialStates)."""
+    from wmpo_lite.envs.tabletop.env import initial_states
+    from wmpo_lite.trajectory import InitialStates
+    if not instruction:
+        return initial_states(task, split, np.arange(first, first + count))
+    found = []
+    for index in range(first, first + SEARCH + count):
+        state = initial_states(task, split, [index])
+        own, other = sentences(task, state.states[0])
+        if instruction in (own, other):
+            rows = state.states if instruction == own else task.swap_instruction(state.states)
+            found.append(InitialStates(rows, None, (instruction,), split, state.indices))
+        if len(found) == count:
+            return InitialStates.concat(found)
+    raise UserError(f"the task '{task.name}' never says '{instruction}'; say it like '{own}', or leave --instruction out")
+
+
+def desk_state(task, instruction: str, other: str, joints) -> np.ndarray:
+    """What is known of the initial state of a real desk, in the layout of the simulator's: the arm's joints and the two colours, NaN for where things lie.
+
+    The main job needs no more: it imagines from recorded pictures, and only makes the second sentence from the colours.
+    """
+    from wmpo_lite.envs.tabletop import scene
+    from wmpo_lite.envs.tabletop.env import Disturbance
+    from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
+    rng = np.random.default_rng(0)
+    state = np.full_like(task.sample(rng, Disturbance(), "demos"), np.nan)
+    named = next((colour for colour in COLOURS if task.sentence(colour) == instruction), None)
+    if named is None or other not in COLOURS or other == named:
+        raise UserError(f"to collect on a real desk give --instruction like '{task.sentence('red')}' and --other, the colour of the second object "
+                        f"({', '.join(COLOURS)}); got '{instruction}' and '{other}'")
+    state[:7] = np.append(joints[:5], np.full(2, joints[5] * scene.FINGER_TRAVEL))
+    state[-3:] = COLOURS.index(named), COLOURS.index(other), 0
+    return state
+
+
+class Session:
+    """A policy, a desk with an arm, and a folder for what happens. `run` does what the settings say and returns the exit status."""
+
+    def __init__(self, settings: Settings):
+        from wmpo_lite.envs.tabletop.tasks import get_task
+        self.s, self.task = settings, get_task(settings.task)
+        self.run_folder = Path("runs") / (settings.name or f"{'collect' if settings.collect else 'deploy'}-{settings.arm}-{settings.task}")
+        self.folder = self.run_folder / "episodes"
+        if settings.collect and (self.run_folder / "stages" / "align.json").exists():
+            raise UserError(f"{self.run_folder} has been trained on already; collect under another --name")
+        self.policy = load_policy(settings.checkpoint, settings.task, bool(settings.collect))
+        self.horizon = self.task.horizon
+        self.first_row = 0 if settings.collect else settings.state
+        self.temperature = settings.temperature
+        if settings.collect and self.temperature is None:
+            from wmpo_lite.profiles import PROFILES
+            self.temperature = PROFILES["laptop"].temperature
+
+    def run(self) -> int:
+        import torch
+
+        from wmpo_lite.arms.estop import Keys, signals_interrupt
+        s = self.s
+        size = self.policy.config.image
+        self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), ["warm up"])  # the first call is slow, and the arm should not wait for it
+        with ExitStack() as stack:
+            stack.enter_context(signals_interrupt())
+            self.keys = stack.enter_context(Keys())
+            self._open(stack, size)
+            self.keys.on_stop = self.arm.stop
+            if s.dry_run:
+                return self._dry_run()
+            stack.enter_context(self.arm)
+            if self.keys.live:
+                print("space or q stops the arm")
+            return self._collect() if s.collect else self._deploy()
+
+    # -- the desk -----------------------------------------------------------------------------------------------------------------------------
+
+    def _open(self, stack, size):
+        """Make the arm, not yet connected, and for a simulated desk its initial states."""
+        from wmpo_lite.envs.tabletop.env import Disturbance
+        s, self.desk, self.states = self.s, None, None
+        look = Disturbance(background=s.look, texture=s.look, lighting=s.look, camera=0.01 * s.look)
+        if not s.real:
+            from wmpo_lite.workspace import TRAINING_STATES
+            split, first, count = ("rollouts", TRAINING_STATES * s.seed, s.collect) if s.collect else ("validation", FIRST_STATE, s.state + s.episodes)
+            self.states = find_states(self.task, s.instruction, split, first, count)
+        if s.arm == "sim":
+            from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
+            config = SimulatedConfig(size=size, latency=s.latency, camera_noise=s.camera_noise, jitter=s.jitter, disturbance=look, speed=s.speed, seed=s.seed)
+            self.arm = SimulatedArm(self.task, self.states, self.first_row, config)
+            self.test = self.arm.success
+            return
+        from wmpo_lite.arms.so101 import SO101
+        if s.emulated:
+            from wmpo_lite.arms.emulator import Emulator
+            self.desk = stack.enter_context(Emulator(self.task, self.states, self.first_row, size=size, disturbance=look, seed=s.seed))
+            self.arm, self.test = SO101(self.desk.port, self.desk.calibration, self.desk.camera()), self.desk.success
+        else:
+            from wmpo_lite.arms.cameras import VideoCamera
+            self.arm, self.test = SO101(s.port, s.calibration, VideoCamera(s.camera, size=size)), None
+
+    def _prepare(self, number: int, row: int):
+        """The arm at the beginning of episode `number`: connected, in its first posture, the desk set (to initial state `row`, if it is a simulated one)."""
+        if self.s.arm == "sim":
+            if self.arm.stopped:
+                self.arm.connect()
+            self.arm.reset(self.states, row)
+        elif self.s.emulated:
+            self.arm.close()
+            self.desk.reset(self.states, row)
+            self.arm.connect()
+        else:
+            if self.arm.stopped:
+                self.arm.close()
+                self.arm.connect()
+            go_home(self.arm)
+            if self.keys.live:
+                print(f"episode {number}: arrange the desk for '{self.s.instruction}', then press Enter (space or q ends)", flush=True)
+                self.keys.clear()
+                with Hold(self.arm, self.arm.observe().joints):
+                    while (key := self.keys.get()) not in ("\n", "\r"):
+                        if key == "q":
+                            raise KeyboardInterrupt
+
+    # -- what is done -------------------------------------------------------------------------------------------------------------------------
+
+    def _dry_run(self) -> int:
+        from wmpo_lite.arms.dryrun import describe, draw, plan
+        with self.arm:
+            instruction = self.s.instruction or self.states.instructions[self.first_row]
+            planned = plan(self.policy, self.arm, instruction, self.temperature, self.s.seed)
+        print(describe(planned, instruction))
+        print(f"drawn: {draw(planned, self.run_folder / 'dry_run.png')}")
+        return 0
+
+    def _episode(self, number: int, row: int):
+        """Episode `number`, from initial state `row` of a simulated desk, run and saved."""
+        s = self.s
+        self._prepare(number, row)
+        mark = self._mark()
+        if s.real:
+            instruction = s.instruction
+            state = desk_state(self.task, instruction, s.other, self.arm.observe().joints) if s.collect else None
+            where = {"split": "desk", "index": number}
+        else:
+            instruction, state, where = self.states.instructions[row], self.states.states[row], {"split": self.states.split, "index": int(self.states.indices[row])}
+        journal = self.folder / f"episode_{number:04d}.journal"
+        episode = run_episode(self.policy, self.arm, instruction, horizon=self.horizon, temperature=self.temperature, seed=1000 * s.seed + number, ahead=s.ahead,
+                              success=self.test if mark is None else None, mark=mark, initial_state=state, journal=journal, **where)
+        about = {"arm": s.arm + (" emulated" if s.emulated else ""), "checkpoint": s.checkpoint, "temperature": self.temperature, "ahead": s.ahead,
+                 "marked_by": "task" if mark is None else s.mark}
+        path = records.save_episode(self.folder, number, episode, task=s.task, about=about)
+        journal.unlink(missing_ok=True)
+        print(f"episode {number}: {summary(episode)}\n  {path}", flush=True)
+        if episode.error is not None:
+            raise episode.error
+        return episode
+
+    def _deploy(self) -> int:
+        s = self.s
+        for path in records.recover(self.folder, s.task):
+            print(f"saved what a killed process left: {path}")
+        films, stopped, first = [], 0, max([-1, *records.complete(self.folder)]) + 1
+        try:
+            for k in range(s.episodes):
+                episode = self._episode(first + k, s.state + k)
+                films.append(episode)
+                stopped += episode.reason is not None
+        finally:
+            if s.film and films:
+                write_film(s.film, films)
+        ended = [e for e in films if e.reason is None]
+        if len(ended) > 1:
+            from wmpo_lite.evaluate import success_rate
+            print(f"success {success_rate([e.trajectory.success for e in ended])}")
+        return 1 if stopped else 0
+
+    def _collect(self) -> int:
+        s = self.s
+        for path in records.recover(self.folder, s.task):
+            print(f"saved what a killed process left: {path}")
+        while missing := [number for number in range(s.collect) if number not in records.complete(self.folder)]:
+            print(f"{s.collect - len(missing)} of {s.collect} episodes are recorded", flush=True)
+            if self._episode(missing[0], missing[0]).reason is not None and not s.real:
+                print(f"the arm was stopped; the same command goes on with episode {missing[0]}")
+                return 1
+        provenance = {"collected": {"arm": s.arm, "emulated": s.emulated, "temperature": self.temperature, "ahead": s.ahead, "checkpoint": s.checkpoint}}
+        result = records.merge(self.run_folder, self.folder, s.collect, task=s.task, provenance=provenance)
+        print(f"{self.run_folder / 'rollouts.hdf5'}: {result['n']} episodes, {result['successes']} successes; learn from them with\n"
+              f"  wmpo-lite demo --task {s.task} --name {self.run_folder.name} --rollout-budget {s.collect} --seed {s.seed}")
+        return 0
+
+    # -- who says whether it was a success ----------------------------------------------------------------------------------------------------------
+
+    def _mark(self):
+        """None for the task's own test, else a function of the recorded frames and the instruction: first successful frame, or 0."""
+        kind = self.s.mark if self.s.mark != "auto" else "task" if not self.s.real else "key" if self.keys.live else "reward"
+        if kind == "task":
+            return None
+        if kind == "reward":
+            if not hasattr(self, "_judge"):
+                from wmpo_lite.shipped import Shipped
+                self._judge = Shipped(self.s.task).reward_model()
+            return lambda frames, instruction: mark_by_reward(self._judge, frames, instruction)
+        if not self.keys.live:
+            raise UserError("--mark key needs a terminal to press keys in; use --mark reward")
+        self.keys.clear()
+        return self._mark_by_key
+
+    def _mark_by_key(self, frames, instruction) -> int:
+        """Ask the person at the desk; the last frame counts as the first successful one, since nobody measures with a stopwatch."""
+        print(f"was that '{instruction}'? y or n", flush=True)
+        while (key := self.keys.get()) not in ("y", "n"):
+            if key == "q":
+                raise KeyboardInterrupt
+        return len(frames) - 1 if key == "y" else 0
+
+
+def mark_by_reward(model, frames: np.ndarray, instruction: str) -> int:
+    """The first frame (1..T) of frames uint8 (T + 1, H, W, 3) at which the reward model's window reaches its threshold, or 0."""
+    import torch
+    scores = model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[0].numpy()
+    over = np.flatnonzero(scores >= float(model.threshold))
+    return int(over[0]) + model.config.clip - 1 if len(over) else 0
+
+
+def summary(episode) -> str:
+    """One line about an episode and its timing."""
+    m, t = episode.measures, episode.trajectory
+    if episode.reason is not None:
+        ended = f"arm stopped after {m['steps']} control steps: {episode.reason}"
+    else:
+        ended = f"{'success after' if t.success else 'no success in'} {t.finish_step} control steps"
+    told = [f"'{t.instruction}': {ended}"]
+    if m["p99_jitter_s"] is not None:
+        told.append(f"period {1000 * m['period_s']:.0f} ms, jitter p50 {1000 * m['p50_jitter_s']:.1f} ms, p99 {1000 * m['p99_jitter_s']:.1f} ms")
+    if m["inference_s"] is not None:
+        told.append(f"inference {1000 * m['inference_s']:.0f} ms, the arm waited {m['waits']} times ({1000 * m['waited_s']:.0f} ms)")
+    if m["bus_s"] is not None:
+        told.append(f"bus {1000 * m['bus_s']:.0f} ms a control step")
+    return "; ".join(told)
+
+
+def write_film(path: Path, episodes) -> Path:
+    """The first few episodes side by side as an MP4 of the speed at which they happened."""
+    from wmpo_lite import checkpoint
+    from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
+    from wmpo_lite.show import film_grid, to_mp4
+    shown = [e.trajectory for e in episodes[:SHOWN]]
+    film = film_grid([t.frames for t in shown], [t.instruction for t in shown], scale=max(1, 320 // shown[0].frames.shape[1]), success=[t.success for t in shown])
+    checkpoint.write_atomic(Path(path), to_mp4(film, fps=1 / CONTROL_PERIOD))
+    print(f"film: {path}")
+    return Path(path)
+
+
+def main(settings: Settings) -> int:
+    """Run a session; a stopped arm is one sentence and exit status 1, never a traceback."""
+    try:
+        return Session(settings).run()
+    except ArmStopped as stopped:
+        raise UserError(f"the arm was stopped: {stopped.reason}") from stopped
