@@ -16,6 +16,7 @@ from wmpo_lite.errors import UserError
 # Control steps before the end of a chunk at which the picture for the next one is taken: then the ramp is over and the arm settles, and 60 ms are left to think.
 AHEAD = 0.3
 THINK_LIMIT = 5.0  # s after which a policy that says nothing has hung
+NEAR = 0.1  # rad by which a joint may miss that posture
 HOME_SPEED = 0.5  # rad/s, and openings a second, on the way to the first posture
 
 
@@ -122,13 +123,18 @@ class Hold:
 
 
 def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
-    """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin; ArmStopped if it was stopped on the way."""
+    """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin; ArmStopped if it does not get there."""
     begin, goal = arm.observe().joints.clip(*LIMITS.T), home()
     steps = max(2, int(np.ceil(np.abs(goal - begin).max() / speed * rate)))
     clock = time.monotonic()
     for k in range(1, steps + 1):
         _sleep_until(clock + k / rate)
         arm.command(begin + (goal - begin) * k / steps)
+    while np.abs(arm.observe().joints - goal)[:5].max() > NEAR:
+        if time.monotonic() - clock > steps / rate + 2:
+            arm.stop("the arm does not reach its first posture; is something in its way?")
+        _sleep_until(time.monotonic() + 1 / rate)
+        arm.command(goal)
 
 
 class _Loop:

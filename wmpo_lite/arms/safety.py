@@ -11,7 +11,8 @@ from wmpo_lite.errors import UserError
 
 SPEED = np.array([4.0, 4.0, 4.0, 4.0, 6.0, 8.0])  # rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
 MARGIN = 0.015  # m around the box of the commands: joints that move in straight lines carry the tips a little past its faces
-APPROACH = 0.25  # of the speed limit while the tips are still on their way into the box
+APPROACH = 0.25  # of the speed limit while the arm is still on its way into its working posture
+DOWN = 0.35  # rad by which the hand may be off pointing straight down in a working posture
 PAUSE = 0.1  # s: after a longer silence a command may go no farther than after this one, so a late command is no leap
 POLL = 0.01  # s between two looks of the watchdog
 
@@ -23,8 +24,8 @@ class Guard:
     forward kinematics; margin: metres that a target may leave it by; watchdog: seconds without a command after which the arm is stopped.
 
     A target outside is not refused but pulled back: a joint to its limit, a leap to what the speed allows, a tip that would leave the box to the last
-    point of its way inside. An arm that is connected with its tips outside (folded up, say) may move at a quarter of the speed until they have come in once;
-    only the floor of the box stops it there. `pulled_back` counts, by name, how many commands a limit changed.
+    point of its way inside. An arm that is connected in another than a working posture (tips in the box, hand pointing down) moves at a quarter of the speed
+    until it has been in one; on that way only the floor of the box stops it. `pulled_back` counts, by name, how many commands a limit changed.
     """
 
     def __init__(self, *, limits=LIMITS, speed=SPEED, box=WORKSPACE, margin: float = MARGIN, watchdog: float = WATCHDOG):
@@ -51,7 +52,7 @@ class Guard:
         self._forget()
         if joints is not None:
             self._last = np.asarray(joints, dtype=np.float64).copy()
-            self._inside = self.outside(self._last) == 0
+            self._inside = self.works(self._last)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(arm, self._ended), name="arm watchdog", daemon=True)
         self._thread.start()
@@ -79,20 +80,24 @@ class Guard:
         wanted = np.clip(joints, self.limits[:, 0], self.limits[:, 1])
         self._count("joint", wanted, joints)
         if self._last is None:
-            self._last, self._inside = wanted, self.outside(wanted) == 0
+            self._last, self._inside = wanted, self.works(wanted)
         allowed = np.minimum(now - self._last_time if self._last_time is not None else PAUSE, PAUSE) * self.speed * (1 if self._inside else APPROACH)
         slow = self._last + np.clip(wanted - self._last, -allowed, allowed)
         self._count("speed", slow, wanted)
         kept = self._keep_in(slow)
         self._count("box", kept, slow)
         self._last, self._last_time = kept, now
-        self._inside = self._inside or self.outside(kept) == 0
+        self._inside = self._inside or self.works(kept)
         return kept.copy()
 
     def outside(self, joints) -> float:
         """Metres by which the tips lie outside the box and its margin, 0 inside."""
         tip = arm.forward_kinematics(np.asarray(joints)[:5])
         return float(np.linalg.norm(np.maximum(0, np.maximum(self.box[:, 0] - self.margin - tip, tip - self.box[:, 1] - self.margin))))
+
+    def works(self, joints) -> bool:
+        """Whether this is a posture to work in: tips in the box, hand pointing down."""
+        return self.outside(joints) == 0 and abs(np.sum(joints[1:4]) - np.pi / 2) < DOWN
 
     def _depth(self, joints) -> float:
         """Metres by which the tips lie below the floor of the box."""

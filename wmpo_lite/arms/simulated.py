@@ -69,9 +69,9 @@ class SimulatedArm(Arm):
     def reset(self, states, row: int = 0) -> None:
         """Set the desk to initial state `row` of `states`; the arm jumps there and holds still. For between two episodes."""
         self._alive()
-        self._desk = (states, row)
-        self.guard.close()
+        self.guard.rest()
         self._ask(lambda world: self._set_up(world, states, row))
+        self._desk = (states, row)
         self.guard.start(self, self._joints)
 
     def observe(self) -> Observation:
