@@ -111,7 +111,10 @@ def recover(folder, task: str) -> list[Path]:
     for name in names(folder):
         if not name.endswith(".journal"):
             continue
-        path = Path(folder) / name
+        path, number = Path(folder) / name, int(re.search(r"\d+", name)[0])
+        if number in complete(folder):  # killed when the episode was safe and the journal not yet gone
+            path.unlink()
+            continue
         head, _, body = path.read_bytes().partition(b"\n")
         try:
             head = json.loads(head)
@@ -125,7 +128,6 @@ def recover(folder, task: str) -> list[Path]:
         for begin in range(size, len(body) - (width + 1 + size) + 1, width + 1 + size):
             rows = np.frombuffer(body[begin: begin + width], np.float64).reshape(3, 4)
             recording.step(np.frombuffer(body[begin + width + 1: begin + width + 1 + size], np.uint8).reshape(shape), *rows, bool(body[begin + width]))
-        number = int(re.search(r"\d+", name)[0])
         saved.append(save_episode(folder, number, Episode(recording.trajectory(finish=0), KILLED), task=task, about={"recovered": True}))
         path.unlink()
     return saved
