@@ -33,7 +33,7 @@ def test_what_goes_over_the_line_is_what_the_manual_says(tmp_path):
         assert os.read(master, 100) == bytes.fromhex("FF FF FE 0A 83 2A 02 01 00 08 02 00 04 39")
         with pytest.raises(BusError):
             bus.state()
-        assert os.read(master, 100) == bytes.fromhex("FF FF FE 06 82 38 0F 01 02 2F")  # 254 + 6 + 130 + 56 + 15 + 1 + 2 = 464 = 1D0
+        assert os.read(master, 100) == bytes.fromhex("FF FF FE 06 82 38 0A 01 02 34")  # 254 + 6 + 130 + 56 + 10 + 1 + 2 = 459 = 1CB
         with pytest.raises(BusError):
             bus.read("position", 0)
         assert os.read(master, 100) == bytes.fromhex("FF FF 01 04 02 38 02 BE")

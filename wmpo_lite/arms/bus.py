@@ -1,7 +1,7 @@
 """Six servos on one serial line, through Feetech's SDK: registers, one fast question for the state of all, and faults told apart.
 
 The SDK leaves three things to its caller: it waits in a busy loop, it never gives up on a line that only chatters, and a cable that is pulled shows as
-whatever the operating system raises at that moment. The port below waits in the system, has a deadline, and turns all of that into `BusGone`.
+whatever the operating system raises at that moment. The port below waits in the system and stops listening to chatter, and the bus raises `BusGone`.
 """
 import threading
 import time
@@ -16,10 +16,11 @@ from wmpo_lite.arms.interface import JOINTS
 from wmpo_lite.errors import UserError
 
 BAUD_RATE = 1_000_000
-PATIENCE = 0.010  # s that an answer may take beyond its bytes on the line
+PATIENCE, CALM = 0.010, 0.030  # s that an answer may take beyond its bytes on the line: while the arm moves, and before and after
 TRIES = 3  # questions before an answer counts as lost
 TOO_HOT, VOLTAGE = 65, (4.5, 13.5)  # Celsius, V: outside an arm is not switched on
-BLOCK = ("position", 15)  # one question reads the bytes from `position` to past `current`
+CHATTER = 1024  # bytes in one answer's time that only a line full of noise can have
+BLOCK = ("position", 10)  # one question reads the bytes from `position` to `status`
 
 
 class BusError(RuntimeError):
@@ -57,12 +58,13 @@ class State:
 class FeetechBus:
     """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the line.
 
-    patience: seconds an answer may take; tries: questions before BusError. A call takes at most tries x (patience + the time of its bytes).
+    patience, calm: seconds an answer of all and of one servo may take; tries: questions before BusError. A call takes at most tries x (patience + the time
+    of its bytes).
     seconds: time spent on the line since it was opened; retries: answers that had to be asked for again.
     """
 
-    def __init__(self, port: str, ids, *, patience: float = PATIENCE, tries: int = TRIES):
-        self.port, self.ids, self.patience, self.tries = str(port), [int(i) for i in ids], patience, tries
+    def __init__(self, port: str, ids, *, patience: float = PATIENCE, calm: float = CALM, tries: int = TRIES):
+        self.port, self.ids, self.patience, self.calm, self.tries = str(port), [int(i) for i in ids], patience, calm, tries
         self.seconds, self.retries = 0.0, 0
         self._line, self._lock = None, threading.RLock()
 
@@ -117,18 +119,18 @@ class FeetechBus:
         self._asked(joint, name, 0, once)
 
     def ping(self, joint: int) -> int:
-        """The model number of a servo."""
-
+        """Whether a servo is there: its model number."""
         def once():
-            model, result, error = self._packets.ping(self._line, self.ids[joint])
-            return [model], result, error
+            _, result, error = self._packets.txRxPacket(self._line, [0, 0, self.ids[joint], 2, protocol.PING, 0])
+            return [], result, error
 
-        return self._asked(joint, "ping", 1, once)[0][0]
+        self._asked(joint, "ping", 0, once)
+        return self.read("model", joint)
 
     def _asked(self, joint, name, size, once):
         """Ask until a sound answer has come: (data, error bits)."""
         for attempt in range(self.tries):
-            with self._turn():
+            with self._turn(self.calm):
                 data, result, error = once()
             if result == 0 and len(data) == size:
                 return data, error
@@ -154,10 +156,12 @@ class FeetechBus:
             with self._turn():
                 if self._packets.syncReadTx(self._line, address, size, missing, len(missing)) != 0:
                     raise BusError(f"a question could not be sent on {self.port}")
-                while len(answers) < len(self.ids) and not self._line.late:
+                while len(answers) < len(self.ids):
                     packet, result = self._packets.rxPacket(self._line)
                     if result == 0 and packet[2] in missing and len(packet) == size + 6:
                         answers[packet[2]] = packet[4], bytes(packet[5:-1])
+                    elif result != 0 and self._line.late:
+                        break
             if len(answers) == len(self.ids):
                 break
             self.retries += 1
@@ -259,12 +263,13 @@ class FeetechBus:
             self.write("lock", joint, 1)
 
     @contextmanager
-    def _turn(self):
+    def _turn(self, patience: float | None = None):
         """One turn on the line: alone, timed, and with everything that a pulled cable raises turned into BusGone."""
         with self._lock:
             if self._line is None:
                 raise BusGone(f"the serial port {self.port} is closed")
             begin = time.perf_counter()
+            self._line.patience = 1000 * (patience or self.patience)
             try:
                 yield
             except Exception as error:
@@ -286,7 +291,7 @@ def _port_class(sdk, serial):
     class Port(sdk.PortHandler):
         def __init__(self, name, patience):
             super().__init__(name)
-            self.baudrate, self.patience, self._deadline = BAUD_RATE, 1000 * patience, 0.0
+            self.baudrate, self.patience, self._deadline, self._heard = BAUD_RATE, 1000 * patience, 0.0, 0
 
         def setupPort(self, _):
             # 2 ms a read: long enough to sleep in, short enough to keep the deadline.
@@ -306,15 +311,17 @@ def _port_class(sdk, serial):
 
         def setPacketTimeoutMillis(self, msec):
             super().setPacketTimeoutMillis(msec)
-            self._deadline = self.packet_start_time + msec
+            self._deadline, self._heard = self.packet_start_time + msec, 0
 
         @property
         def late(self) -> bool:
             return self.getCurrentTime() > self._deadline
 
         def readPort(self, length):
-            if self.getCurrentTime() > self._deadline + self.patience:  # only a line that never stops chattering comes here
-                raise BusError(f"{self.port_name} sends bytes without end that are no packets; is it the right port?")
-            return self.ser.read(length)
+            if self._heard > CHATTER and self.late:
+                return b""
+            data = self.ser.read(length)
+            self._heard += len(data)
+            return data
 
     return Port

@@ -2,6 +2,7 @@
 import json
 import os
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -177,6 +178,7 @@ class Desk:
         self.offsets = self.calibration.homing_offset
         self.world = World(get_task(task), size=size, disturbance=Disturbance(**disturbance), seed=seed)
         self.servos = Servos(self.calibration, seed)
+        self.folder = folder
         self.port, self.pictures, self.pause = Port(folder / "port", self.servos), SharedCamera(folder / "pictures", writable=True), 1 / fps
         self.camera_fault, self.picture, self.moved, self.next_picture = None, None, dict.fromkeys(STILL, 0.0), 0.0
         self.reset(**start)
@@ -245,6 +247,7 @@ class Desk:
         self.pictures.show(self.picture, now)
 
     def fault(self, name, joint=None, bits=4, how="stop", count=None, share=None):
+        begin = time.monotonic()
         if name in ("drop", "corrupt"):
             self.servos.faults[name] = {"count": count or 0, "share": (0.0 if count else 1.0) if share is None else share}
         elif name == "error":
@@ -257,7 +260,7 @@ class Desk:
             self.servos.heal()
             self.camera_fault = None
             self.port.plug()
-        return time.monotonic()
+        return begin
 
     def do(self, do, **what):
         if do == "last_motion":
@@ -269,17 +272,18 @@ class Desk:
     def close(self):
         self.port.pull()
         self.world.close()
+        shutil.rmtree(self.folder, ignore_errors=True)  # whoever made it may have been killed
 
 
 def main(descriptor: int) -> None:
     """Serve one Emulator over a socket of JSON lines until it is closed."""
     control = socket.socket(fileno=descriptor)
-    stream = control.makefile("rwb")
+    questions = control.makefile("rb")
     desk = None
 
     def answer():
         nonlocal desk
-        line = stream.readline()
+        line = questions.readline()
         if not line:
             return False
         what = json.loads(line)
@@ -292,8 +296,7 @@ def main(descriptor: int) -> None:
             reply = {"result": result}
         except UserError as error:
             reply = {"error": str(error)}
-        stream.write(json.dumps(reply).encode() + b"\n")
-        stream.flush()
+        control.sendall(json.dumps(reply).encode() + b"\n")
         return desk is not None
 
     try:

@@ -3,7 +3,8 @@
     with Emulator(get_task("place"), states) as desk, SO101(desk.port, desk.calibration, desk.camera()) as arm: ...
 
 Emulated are ping, read, write, reg write and action, sync read and write, checksums, error bits, position limits, homing offsets, the speed limit and the
-time that bytes take on the line. Not emulated: the top speed, acceleration, gains and torque limit of a servo (its registers hold what is written), and power cycles.
+time that bytes take on the line. Not emulated: the top speed, acceleration, gains and torque limit of a servo (its registers hold what is written), and
+power cycles.
 """
 import json
 import os
@@ -46,7 +47,7 @@ class Emulator:
     pulled and plugged in; calibration: path of a LeRobot calibration file. UserError, with what the process said, if it does not start.
     """
 
-    def __init__(self, task, states: InitialStates, row: int = 0, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0, fps: float = 25):
+    def __init__(self, task, states: InitialStates, row: int = 0, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0, fps: float = 30):
         self._folder = Path(tempfile.mkdtemp(prefix="wmpo-arm-"))
         self.port, self.calibration, self.size = str(self._folder / "port"), self._folder / "calibration.json", size
         self.pictures = self._folder / "pictures"
@@ -61,7 +62,7 @@ class Emulator:
                                         stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
         theirs.close()
         ours.settimeout(START_SECONDS)
-        self._socket, self._stream = ours, ours.makefile("rwb")
+        self._socket, self._answers = ours, ours.makefile("rb")
         try:
             self._ask("start", folder=str(self._folder), task=task.name, size=size, disturbance=asdict(disturbance), seed=seed, fps=fps, **_plain(states), row=row)
         except BaseException:
@@ -74,7 +75,7 @@ class Emulator:
         return SharedCamera(self.pictures)
 
     def reset(self, states: InitialStates, row: int = 0) -> None:
-        """Another initial state; servos hold where the arm then is, faults stay."""
+        """Another initial state; servos hold where the arm then is, faults stay. Connect the arm after it: to one that is connected this would be a leap."""
         self._ask("reset", **_plain(states), row=row)
 
     def success(self) -> bool:
@@ -112,7 +113,7 @@ class Emulator:
 
     def close(self) -> None:
         """End the process and remove everything that belonged to it. Safe to call twice."""
-        self._stream.close(), self._socket.close()  # at this the process ends by itself
+        self._answers.close(), self._socket.close()  # at this the process ends by itself
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -129,9 +130,8 @@ class Emulator:
 
     def _ask(self, do: str, **what):
         try:
-            self._stream.write(json.dumps({"do": do, **what}).encode() + b"\n")
-            self._stream.flush()
-            line = self._stream.readline()
+            self._socket.sendall(json.dumps({"do": do, **what}).encode() + b"\n")
+            line = self._answers.readline()
         except (OSError, ValueError) as error:
             raise UserError(f"the emulator does not answer ({error}); make a new one") from None
         if not line:

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from wmpo_lite.arms.bus import BusError, BusGone, FeetechBus, ServoError
+from wmpo_lite.arms.bus import BusError, BusGone, FeetechBus
 from wmpo_lite.arms.calibration import Calibration, load_calibration
 from wmpo_lite.arms.cameras import Camera
 from wmpo_lite.arms.interface import LIMITS, Arm, ArmStopped, Observation
@@ -15,7 +15,7 @@ from wmpo_lite.errors import UserError
 
 PERIOD = 0.02  # s between two questions to the servos where no command comes in between
 LOST = 0.15  # s without any sound answer of some servo, all retries included, after which the arm is stopped
-STALE = 0.3  # s without a new picture after which it is stopped
+STALE = 0.25  # s without a new picture after which it is stopped
 VISIBLE = np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.15])  # rad, opening: an arm that has moved by this much looks different in every picture
 REPEATS = 3  # pictures that do not: the camera is frozen
 YOUNG = 0.05  # s: a joint position this old still says where a moving arm is
@@ -31,7 +31,8 @@ class SO101(Arm):
     guard: another `safety.Guard` than the usual one (its limits are narrowed to the calibrated range); write_calibration: store the file in the servos first.
 
     A camera that repeats one picture, bit by bit, while the arm moves counts as silent. A single answer that is lost or broken is asked for again and goes
-    unnoticed. If the line is dead the servos hold the last target that they heard, which is at most one command ahead of where the arm was.
+    unnoticed; while a servo does not answer at all, nothing new is commanded. If the line is dead the servos hold the last target that they heard, which is
+    at most one command ahead of where the arm was.
     """
 
     def __init__(self, port: str, calibration, camera: Camera, *, speed=SPEED, torque: float = 0.7, acceleration: int = 254, lost: float = LOST,
@@ -75,7 +76,7 @@ class SO101(Arm):
             self._take(self.bus.state())
         except BusError as error:
             raise UserError(f"{error}") from None
-        self._goal, self._sent, self._held = None, state.position, None
+        self._goal, self._done, self._sent, self._held, self._blind = None, None, state.position, None, False
         self._picture, self._picture_joints, self._taken, self._repeats = None, None, None, 0
         self._closing.clear(), self._wake.clear()
         self._reason = None
@@ -135,7 +136,7 @@ class SO101(Arm):
 
     @property
     def bus_seconds(self) -> float:
-        """Time spent on the serial line since the arm was connected; the difference over a control step is what the step costs there."""
+        """Seconds spent on the serial line since the arm was connected; the difference over a control step is what the step costs there."""
         return self.bus.seconds
 
     @property
@@ -170,18 +171,20 @@ class SO101(Arm):
 
     def _exchange(self):
         """Send the newest target, if there is one, and ask how the servos are."""
-        goal, self._goal = self._goal, None
-        if goal is not None:
-            self._sent = self.calibration.to_ticks(goal)
+        goal = self._goal
+        if goal is not self._done and not self._blind:
+            self._done, self._sent = goal, self.calibration.to_ticks(goal)
             self.bus.write_all("goal_position", self._sent)
         try:
             state = self.bus.state()
         except BusGone:
             raise
         except BusError:
+            self._blind = True  # nothing new is commanded until all have answered again
             if time.monotonic() - self._told > self.lost:
                 raise
             return
+        self._blind = False
         self._take(state)
         state.check()
 
