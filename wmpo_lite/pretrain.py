@@ -99,7 +99,6 @@ class AssetSettings:
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
-    falling: int = 4096  # objects that fall near the target, for the mover: 200 demonstrations alone do not teach it where a thing at the target's edge ends up
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
@@ -109,7 +108,7 @@ ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, falling=64, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -192,7 +191,6 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         more = {"attempts": collect("attempts", task, s.attempts, home),
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
-        more["falling"] = falls(collect_scenes(task, s.falling, home, kind="falling"), length)
         model = begin("world_model", WorldModel)
         data = {key: value[: -s.held_out] for key, value in data.items()}
         if start is None:  # else the coordinates stay as they were learnt
@@ -229,20 +227,10 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def falls(paths, length: int) -> dict:
-    """Shards of falling objects as episodes of `length` moments: what has come to rest stays. actions (E, length - 1, D) and labels as in `world_model_data`."""
-    import torch
-    data = {key: torch.from_numpy(load_frames(paths, key)) for key in ("actions", "points", "present", "opening")}
-    last = lambda x, count: torch.cat([x, x[:, -1:].expand(-1, count - x.shape[1], *x.shape[2:])], dim=1)  # noqa: E731
-    return {"actions": last(data["actions"], length - 1), "points": last(data["points"], length), "opening": last(data["opening"], length),
-            "present": data["present"][:, None].expand(-1, length, -1).float()}
-
-
 def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    data: see `world_model_data`, the first s.demos of it demonstrations; more: 'attempts' and 'practice' from `first_frames_and_labels` and 'falling' from
-    `falls`, for the mover alone.
+    data: see `world_model_data`; more: 'attempts' and 'practice' from `first_frames_and_labels`, for the mover alone.
     """
     import torch
 
@@ -264,16 +252,11 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
           s.settle_steps, 1e-3)
     seen = draft.label(latents)
     learn("move", draft.mover, moving(draft, labels, actions, seen), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
-    first = Scene(*(part[:, 0] for part in seen))
-    # The demonstrations alone show things set down on the target, so they are a part of their own.
-    parts = [(share, Scene(*(x[rows] for x in first)), Scene(*(x[rows] for x in labels)), actions[rows])
-             for share, rows in ((0.1, slice(0, s.demos)), (0.2, slice(s.demos, None)))]
-    for share, rows in ((0.1, more["attempts"]), (0.4, more["practice"])):
+    parts = [(0.35, Scene(*(part[:, 0] for part in seen)), labels, actions)]
+    for share, rows in ((0.15, more["attempts"]), (0.5, more["practice"])):
         with torch.no_grad():
-            read = draft.read(rows["latents"])[0]._replace(present=rows["present"][:, 0], look=rows["points"][:, 0, :, :0])
-        parts.append((share, read, draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"]))
-    falling = draft.scene(more["falling"]["points"], more["falling"]["present"], more["falling"]["opening"])
-    parts.append((0.2, Scene(*(x[:, 0] for x in falling)), falling, more["falling"]["actions"]))
+            first = draft.read(rows["latents"])[0]._replace(present=rows["present"][:, 0], look=rows["points"][:, 0, :, :0])
+        parts.append((share, first, draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"]))
     learn("follow", draft.mover, following(draft, parts), s.follow_steps, 1e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)

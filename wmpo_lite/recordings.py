@@ -116,15 +116,15 @@ def load_frames(paths, key: str = "frames") -> np.ndarray:
 
 def _scene_shard(arguments):
     kind, task, shard, count, path = arguments
-    from wmpo_lite.envs.tabletop.scenes import dropped, falling, random_scenes
+    from wmpo_lite.envs.tabletop.scenes import dropped, random_scenes
     from wmpo_lite.envs.tabletop.tasks import get_task
     temporary = f"{path}.part.npz"
-    np.savez(temporary, **{"scenes": random_scenes, "dropped": dropped, "falling": falling}[kind](get_task(task), count, shard))
+    np.savez(temporary, **(dropped if kind == "dropped" else random_scenes)(get_task(task), count, shard))
     os.replace(temporary, path)
 
 
 def collect_scenes(task: str, count: int, folder: Path, workers: int | None = None, kind: str = "scenes") -> list[Path]:
-    """Random labelled 'scenes', clips of objects 'dropped' near the target, or labels alone of 'falling' ones, as npz shards of 2048; existing shards are kept."""
+    """Random labelled 'scenes', or clips of objects 'dropped' near the target, as npz shards of 2048; existing shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{kind}_{task}_{shard:04d}.npz" for shard in range(-(-count // 2048))]
     jobs = [(kind, task, shard, min(2048, count - 2048 * shard), str(path)) for shard, path in enumerate(paths) if not path.exists()]

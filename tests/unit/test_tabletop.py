@@ -452,16 +452,3 @@ def test_another_colour_is_another_one_and_both_occur():
     found = {pair.with_another_colour("put the red cube on the plate", number) for number in range(4)}
     assert found == {"put the green cube on the plate", "put the blue cube on the plate"}
     assert pair.with_another_colour("open the drawer", 0) == ""
-
-
-@pytest.mark.parametrize("task", [PLACE, get_task("square")], ids=lambda task: task.name)
-def test_falling_objects_fall_come_to_rest_and_repeat(task):
-    from wmpo_lite.envs.tabletop.scenes import falling
-    found = falling(task, 24, seed=1)
-    points, there = found["points"], found["present"]
-    assert points.shape == (24, 11, 5, 3) and found["actions"].shape == (24, 10, 4) and (there.sum(axis=1) == 4).all()
-    drop = (points[:, 0, :3, 2] - points[:, -1, :3, 2]) * there[:, :3]
-    assert (drop.max(axis=1) > 0.005).all()  # one falls in every episode
-    assert np.abs(points[:, -1] - points[:, -2]).max() < 2e-3  # and lies still at the end
-    assert np.abs(points[:, -1, 4] - points[:, 0, 4]).max() < 5e-3  # the hand has stood by
-    assert all(np.array_equal(value, falling(task, 24, seed=1)[key]) for key, value in found.items())

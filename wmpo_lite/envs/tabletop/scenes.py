@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 
 from wmpo_lite.envs.tabletop import arm, scene
-from wmpo_lite.envs.tabletop.env import REACH, WORKSPACE, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import labels, stack_labels
+from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
+from wmpo_lite.envs.tabletop.expert import labels
 
-DROPPED_FROM, FALLING_FROM = 80_000_000, 90_000_000  # in the pretraining split, whose first states are random scenes
+DROPPED_FROM = 80_000_000  # in the pretraining split, whose first states are random scenes
 CLASSES = ("red", "green", "blue", "target", "hand")  # what a mask can say of a pixel; everything else is background
 
 
@@ -77,7 +77,12 @@ def dropped(task, count: int, seed: int, size: int = 64, settle: int = 8) -> dic
         start = env.model.joint(task.objects[which]).qposadr[0]
         row[start: start + 2] = row[target] + rng.uniform(-1, 1, 2) * task.drop_spread * rng.choice([0.1, 0.5, 1.0])
         row[start + 2] = task.drop_height
-        tip = _hand_aside(rng, np.stack([row[start: start + 2], row[target]]), task.drop_height)
+        low, others = rng.random() < 0.3, np.stack([row[start: start + 2], row[target]])
+        while True:
+            tip = rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
+            tip[2] = tip[2] if low else rng.uniform(0.05, WORKSPACE[2, 1])
+            if tip[2] > task.drop_height + 0.035 or np.linalg.norm(others - tip[:2], axis=1).min() > 0.08:
+                break
         row[:5], row[5:7] = arm.inverse_kinematics(tip), opening[n] * scene.FINGER_TRAVEL
     frames, success = np.zeros((count, 4, size, size, 3), np.uint8), np.zeros(count, bool)
     for n in range(0, count, 64):
@@ -90,49 +95,3 @@ def dropped(task, count: int, seed: int, size: int = 64, settle: int = 8) -> dic
         success[n: n + 64] = task.success(env)
     env.close()
     return {"frames": frames, "success": success, "instruction": np.array(states.instructions)}
-
-
-def falling(task, count: int, seed: int, steps: int = 10) -> dict:
-    """`count` recordings, without pictures, of an object that falls on or near the target, from any height and a little askew, while the hand stands by:
-    for the world model's mover, how things come to rest when nobody holds them. What ends within the goal by itself is kept: nobody brought it there.
-
-    actions float32 (N, steps, 4), in which the hand stays where it is, and `labels` of each moment: points (N, steps + 1, 5, 3), present (N, 5),
-    opening (N, steps + 1).
-    """
-    env = TabletopEnv(task, size=16, threads=1)
-    rng = np.random.default_rng([seed, 41])
-    states = initial_states(task, "pretraining", np.arange(seed * 100_000 + FALLING_FROM, seed * 100_000 + FALLING_FROM + count))
-    rows, opening = states.states.copy(), rng.choice([1.0, 1.0, 0.4], size=count)
-    target = [env.model.joint(f"{task.target}_{axis}").qposadr[0] for axis in "xy"]
-    for n, row in enumerate(rows):
-        start = env.model.joint(task.objects[rng.integers(2)]).qposadr[0]
-        angle, lean, turn = rng.uniform(-np.pi, np.pi), rng.normal(size=2) * 0.15 * (rng.random() < 0.7), rng.uniform(-np.pi, np.pi) / 2
-        row[start: start + 2] = row[target] + rng.uniform(0, 1.15 * task.drop_spread) * np.array([np.cos(angle), np.sin(angle)])
-        row[start + 2] = rng.uniform(task.drop_height, 0.11)
-        turned = np.array([np.cos(turn), *lean, np.sin(turn)])
-        row[start + 3: start + 7] = turned / np.linalg.norm(turned)
-        tip = _hand_aside(rng, np.stack([row[start: start + 2], row[target]]), row[start + 2])
-        row[:5], row[5:7] = arm.inverse_kinematics(tip), opening[n] * scene.FINGER_TRAVEL
-    still = np.zeros((count, steps, 4), np.float32)
-    still[..., 3] = (1 - 2 * opening)[:, None]
-    parts = []
-    for n in range(0, count, 128):
-        env.reset(dataclasses.replace(states[n: n + 128], states=rows[n: n + 128]))
-        seen = [labels(env)]
-        for step in range(steps):
-            env.step_chunk(still[n: n + 128, step: step + 1], every_frame=False)
-            seen.append(labels(env))
-        parts.append(stack_labels(seen))
-    env.close()
-    return {"actions": still, **{key: np.concatenate([part[key] for part in parts]) for key in parts[0]}}
-
-
-def _hand_aside(rng, things: np.ndarray, top: float) -> np.ndarray:
-    """A place (3,) for the finger tips that is clear of `things` (n, 2), which reach up to `top` metres."""
-    low = rng.random() < 0.3
-    while True:
-        tip = rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
-        tip[:2] *= min(1, REACH / np.linalg.norm(tip[:2]))  # farther out the arm would draw back
-        tip[2] = tip[2] if low else rng.uniform(0.05, WORKSPACE[2, 1])
-        if tip[2] > top + 0.035 or np.linalg.norm(things - tip[:2], axis=1).min() > 0.08:
-            return tip
