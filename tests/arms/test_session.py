@@ -8,7 +8,8 @@ import tiny
 from wmpo_lite import checkpoint
 from wmpo_lite.arms import records
 from wmpo_lite.arms.control import home
-from wmpo_lite.arms.session import Session, Settings, desk_state, find_states, load_policy, main, mark_by_reward, sentences
+from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward, sentences
+from wmpo_lite.arms.session import Session, Settings, main
 from wmpo_lite.arms.simulated import SimulatedArm
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
@@ -141,3 +142,24 @@ def test_an_emulated_arm_is_connected_anew_for_every_episode(desk, capsys):
 def test_no_desk_state_is_invented_for_an_instruction_that_the_desk_does_not_allow(desk):
     with pytest.raises(UserError, match="never says 'put the pink cube"):
         main(Settings(checkpoint="policy", instruction="put the pink cube on the plate"))
+
+
+def test_a_real_desk_is_collected_from_homed_judged_and_learnt_from(tmp_path, monkeypatch, capsys):
+    """The way of a physical arm, with emulated servos at the end of the line: nothing but port, calibration and camera is known of it."""
+    from wmpo_lite.arms import cameras
+    from wmpo_lite.arms.emulator import Emulator
+    from wmpo_lite.workspace import initial_frames
+    monkeypatch.chdir(tmp_path)
+    with Emulator(PLACE, initial_states(PLACE, "demos", range(1)), size=64) as servos:
+        monkeypatch.setattr(cameras, "VideoCamera", lambda source, size: servos.camera())
+        session = Session(Settings(arm="so101", port=servos.port, calibration=servos.calibration, instruction=tiny.RED, other="blue", collect=2, name="mine"))
+        session.horizon = 8
+        assert session.run() == 0
+    printed = capsys.readouterr().out
+    assert "2 episodes" in printed and "--name mine" in printed
+    rollouts = load_trajectories("runs/mine/rollouts.hdf5")
+    assert [t.index for t in rollouts] == [0, 1] and all(t.split == "desk" and t.instruction == tiny.RED and len(t) == 8 for t in rollouts)
+    assert all(np.abs(t.initial_state[:5] - home()[:5]).max() < 0.1 and np.isnan(t.initial_state[7:-3]).all() for t in rollouts)
+    assert load_metadata("runs/mine/episodes/episode_0000.hdf5")["provenance"]["marked_by"] == "reward"
+    starts = initial_frames(rollouts)
+    assert {PLACE.instruction(row) for row in PLACE.swap_instruction(starts.states)} == {tiny.BLUE}

@@ -208,7 +208,8 @@ def test_two_arms_live_side_by_side():
         assert abs(a.observe().joints[0] - goal[0]) < 0.05 and np.abs(b.observe().joints - still).max() < 0.01
 
 
-@pytest.mark.parametrize("options, message", [({"latency": -1}, "latency is -1"), ({"camera_noise": -2}, "camera_noise"), ({"jitter": float("nan")}, "jitter"), ({"speed": 0}, "speed"),
+@pytest.mark.parametrize("options, message", [({"latency": -1}, "latency is -1"), ({"camera_noise": -2}, "camera_noise"), ({"jitter": float("nan")}, "jitter"),
+                                              ({"speed": 0}, "speed"),
                                               ({"camera_rate": 0}, "camera_rate"), ({"stuck": 0.01}, "stuck")])
 def test_bad_settings_get_one_sentence(options, message):
     with pytest.raises(UserError, match=message):

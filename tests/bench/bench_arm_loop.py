@@ -24,7 +24,7 @@ def episodes(arguments) -> list[dict]:
     import torch
 
     from wmpo_lite.arms.deploy import run_episode
-    from wmpo_lite.arms.session import load_policy
+    from wmpo_lite.arms.desks import load_policy
     from wmpo_lite.envs.tabletop.env import initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
     torch.set_num_threads(1)
@@ -60,13 +60,14 @@ def episodes(arguments) -> list[dict]:
 
 def trained(task_name: str, policy_name: str, first: int, count: int) -> list[bool]:
     """The same policy from the same states in the environment that it was trained in."""
-    from wmpo_lite.arms.session import load_policy
+    from wmpo_lite.arms.desks import load_policy
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.rollout import rollout
     task = get_task(task_name)
     env = TabletopEnv(task)
-    found = rollout(load_policy(policy_name, task_name), env, initial_states(task, "validation", np.arange(first, first + count)), horizon=task.horizon, every_frame=False, batch=64)
+    states = initial_states(task, "validation", np.arange(first, first + count))
+    found = rollout(load_policy(policy_name, task_name), env, states, horizon=task.horizon, every_frame=False, batch=64)
     env.close()
     return [t.success for t in found]
 
@@ -85,7 +86,7 @@ def measure(arm: str, task: str, policy: str, first: int, n: int, workers: int, 
     low, high = wilson_interval(sum(reference), n)
     rate, pair = float(np.mean(success)), paired_comparison(np.array(reference), np.array(success))
     result = {f"{arm}_success": rate, f"{arm}_interval": list(wilson_interval(sum(success), n)), f"{arm}_within_training_interval": bool(low <= rate <= high),
-              f"{arm}_minus_training": [pair.gain, pair.low, pair.high], f"{arm}_stopped": sum(e["stopped"] is not None for e in found),
+              f"{arm}_minus_training": [pair.gain, pair.low, pair.high], f"{arm}_stopped": [e["stopped"] for e in found if e["stopped"]],
               f"{arm}_waits": sum(e["waits"] for e in found), f"{arm}_inference_s": float(np.median([e["inference_s"] for e in found])),
               f"{arm}_workers": workers, f"{arm}_speed": speed, "training_success": float(np.mean(reference)), "training_interval": [low, high],
               "period_s": found[0]["period_s"] * speed, "n": n, "first": first, "task": task, "policy": policy, "ahead": ahead, "load": os.getloadavg()[0]}

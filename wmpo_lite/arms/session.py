@@ -3,15 +3,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from wmpo_lite.arms import records
 from wmpo_lite.arms.deploy import AHEAD, Hold, go_home, run_episode
+from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.errors import UserError
 
 FIRST_STATE = 80_000  # of the validation split: no other part of the kit looks at these
-SEARCH = 1_000  # states that are looked through for an instruction
 SHOWN = 6  # episodes of a film at most
 
 
@@ -54,7 +52,8 @@ class Settings:
                 (real and not (self.port and self.calibration), "a real arm needs --port and --calibration (LeRobot's file for this arm), or try --emulated"),
                 (real and not self.instruction, "a real desk does not say what to do; give --instruction"),
                 (self.emulated and self.arm != "so101", "--emulated emulates the bus of an SO-101; add --arm so101"),
-                (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter), "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
+                (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter),
+                 "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
                 (real and self.look, "--look changes a simulated scene; this desk is a real one")):
             if wrong:
                 raise UserError(message)
@@ -62,62 +61,6 @@ class Settings:
     @property
     def real(self) -> bool:
         return self.arm == "so101" and not self.emulated
-
-
-def load_policy(name: str, task: str, collecting: bool = False):
-    """The policy called `name`: a checkpoint folder, a folder that holds one (policy, policies/wmpo), a run's folder or its name under runs/, or one that ships:
-    base, grpo, dpo, wmpo. By default wmpo, and base for collecting, because the main job starts from that one."""
-    from wmpo_lite.policy import Policy
-    from wmpo_lite.shipped import POLICIES, Shipped
-    name = str(name or ("base" if collecting else "wmpo"))
-    for folder in (Path(name), Path(name) / "policies" / "wmpo", Path(name) / "policy", Path("runs") / name / "policies" / "wmpo"):
-        if (folder / "actions.json").exists():
-            return Policy.load(folder)
-    if name in ("base", *POLICIES):
-        return Shipped(task).policy(name)
-    raise UserError(f"there is no policy at '{name}'; give a checkpoint folder, the name of a run under runs/, or one of base, {', '.join(POLICIES)}")
-
-
-def sentences(task, row) -> tuple[str, str]:
-    """What may be said of an initial state: its own instruction, and the one that names the other object."""
-    return task.instruction(row), task.instruction(task.swap_instruction(row[None])[0])
-
-
-def find_states(task, instruction: str, split: str, first: int, count: int):
-    """`count` initial states from number `first` of a split on, in which `instruction` can be followed ('' for each state's own): (InitialStates)."""
-    from wmpo_lite.envs.tabletop.env import initial_states
-    from wmpo_lite.trajectory import InitialStates
-    if not instruction:
-        return initial_states(task, split, np.arange(first, first + count))
-    found = []
-    for index in range(first, first + SEARCH + count):
-        state = initial_states(task, split, [index])
-        own, other = sentences(task, state.states[0])
-        if instruction in (own, other):
-            rows = state.states if instruction == own else task.swap_instruction(state.states)
-            found.append(InitialStates(rows, None, (instruction,), split, state.indices))
-        if len(found) == count:
-            return InitialStates.concat(found)
-    raise UserError(f"the task '{task.name}' never says '{instruction}'; say it like '{own}', or leave --instruction out")
-
-
-def desk_state(task, instruction: str, other: str, joints) -> np.ndarray:
-    """What is known of the initial state of a real desk, in the layout of the simulator's: the arm's joints and the two colours, NaN for where things lie.
-
-    The main job needs no more: it imagines from recorded pictures, and only makes the second sentence from the colours.
-    """
-    from wmpo_lite.envs.tabletop import scene
-    from wmpo_lite.envs.tabletop.env import Disturbance
-    from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
-    rng = np.random.default_rng(0)
-    state = np.full_like(task.sample(rng, Disturbance(), "demos"), np.nan)
-    named = next((colour for colour in COLOURS if task.sentence(colour) == instruction), None)
-    if named is None or other not in COLOURS or other == named:
-        raise UserError(f"to collect on a real desk give --instruction like '{task.sentence('red')}' and --other, the colour of the second object "
-                        f"({', '.join(COLOURS)}); got '{instruction}' and '{other}'")
-    state[:7] = np.append(joints[:5], np.full(2, joints[5] * scene.FINGER_TRAVEL))
-    state[-3:] = COLOURS.index(named), COLOURS.index(other), 0
-    return state
 
 
 class Session:
@@ -152,6 +95,7 @@ class Session:
             self.keys.on_stop = self.arm.stop
             if s.dry_run:
                 return self._dry_run()
+            self._choose_mark()
             stack.enter_context(self.arm)
             if self.keys.live:
                 print("space or q stops the arm")
@@ -194,9 +138,6 @@ class Session:
             self.desk.reset(self.states, row)
             self.arm.connect()
         else:
-            if self.arm.stopped:
-                self.arm.close()
-                self.arm.connect()
             go_home(self.arm)
             if self.keys.live:
                 print(f"episode {number}: arrange the desk for '{self.s.instruction}', then press Enter (space or q ends)", flush=True)
@@ -221,7 +162,6 @@ class Session:
         """Episode `number`, from initial state `row` of a simulated desk, run and saved."""
         s = self.s
         self._prepare(number, row)
-        mark = self._mark()
         if s.real:
             instruction = s.instruction
             state = desk_state(self.task, instruction, s.other, self.arm.observe().joints) if s.collect else None
@@ -230,11 +170,14 @@ class Session:
             instruction, state, where = self.states.instructions[row], self.states.states[row], {"split": self.states.split, "index": int(self.states.indices[row])}
         journal = self.folder / f"episode_{number:04d}.journal"
         episode = run_episode(self.policy, self.arm, instruction, horizon=self.horizon, temperature=self.temperature, seed=1000 * s.seed + number, ahead=s.ahead,
-                              success=self.test if mark is None else None, mark=mark, initial_state=state, journal=journal, **where)
+                              success=self.test if self.mark is None else None, mark=self.mark, initial_state=state, journal=journal, **where)
         about = {"arm": s.arm + (" emulated" if s.emulated else ""), "checkpoint": s.checkpoint, "temperature": self.temperature, "ahead": s.ahead,
-                 "marked_by": "task" if mark is None else s.mark}
-        path = records.save_episode(self.folder, number, episode, task=s.task, about=about)
-        journal.unlink(missing_ok=True)
+                 "marked_by": self.marked_by}
+        with ExitStack() as stack:
+            if episode.reason is None:
+                stack.enter_context(Hold(self.arm, self.arm.observe().joints))
+            path = records.save_episode(self.folder, number, episode, task=s.task, about=about)
+            journal.unlink(missing_ok=True)
         print(f"episode {number}: {summary(episode)}\n  {path}", flush=True)
         if episode.error is not None:
             raise episode.error
@@ -244,20 +187,20 @@ class Session:
         s = self.s
         for path in records.recover(self.folder, s.task):
             print(f"saved what a killed process left: {path}")
-        films, stopped, first = [], 0, max([-1, *records.complete(self.folder)]) + 1
+        films, first = [], max([-1, *records.complete(self.folder)]) + 1
         try:
             for k in range(s.episodes):
                 episode = self._episode(first + k, s.state + k)
                 films.append(episode)
-                stopped += episode.reason is not None
+                if episode.reason is not None:
+                    return 1
         finally:
             if s.film and films:
                 write_film(s.film, films)
-        ended = [e for e in films if e.reason is None]
-        if len(ended) > 1:
+        if len(films) > 1:
             from wmpo_lite.evaluate import success_rate
-            print(f"success {success_rate([e.trajectory.success for e in ended])}")
-        return 1 if stopped else 0
+            print(f"success {success_rate([e.trajectory.success for e in films])}")
+        return 0
 
     def _collect(self) -> int:
         s = self.s
@@ -265,7 +208,7 @@ class Session:
             print(f"saved what a killed process left: {path}")
         while missing := [number for number in range(s.collect) if number not in records.complete(self.folder)]:
             print(f"{s.collect - len(missing)} of {s.collect} episodes are recorded", flush=True)
-            if self._episode(missing[0], missing[0]).reason is not None and not s.real:
+            if self._episode(missing[0], missing[0]).reason is not None:
                 print(f"the arm was stopped; the same command goes on with episode {missing[0]}")
                 return 1
         provenance = {"collected": {"arm": s.arm, "emulated": s.emulated, "temperature": self.temperature, "ahead": s.ahead, "checkpoint": s.checkpoint}}
@@ -276,36 +219,28 @@ class Session:
 
     # -- who says whether it was a success ----------------------------------------------------------------------------------------------------------
 
-    def _mark(self):
-        """None for the task's own test, else a function of the recorded frames and the instruction: first successful frame, or 0."""
-        kind = self.s.mark if self.s.mark != "auto" else "task" if not self.s.real else "key" if self.keys.live else "reward"
-        if kind == "task":
-            return None
-        if kind == "reward":
-            if not hasattr(self, "_judge"):
-                from wmpo_lite.shipped import Shipped
-                self._judge = Shipped(self.s.task).reward_model()
-            return lambda frames, instruction: mark_by_reward(self._judge, frames, instruction)
-        if not self.keys.live:
-            raise UserError("--mark key needs a terminal to press keys in; use --mark reward")
-        self.keys.clear()
-        return self._mark_by_key
+    def _choose_mark(self):
+        """Sets `marked_by`, and `mark`: None for the task's own test, else a function of the recorded frames and the instruction: first successful frame, or 0."""
+        s = self.s
+        self.marked_by = s.mark if s.mark != "auto" else "task" if not s.real else "key" if self.keys.live else "reward"
+        self.mark = None
+        if self.marked_by == "reward":
+            from wmpo_lite.shipped import Shipped
+            judge = Shipped(s.task).reward_model()  # read now: the arm does not wait half a second for it later
+            self.mark = lambda frames, instruction: mark_by_reward(judge, frames, instruction)
+        elif self.marked_by == "key":
+            if not self.keys.live:
+                raise UserError("--mark key needs a terminal to press keys in; use --mark reward")
+            self.mark = self._mark_by_key
 
     def _mark_by_key(self, frames, instruction) -> int:
         """Ask the person at the desk; the last frame counts as the first successful one, since nobody measures with a stopwatch."""
+        self.keys.clear()
         print(f"was that '{instruction}'? y or n", flush=True)
         while (key := self.keys.get()) not in ("y", "n"):
             if key == "q":
                 raise KeyboardInterrupt
         return len(frames) - 1 if key == "y" else 0
-
-
-def mark_by_reward(model, frames: np.ndarray, instruction: str) -> int:
-    """The first frame (1..T) of frames uint8 (T + 1, H, W, 3) at which the reward model's window reaches its threshold, or 0."""
-    import torch
-    scores = model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[0].numpy()
-    over = np.flatnonzero(scores >= float(model.threshold))
-    return int(over[0]) + model.config.clip - 1 if len(over) else 0
 
 
 def summary(episode) -> str:

@@ -36,7 +36,8 @@ class SimulatedConfig:
     def __post_init__(self):
         for name, bad, wanted in (("latency", not 0 <= self.latency <= 2, "between 0 and 2 s"), ("camera_noise", not self.camera_noise >= 0, "0 or more grey levels"),
                                   ("jitter", not self.jitter >= 0, "0 rad or more"), ("camera_rate", not 1 <= self.camera_rate <= 200, "between 1 and 200 Hz"),
-                                  ("stuck", not self.stuck * self.camera_rate > 2, "more than the time of two pictures"), ("speed", not 0 < self.speed <= 20, "above 0 and at most 20")):
+                                  ("stuck", not self.stuck * self.camera_rate > 2, "more than the time of two pictures"),
+                                  ("speed", not 0 < self.speed <= 20, "above 0 and at most 20")):
             if bad:
                 raise UserError(f"SimulatedConfig.{name} is {getattr(self, name)}; expected {wanted}")
 
@@ -162,7 +163,7 @@ class SimulatedArm(Arm):
                     self._photograph(world)
                     # after a pause the camera goes on in its rhythm instead of catching up
                     next_picture = max(next_picture + 1 / (c.camera_rate * self.speed), now)
-                if now - self._pictures[-1][0] > c.stuck:
+                if now - self._pictured > c.stuck:
                     self.stop(f"the camera has given no new picture for {c.stuck:g} s")
                 time.sleep(max(0.0, TICK - (time.monotonic() - now)))
             world.torque(False)
@@ -229,6 +230,7 @@ class SimulatedArm(Arm):
         with self._lock:
             self._pictures.append((taken, frame))
             self._success = success
+        self._pictured = time.monotonic()  # not `taken`: a machine that was busy for a while has no stuck camera
 
     def _alive(self):
         if "dropout" in self._broken:
