@@ -59,7 +59,8 @@ def test_policies_are_found_by_folder_run_and_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options, message", [
     ({"arm": "hexapod"}, "hexapod"), ({"arm": "so101"}, "--port and --calibration"), ({"emulated": True}, "add --arm so101"), ({"mark": "oracle"}, "oracle"),
     ({"arm": "so101", "port": "/dev/null", "calibration": "x.json"}, "give --instruction"), ({"arm": "so101", "emulated": True, "speed": 2.0}, "--speed"),
-    ({"arm": "so101", "port": "/dev/null", "calibration": "x.json", "instruction": "x", "mark": "task"}, "by key or by the reward model"), ({"episodes": 0}, "--episodes")])
+    ({"arm": "so101", "port": "/dev/null", "calibration": "x.json", "instruction": "x", "mark": "task"}, "by key or by the reward model"), ({"episodes": 0}, "--episodes"),
+    ({"port": "/dev/ttyACM0"}, "are for a real arm")])
 def test_settings_that_make_no_sense_get_one_sentence(options, message):
     with pytest.raises(UserError, match=message):
         Settings(**options)

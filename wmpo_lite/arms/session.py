@@ -54,6 +54,7 @@ class Settings:
                 (self.emulated and self.arm != "so101", "--emulated emulates the bus of an SO-101; add --arm so101"),
                 (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter),
                  "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
+                (not real and (self.port or self.calibration), "--port and --calibration are for a real arm; add --arm so101, or leave them out"),
                 (real and self.look, "--look changes a simulated scene; this desk is a real one")):
             if wrong:
                 raise UserError(message)
