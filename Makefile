@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml | check
 	    || $(BIN)/python -m pip install -q torch==$(TORCH); \
 	fi
 	@echo "wmpo-lite: installing the other packages (a few minutes)"
-	@$(BIN)/python -m pip install -q -e '.[dev,notebooks]'
+	@$(BIN)/python -m pip install -q -e '.[dev,notebooks,arm]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with a report in runs/
@@ -62,8 +62,8 @@ demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with 
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests notebooks)
 
-bench: check $(STAMP)  ## the measurements in tests/bench
-	$(TEST_ENV) $(BIN)/python -m pytest tests/bench -s $(ARGS)
+bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
+	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
 
 lab: check $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb
