@@ -1,0 +1,150 @@
+"""LIBERO as an environment of the kit: `reset` / `step_chunk` over a batch of episodes of one task, simulated by worker processes."""
+import os
+import weakref
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from wmpo_lite.envs.libero.look import Look
+from wmpo_lite.envs.libero.simulation import SETTLE
+from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of
+from wmpo_lite.envs.libero.worker import Worker
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import InitialStates
+
+ACTION_DIM = 7  # robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and the gripper (-1 open, +1 closed)
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+ATTEMPTS = 20  # draws for one initial state before giving up
+
+
+@dataclass(frozen=True)
+class Premise:
+    """Whether an initial state is what its task says: `broken` tells what is not, in words; a state counts only if that is empty."""
+
+    index: int
+    broken: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.broken
+
+
+class LiberoEnv:
+    """`reset` / `step_chunk` over a batch of episodes of one task (the chunk-level contract that every environment of the kit offers).
+
+    task: from `states.get_task`; size: pixels of the square RGB image of the agent view; wrist: the wrist camera too, in `wrist` after a reset and in
+    `info["wrist"]`; workers: processes (default: one a core, at most 8), each builds the scene once, resets it once and then only puts states into it.
+    look: see `Look`. stride: simulator steps (0.05 s) that one action is held, the task's by default. settle: simulator steps before the first frame.
+    Episodes already solved stand still. After a reset `premises` says of every episode whether its initial state is what the task says.
+    Construction takes 5 to 20 s. A context manager; `close` ends the processes, and so does the end of the program, however it comes.
+    """
+
+    action_dim = ACTION_DIM
+    action_names = ACTION_NAMES
+
+    def __init__(self, task: LiberoTask, size: int = 64, workers: int | None = None, look: Look = Look(), wrist: bool = False, stride: int | None = None,
+                 settle: int = SETTLE):
+        stride = task.stride if stride is None else stride
+        for name, value, least in (("size", size, 16), ("stride", stride, 1), ("settle", settle, 0), ("workers", 1 if workers is None else workers, 1)):
+            if value < least:
+                raise UserError(f"LiberoEnv.{name} is {value}; expected at least {least}")
+        self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = task, size, look, wrist, stride, settle
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = workers or min(cores, 8)
+        self._workers: list[Worker] = []
+        self._closer = weakref.finalize(self, _close, self._workers)
+        settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride}
+        try:
+            for _ in range(count):
+                self._workers.append(Worker(settings, threads=max(1, cores // count) if count < cores else 0))
+            answers = self._answers()
+        except BaseException:
+            self.close()
+            raise
+        self.row_size, self.objects, self._placement = answers[0][0]["row_size"], tuple(answers[0][0]["objects"]), answers[0][1]["placement"]
+        self._batch, self.instructions, self.premises = 0, [], []
+        self.initial, self.wrist = None, None
+
+    # -- initial states -------------------------------------------------------------------------------------------------------------------
+
+    def initial_states(self, split: str, indices) -> InitialStates:
+        """States number `indices` of a named split. "evaluation" holds the benchmark's own 50, which no other split ever gives; the others are drawn by
+        LIBERO's own reset, each with a seed of its own, settled, and kept only if their premise holds."""
+        indices = check(self.task, split, indices)
+        bundled = evaluation_rows(self.task)
+        if split == "evaluation":
+            rows = np.concatenate([bundled[indices], np.tile(self._placement, (len(indices), 1))], axis=1)
+            return as_states(self.task, split, indices, rows)
+        parts = np.array_split(indices, len(self._workers))
+        asked = [worker for worker, part in zip(self._workers, parts) if len(part)]
+        for worker, part in zip(asked, parts):
+            worker.ask({"do": "draw", "seeds": [[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part]}, taken=bundled)
+        rows = np.concatenate([arrays["rows"] for _, arrays in self._answers(asked)]) if asked else np.zeros((0, self.row_size + len(self._placement)))
+        return as_states(self.task, split, indices, rows)
+
+    # -- contract ------------------------------------------------------------------------------------------------------------------------
+
+    def reset(self, states: InitialStates) -> np.ndarray:
+        """Start one episode per row of `states`; returns uint8 (B, H, W, 3) and sets `instructions` and `premises`."""
+        self._batch, self.initial, self.instructions = len(states), states, list(states.instructions)
+        self._parts = [part for part in np.array_split(np.arange(len(states)), len(self._workers)) if len(part)]
+        for worker, part in zip(self._workers, self._parts):
+            worker.ask({"do": "reset", "settle": self.settle}, rows=states.states[part])
+        answers = self._answers(self._workers[: len(self._parts)])
+        self.premises = [Premise(int(i), tuple(broken)) for i, broken in zip(states.indices, [broken for head, _ in answers for broken in head["broken"]])]
+        self.done = np.zeros(len(states), dtype=bool)
+        frames = np.concatenate([arrays["frames"] for _, arrays in answers])
+        self.wrist = frames[:, 1] if self.has_wrist else None
+        return frames[:, 0]
+
+    def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
+        """Execute K policy steps, each held for `stride` simulator steps, in every episode. actions (B, K, 7) in [-1, 1] (clipped): 1 asks for 5 cm or
+        0.5 rad within a simulator step, of which the arm does a part. Returns frames, done, info of the contract; every_frame=False draws the newest only.
+
+        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`: only experts, tests and
+        teleoperation may look at these; and `wrist`, like the frames, if that camera is on.
+        """
+        actions = np.asarray(actions, dtype=np.float64)
+        if actions.ndim != 3 or actions.shape[0] != self._batch or actions.shape[2] != ACTION_DIM or not actions.shape[1]:
+            raise UserError(f"actions have shape {actions.shape}; expected ({self._batch}, K, {ACTION_DIM}), one row for each episode of the last reset")
+        if not np.isfinite(actions).all():
+            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        for worker, part in zip(self._workers, self._parts):
+            worker.ask({"do": "step", "every_frame": every_frame}, actions=np.clip(actions[part], -1, 1))
+        answers = self._answers(self._workers[: len(self._parts)])
+        info = {name: np.concatenate([arrays[name] for _, arrays in answers]) for name in answers[0][1]}
+        frames, done = info.pop("frames"), info.pop("done")
+        if self.has_wrist:
+            info["wrist"] = frames[:, :, 1]
+        self.done = done[:, -1].copy()
+        return frames[:, :, 0], done, info
+
+    def close(self):
+        self._closer()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _answers(self, workers=None) -> list:
+        """Hear every worker out before the first error is raised, or its answer would be taken for that to the next question."""
+        if not self._workers:
+            raise UserError("this LIBERO environment is closed; build a new one")
+        answers, errors = [], []
+        for worker in self._workers if workers is None else workers:
+            try:
+                answers.append(worker.answer())
+            except (UserError, RuntimeError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return answers
+
+
+def _close(workers: list):
+    for worker in workers:
+        worker.line.close()  # all of them stop at the same time
+    while workers:
+        workers.pop().close()

@@ -1,0 +1,99 @@
+"""The tasks of LIBERO's five suites and where their episodes start: the benchmark's own states for evaluation, states drawn by us for everything else."""
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from wmpo_lite.envs.tabletop.env import SPLITS
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import InitialStates
+
+# Control stride (simulator steps at 20 Hz that one action is held) and horizon in policy steps: the longest demonstrations of the suites have 193, 254,
+# 270, 373 and 505 simulator steps; each horizon covers them with a margin in 56 to 72 policy steps, whole chunks of 8.
+SUITES = {"libero_spatial": (4, 56), "libero_object": (5, 56), "libero_goal": (5, 64), "libero_90": (6, 72), "libero_10": (8, 72)}
+MISSING = ("LIBERO cannot be imported ({}); install the extra with pip install 'wmpo_lite[libero]' (about 360 MB of wheels), or put an original checkout "
+           "and robosuite 1.4.0 on the Python path")
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """One task of a suite. bddl: path of its definition; stride: simulator steps (0.05 s each) an action is held; horizon: policy steps of an episode."""
+
+    suite: str
+    number: int
+    name: str
+    instruction: str
+    bddl: str
+    stride: int
+    horizon: int
+
+
+def get_task(suite: str, number: int) -> LiberoTask:
+    """Task `number` (from 0, the benchmark's default order) of a suite by name. UserError for unknown ones or without LIBERO."""
+    found = _suite(suite)
+    if not 0 <= number < found.n_tasks:
+        raise UserError(f"suite '{suite}' has the tasks 0 to {found.n_tasks - 1}, got number {number}; choose one of these")
+    task, (stride, horizon) = found.get_task(number), SUITES[suite]
+    return LiberoTask(suite, number, task.name, task.language, str(found.get_task_bddl_file_path(number)), stride, horizon)
+
+
+def tasks(suite: str) -> list[LiberoTask]:
+    """All tasks of a suite, in the benchmark's order."""
+    return [get_task(suite, number) for number in range(_suite(suite).n_tasks)]
+
+
+def evaluation_rows(task: LiberoTask) -> np.ndarray:
+    """The benchmark's initial states (50, 1 + nq + nv): time, qpos, qvel. They are for evaluation and never appear in another split."""
+    import pickle
+    found = _suite(task.suite)
+    try:
+        rows = found.get_task_init_states(task.number)
+    except pickle.UnpicklingError:  # an original checkout keeps them in torch files, whose arrays a recent torch loads only when told that arrays are safe
+        import torch
+        with torch.serialization.safe_globals(_array_parts()):
+            rows = found.get_task_init_states(task.number)
+    return np.asarray(rows, dtype=np.float64)
+
+
+def seed_of(task: LiberoTask, split: str, index: int, attempt: int) -> int:
+    """The seed with which state `index` of a split is drawn; every (task, split, index, attempt) has its own."""
+    return int(np.random.SeedSequence([SPLITS[split], index, attempt, *task.name.encode()]).generate_state(1)[0])
+
+
+def check(task: LiberoTask, split: str, indices) -> np.ndarray:
+    """The indices (B,) as an array, or a UserError for an unknown split or an index it does not have."""
+    if split not in SPLITS:
+        raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
+    indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+    if (indices < 0).any():
+        raise UserError(f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative indices")
+    if split == "evaluation" and (count := len(evaluation_rows(task))) <= indices.max(initial=0):
+        raise UserError(f"the benchmark has {count} evaluation states of '{task.name}', got index {int(indices.max())}; use 0 to {count - 1}")
+    return indices
+
+
+def as_states(task: LiberoTask, split: str, indices: np.ndarray, rows: np.ndarray) -> InitialStates:
+    return InitialStates(states=rows, frames=None, instructions=(task.instruction,) * len(indices), split=split, indices=indices)
+
+
+def _suite(name: str):
+    if name not in SUITES:
+        raise UserError(f"LIBERO has no suite '{name}'; use one of {', '.join(SUITES)}")
+    stdin = sys.stdin
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells about its task order every time
+        try:
+            sys.stdin = io.StringIO("n\n")  # at its first import an original checkout asks whether data lie elsewhere
+            from libero.libero import benchmark
+            return benchmark.get_benchmark(name)()
+        except ImportError as error:
+            raise UserError(MISSING.format(error)) from error
+        finally:
+            sys.stdin = stdin
+
+
+def _array_parts() -> list:
+    from numpy._core.multiarray import _reconstruct
+    old = (_reconstruct, "numpy.core.multiarray._reconstruct")  # the name that NumPy 1 wrote
+    return [_reconstruct, old, np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]

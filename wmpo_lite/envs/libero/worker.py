@@ -1,0 +1,182 @@
+"""A process of its own for one simulation, and the line to it. Runs as `python -m wmpo_lite.envs.libero.worker FD`, so no guard is needed around user code.
+
+The line carries one message each way: a JSON header, then the arrays that it names as raw bytes. If the line breaks, each end knows that the other is gone.
+"""
+import collections
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite.errors import UserError
+
+NO_GL = ("LIBERO cannot draw here ({}); install the GL libraries (apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6) and unset MUJOCO_GL, or set "
+         "it to egl or osmesa")
+
+
+def send(line: Connection, head: dict, **arrays):
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    line.send_bytes(json.dumps({"head": head, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}).encode())
+    for array in arrays.values():
+        if array.nbytes:
+            line.send_bytes(memoryview(array).cast("B"))
+
+
+def receive(line: Connection) -> tuple[dict, dict]:
+    message, arrays = json.loads(line.recv_bytes()), {}
+    for name, kind, shape in message["arrays"]:
+        empty = np.empty(shape, kind)
+        arrays[name] = np.frombuffer(line.recv_bytes(), kind).reshape(shape).copy() if empty.nbytes else empty
+    return message["head"], arrays
+
+
+class Worker:
+    """The near end: starts the process at once; `ask`, then `answer`. settings: bddl, size, look, wrist of the simulation; threads: of its drawing."""
+
+    def __init__(self, settings: dict, threads: int):
+        ours, theirs = socket.socketpair()
+        package = str(Path(__file__).resolve().parents[3])
+        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": str(threads), **os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join([package, *[p for p in sys.path if p]])
+        self._log = tempfile.TemporaryFile("w+")
+        # A session of its own: Ctrl-C in the terminal ends the program, and the broken line ends the worker.
+        self.process = subprocess.Popen([sys.executable, "-m", "wmpo_lite.envs.libero.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                                        stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment, start_new_session=True)
+        theirs.close()
+        self.line = Connection(ours.detach())
+        self.ask({"do": "build", **settings})
+
+    def ask(self, head: dict, **arrays):
+        try:
+            send(self.line, head, **arrays)
+        except OSError:
+            self._gone()
+
+    def answer(self) -> tuple[dict, dict]:
+        """The reply to the oldest question; UserError with the worker's sentence if it could not do it."""
+        try:
+            head, arrays = receive(self.line)
+        except (EOFError, OSError):
+            self._gone()
+        if "error" in head:
+            raise UserError(head["error"])
+        if "bug" in head:
+            raise RuntimeError(f"a LIBERO worker failed:\n{head['bug']}")
+        return head, arrays
+
+    def close(self):
+        """End the process: politely first. Safe to call twice."""
+        if not self.line.closed:
+            self.line.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+    def _gone(self):
+        code = self.process.wait()
+        self._log.seek(0)
+        said = "; ".join(line.strip() for line in self._log.read().splitlines()[-3:]) or "nothing"
+        raise UserError(f"a LIBERO worker ended by itself (exit status {code}); the last it said was: {said}. Build the environment again, with fewer workers "
+                        "if memory ran out")
+
+
+class Host:
+    """The far end: a simulation and the episodes that it is in."""
+
+    def build(self, head: dict, arrays: dict) -> dict:
+        from wmpo_lite.envs.libero.look import Look
+        from wmpo_lite.envs.libero.states import MISSING
+        from wmpo_lite.envs.tabletop.env import _import_mujoco
+        _import_mujoco()  # chooses the back end for drawing
+        try:
+            from wmpo_lite.envs.libero.simulation import Simulation
+            from libero.libero.envs import env_wrapper  # noqa: F401  robosuite with it
+        except ModuleNotFoundError as error:
+            raise UserError(MISSING.format(error)) from error
+        except (ImportError, RuntimeError, AttributeError, OSError) as error:
+            raise UserError(NO_GL.format(_first(error))) from error
+        import mujoco
+        try:
+            self.simulation = Simulation(head["bddl"], head["size"], Look(**head["look"]), head["wrist"])
+        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
+            if not any(word in f"{error!r}{traceback.format_exc()}".lower() for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")):
+                raise
+            raise UserError(NO_GL.format(_first(error))) from error
+        self.stride, self.cache = head["stride"], collections.OrderedDict()
+        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects}, "placement": self.simulation.placement}
+
+    def draw(self, head: dict, arrays: dict) -> dict:
+        return {"head": {}, "rows": np.stack([self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]])}
+
+    def reset(self, head: dict, arrays: dict) -> dict:
+        """One episode for each of `rows`; equal rows (a group) are settled once."""
+        self.episodes, self.done, self.shown, broken = [], [], [], []
+        for row in arrays["rows"]:
+            key = row.tobytes()
+            if key not in self.cache:
+                self.simulation.put(row)
+                found = self.simulation.settle(head["settle"])
+                self.cache[key] = self.simulation.save(), self.simulation.frames(), found
+                if len(self.cache) > 64:
+                    self.cache.popitem(last=False)
+            saved, frames, found = self.cache[key]
+            self.episodes.append(saved), self.shown.append(frames), broken.append(found), self.done.append(False)
+        return {"head": {"broken": broken}, "frames": np.array(self.shown)}
+
+    def step(self, head: dict, arrays: dict) -> dict:
+        """actions (b, K, 7) -> frames (b, K or 1, cameras, H, W, 3), done (b, K) and the measures after every step."""
+        actions, every, out = arrays["actions"], head["every_frame"], collections.defaultdict(list)
+        for b, episode in enumerate(self.episodes):
+            self.simulation.load(episode)
+            if self.done[b]:
+                self.simulation._mujoco.mj_forward(self.simulation.model, self.simulation.data)
+            frames, done, measures = [], [], []
+            for k, action in enumerate(actions[b]):
+                moved = not self.done[b]
+                if moved:
+                    self.done[b] = self.simulation.hold(action, self.stride)
+                done.append(self.done[b]), measures.append(self.simulation.measures())
+                if moved and (every or k == len(actions[b]) - 1 or self.done[b]):
+                    self.shown[b] = self.simulation.frames()
+                frames.append(self.shown[b])
+            self.episodes[b] = self.simulation.save()
+            out["frames"].append(frames if every else frames[-1:]), out["done"].append(done)
+            for name in measures[0]:
+                out[name].append([measure[name] for measure in measures])
+        return {"head": {}, **{name: np.array(value) for name, value in out.items()}}
+
+
+def _first(error) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def main(descriptor: int):
+    line, host = Connection(descriptor), Host()
+    while True:
+        try:
+            head, arrays = receive(line)
+        except (EOFError, OSError):
+            break  # the other end is gone
+        try:
+            answer = getattr(host, head["do"])(head, arrays)
+        except UserError as error:
+            answer = {"head": {"error": str(error)}}
+        except Exception:  # whatever it is, the program at the other end must hear of it
+            answer = {"head": {"bug": traceback.format_exc()}}
+        send(line, answer.pop("head"), **answer)
+    if hasattr(host, "simulation"):
+        host.simulation.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
