@@ -119,6 +119,13 @@ class LiberoEnv:
         self.done = done[:, -1].copy()
         return frames[:, :, 0], done, info
 
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are not touched."""
+        parts = [part for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._workers)) if len(part)]
+        for worker, part in zip(self._workers, parts):
+            worker.ask({"do": "pictures"}, rows=part)
+        return np.concatenate([arrays["frames"] for _, arrays in self._answers(self._workers[: len(parts)])])
+
     def close(self):
         self._closer()
 

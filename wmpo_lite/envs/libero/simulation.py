@@ -8,7 +8,7 @@ AGENT, WRIST = "agentview", "robot0_eye_in_hand"
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open
 PLACEMENT_SEED = 0  # of the cabinets and stoves under the benchmark's states, which do not say where these stand (LIBERO draws it, within a centimetre)
 SETTLE = 10  # control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
-DRIFT, TILT = 0.03, 30.0  # metres over ground and degrees that an object may move while its initial state settles
+DRIFT, TILT, SPEED = 0.03, 30.0, 0.1  # metres over ground and degrees that an object may move while its initial state settles, m/s that it may have then
 
 
 class Simulation:
@@ -164,12 +164,20 @@ class Simulation:
             tilt = np.degrees(np.arccos(np.clip((self.data.xmat[body].reshape(3, 3).T @ frame).trace() / 2 - 0.5, -1, 1)))
             if drift > DRIFT or tilt > TILT:
                 broken.append(f"{name} slid {100 * drift:.1f} cm and turned {tilt:.0f} degrees")
+            elif (speed := np.linalg.norm(self._velocity(body))) > SPEED:
+                broken.append(f"{name} still moves at {speed:.1f} m/s")
         for premise in self.env.parsed_problem["initial_state"]:
             if not self._holds(premise):
                 broken.append(f"'{' '.join(premise)}' does not hold")
         if self.success():
             broken.append("the task is solved at the start")
         return broken
+
+    def _velocity(self, body: int) -> np.ndarray:
+        if not self.model.body_jntnum[body]:
+            return np.zeros(3)
+        first = self.model.jnt_dofadr[self.model.body_jntadr[body]]
+        return self.data.qvel[first: first + 3]
 
     def _holds(self, premise: list[str]) -> bool:
         """Whether a line of the task's `:init` is true now. Where an object stands on the bare table is not asked: the drift tells."""

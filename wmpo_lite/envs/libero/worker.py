@@ -118,6 +118,13 @@ class Host:
     def draw(self, head: dict, arrays: dict) -> dict:
         return {"head": {}, "rows": np.stack([self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]])}
 
+    def pictures(self, head: dict, arrays: dict) -> dict:
+        frames = []
+        for row in arrays["rows"]:
+            self.simulation.put(row)
+            frames.append(self.simulation.frames()[0])
+        return {"head": {}, "frames": np.array(frames)}
+
     def reset(self, head: dict, arrays: dict) -> dict:
         """One episode for each of `rows`; equal rows (a group) are settled once."""
         self.episodes, self.done, self.shown, broken = [], [], [], []

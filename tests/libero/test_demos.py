@@ -1,0 +1,92 @@
+"""Official demonstrations: a file in LIBERO's layout becomes trajectories that are upright, of the asked size and of the control stride."""
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+import tiny
+from wmpo_lite.envs.libero.demos import load_demonstrations, thin
+from wmpo_lite.errors import UserError
+
+SOUP = "pick up the alphabet soup and place it in the basket"
+
+
+def official(path, lengths=(23, 40), states=None, convention="opengl", instruction=SOUP, size=128):
+    """A file as LIBERO's own script writes them: T pictures for T actions, upside down, success at the last step."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_name"], data.attrs["num_demos"], data.attrs["total"] = "Libero_Floor_Manipulation", len(lengths), sum(lengths)
+        data.attrs["problem_info"] = json.dumps({"problem_name": "libero_floor_manipulation", "domain_name": "robosuite", "language_instruction": instruction})
+        data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Floor_Manipulation", "env_kwargs": {"controller": "OSC_POSE", "control_freq": 20}})
+        data.attrs["macros_image_convention"], data.attrs["tag"] = convention, "libero-v1"
+        for k, steps in enumerate(lengths):
+            demo = data.create_group(f"demo_{k}")
+            rows = np.zeros((steps, 110)) if states is None else states[:steps]
+            demo.attrs["num_samples"], demo.attrs["init_state"], demo.attrs["model_file"] = steps, rows[0], "<mujoco/>"
+            frames = np.zeros((steps, size, size, 3), np.uint8)
+            frames[:, : size // 2, :, 0], frames[:, size // 2:, :, 2] = 200, np.arange(steps)[:, None, None]  # red above, time in blue below
+            obs = demo.create_group("obs")
+            stored = frames[:, ::-1] if convention == "opengl" else frames
+            obs["agentview_rgb"], obs["eye_in_hand_rgb"] = stored, stored
+            for name, width in (("ee_ori", 3), ("ee_pos", 3), ("ee_states", 6), ("gripper_states", 2), ("joint_states", 7)):
+                obs[name] = np.zeros((steps, width))
+            actions = 0.5 * tiny.random_actions(steps, 7, seed=k).astype(np.float64)
+            actions[:, 6] = np.where(np.arange(steps) < steps // 2, -1, 1)
+            demo["actions"], demo["states"], demo["robot_states"] = actions, rows, np.zeros((steps, 9))
+            demo["rewards"] = demo["dones"] = (np.arange(steps) == steps - 1).astype(np.uint8)
+    return path
+
+
+@pytest.mark.parametrize("convention", ["opengl", "opencv"])
+def test_an_official_file_becomes_trajectories(tmp_path, convention):
+    found = load_demonstrations(official(tmp_path / "a.hdf5", convention=convention), stride=5, size=64)
+    assert [len(t) for t in found] == [5, 8] and all(t.success and t.finish_step == len(t) for t in found)
+    first = found[0]
+    assert first.frames.shape == (6, 64, 64, 3) and first.instruction == SOUP and first.split == "demos" and first.initial_state.shape == (110,)
+    assert (first.frames[:, :32, :, 0] == 200).all() and not first.frames[:, 32:, :, 0].any()  # upright
+    assert first.frames[:, -1, 0, 2].tolist() == [0, 5, 10, 15, 20, 22]  # the file has no picture after the last action
+
+
+def test_held_actions_ask_for_the_same_way(tmp_path):
+    actions = np.random.default_rng(0).uniform(-1, 1, (13, 7))
+    thinned = thin(actions, 4)
+    assert thinned.shape == (4, 7) and np.allclose(4 * thinned[:, :6].sum(axis=0), actions[:, :6].sum(axis=0), atol=1e-6)
+    assert np.allclose(thinned[:, 6], actions[[3, 7, 11, 12], 6]) and np.abs(thinned).max() <= 1
+    assert np.allclose(thin(actions, 1), actions)
+
+
+def test_stride_one_and_no_size_keep_the_recording(tmp_path):
+    found = load_demonstrations(official(tmp_path / "a.hdf5"), stride=1)[1]
+    assert len(found) == 40 and found.frames.shape == (41, 128, 128, 3) and found.finish_step == 40
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda p: p.write_bytes(b"no"), "a.hdf5"),
+    (lambda p: p.unlink(), "does not exist"),
+])
+def test_a_bad_file_is_named(tmp_path, spoil, message):
+    path = official(tmp_path / "a.hdf5")
+    spoil(path)
+    with pytest.raises(UserError, match=message):
+        load_demonstrations(path, stride=4)
+
+
+def test_another_environments_file_and_a_bad_stride_are_refused(tmp_path):
+    path = official(tmp_path / "a.hdf5", lengths=(9,))
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/actions"]
+        file["data/demo_0/actions"] = np.zeros((9, 4))
+    with pytest.raises(UserError, match="actions of 4 numbers"):
+        load_demonstrations(path, stride=4)
+    with pytest.raises(UserError, match="stride is 0"):
+        load_demonstrations(path, stride=0)
+
+
+def test_without_the_extra_the_message_says_how_to_get_it():
+    code = ("import sys; sys.modules['libero'] = None\nfrom wmpo_lite.envs.libero.states import get_task\nfrom wmpo_lite.errors import UserError\n"
+            "try:\n    get_task('libero_object', 0)\nexcept UserError as error:\n    print(error)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install 'wmpo_lite[libero]'" in said and said.count("\n") == 1

@@ -1,0 +1,77 @@
+"""Worker processes: what they say when something is missing, how they end, and that the simulation in them is LIBERO's own, bit for bit."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from wmpo_lite.envs.libero.env import LiberoEnv
+from wmpo_lite.envs.libero.look import Look, Painter
+from wmpo_lite.envs.libero.states import evaluation_rows, get_task
+from wmpo_lite.errors import UserError
+
+
+def gone(pid, seconds=15):
+    end = time.monotonic() + seconds
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_close_ends_the_processes_and_a_dead_worker_is_named():
+    env = LiberoEnv(get_task("libero_object", 1), workers=2)
+    pids = [worker.process.pid for worker in env._workers]
+    os.kill(pids[0], signal.SIGKILL)
+    with pytest.raises(UserError, match="ended by itself"):
+        env.reset(env.initial_states("evaluation", [0, 1]))
+    env.close(), env.close()
+    assert all(gone(pid) for pid in pids)
+    with pytest.raises(UserError, match="is closed"):
+        env.pictures(np.zeros((1, env.row_size)))
+
+
+def test_workers_end_with_the_program_even_when_it_is_killed():
+    code = ("from wmpo_lite.envs.libero.env import LiberoEnv\nfrom wmpo_lite.envs.libero.states import get_task\nimport time\n"
+            "env = LiberoEnv(get_task('libero_object', 0), workers=1)\nprint(env._workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        pid = int(program.stdout.readline())
+        program.kill()
+    assert gone(pid)
+
+
+def test_a_machine_that_cannot_draw_is_told_so(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "no-such-thing")
+    with pytest.raises(UserError, match="cannot draw here .*apt-get install libegl1"):
+        LiberoEnv(get_task("libero_object", 0), workers=1)
+
+
+@pytest.mark.slow
+def test_physics_success_and_the_official_look_are_liberos_own(monkeypatch):
+    from libero.libero.envs import OffScreenRenderEnv
+
+    from wmpo_lite.envs.libero.simulation import Simulation
+    task = get_task("libero_goal", 7)  # the stove, whose burner glows
+    row, rng = evaluation_rows(task)[4], np.random.default_rng(0)
+    own = OffScreenRenderEnv(bddl_file_name=task.bddl, camera_heights=64, camera_widths=64, hard_reset=False)
+    own.seed(0)
+    own.reset()
+    own.set_init_state(row)
+    ours = Simulation(task.bddl, 64, Look.official(), wrist=False)
+    ours.put(row)
+    for action in rng.uniform(-1, 1, (15, 7)):
+        seen, _, solved, _ = own.step(action)
+        ours.step(action)
+        assert (own.sim.data.qpos == ours.data.qpos).all() and ours.success() == solved
+    difference = np.abs(seen["agentview_image"][::-1].astype(int) - ours.frames()[0])
+    assert difference.mean() < 0.5 and (difference > 8).mean() < 0.01
+    fast = Painter(ours.model, 64, Look())
+    coarse = np.abs(fast.draw(ours.data, "agentview").astype(int) - ours.frames()[0])
+    assert 0.5 < coarse.mean() < 12 and (coarse.max(axis=-1) > 60).mean() < 0.1  # another look of the same scene
+    assert (own.sim.model.mesh_facenum == ours.model.mesh_facenum).all()  # the meshes of the physics are whole
+    fast.close(), ours.close(), own.close()
