@@ -54,9 +54,10 @@ def test_a_broken_premise_is_reported(env):
     places = env.step_chunk(np.zeros((2, 1, 7)))[2]["objects"][0, 0]
     soup = places[env.objects.index("alphabet_soup_1")]
     column = next(c for c in range(10, 58) if np.abs(states.states[0, c: c + 2] - soup[:2]).max() < 2e-3)  # its x in the state
-    for height, angle, word in ((0.6, np.pi / 4, "alphabet_soup_1 slid"), (3.0, 0.0, "alphabet_soup_1 still moves")):
+    for height, angle, word in ((0.2, np.pi / 8, "alphabet_soup_1 slid"), (4.0, 0.0, "alphabet_soup_1 still moves")):
         rows = states.states.copy()
-        rows[0, column + 2: column + 7] = [height, np.cos(angle), np.sin(angle), 0, 0]
+        rows[0, column + 2], rows[0, column + 3: column + 7] = height, np.array([np.cos(angle), np.sin(angle), 0, 0])
+        print(rows[0, column: column + 7], states.states[0, column: column + 7], soup)
         env.reset(InitialStates(rows, None, states.instructions, "evaluation", states.indices))
         assert env.premises[0].broken[0].startswith(word) and env.premises[0].index == 3 and env.premises[1].holds
 

@@ -57,7 +57,7 @@ class LiberoEnv:
         try:
             for _ in range(count):
                 self._workers.append(Worker(settings, threads=max(1, cores // count) if count < cores else 0))
-            answers = self._answers()
+            answers = self._answers(self._workers)
         except BaseException:
             self.close()
             raise
@@ -75,8 +75,8 @@ class LiberoEnv:
         if split == "evaluation":
             rows = np.concatenate([bundled[indices], np.tile(self._placement, (len(indices), 1))], axis=1)
             return as_states(self.task, split, indices, rows)
-        parts = np.array_split(indices, len(self._workers))
-        asked = [worker for worker, part in zip(self._workers, parts) if len(part)]
+        parts = np.array_split(indices, len(self._crew))
+        asked = [worker for worker, part in zip(self._crew, parts) if len(part)]
         for worker, part in zip(asked, parts):
             worker.ask({"do": "draw", "seeds": [[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part]}, taken=bundled)
         rows = np.concatenate([arrays["rows"] for _, arrays in self._answers(asked)]) if asked else np.zeros((0, self.row_size + len(self._placement)))
@@ -87,10 +87,10 @@ class LiberoEnv:
     def reset(self, states: InitialStates) -> np.ndarray:
         """Start one episode per row of `states`; returns uint8 (B, H, W, 3) and sets `instructions` and `premises`."""
         self._batch, self.initial, self.instructions = len(states), states, list(states.instructions)
-        self._parts = [part for part in np.array_split(np.arange(len(states)), len(self._workers)) if len(part)]
-        for worker, part in zip(self._workers, self._parts):
+        self._parts = [part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)]
+        for worker, part in zip(self._crew, self._parts):
             worker.ask({"do": "reset", "settle": self.settle}, rows=states.states[part])
-        answers = self._answers(self._workers[: len(self._parts)])
+        answers = self._answers(self._crew[: len(self._parts)])
         self.premises = [Premise(int(i), tuple(broken)) for i, broken in zip(states.indices, [broken for head, _ in answers for broken in head["broken"]])]
         self.done = np.zeros(len(states), dtype=bool)
         frames = np.concatenate([arrays["frames"] for _, arrays in answers])
@@ -109,9 +109,9 @@ class LiberoEnv:
             raise UserError(f"actions have shape {actions.shape}; expected ({self._batch}, K, {ACTION_DIM}), one row for each episode of the last reset")
         if not np.isfinite(actions).all():
             raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
-        for worker, part in zip(self._workers, self._parts):
+        for worker, part in zip(self._crew, self._parts):
             worker.ask({"do": "step", "every_frame": every_frame}, actions=np.clip(actions[part], -1, 1))
-        answers = self._answers(self._workers[: len(self._parts)])
+        answers = self._answers(self._crew[: len(self._parts)])
         info = {name: np.concatenate([arrays[name] for _, arrays in answers]) for name in answers[0][1]}
         frames, done = info.pop("frames"), info.pop("done")
         if self.has_wrist:
@@ -121,10 +121,10 @@ class LiberoEnv:
 
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are not touched."""
-        parts = [part for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._workers)) if len(part)]
-        for worker, part in zip(self._workers, parts):
+        parts = [part for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._crew)) if len(part)]
+        for worker, part in zip(self._crew, parts):
             worker.ask({"do": "pictures"}, rows=part)
-        return np.concatenate([arrays["frames"] for _, arrays in self._answers(self._workers[: len(parts)])])
+        return np.concatenate([arrays["frames"] for _, arrays in self._answers(self._crew[: len(parts)])])
 
     def close(self):
         self._closer()
@@ -135,12 +135,16 @@ class LiberoEnv:
     def __exit__(self, *_):
         self.close()
 
-    def _answers(self, workers=None) -> list:
-        """Hear every worker out before the first error is raised, or its answer would be taken for that to the next question."""
+    @property
+    def _crew(self) -> list:
         if not self._workers:
             raise UserError("this LIBERO environment is closed; build a new one")
+        return self._workers
+
+    def _answers(self, workers) -> list:
+        """Hear every worker out before the first error is raised, or its answer would be taken for that to the next question."""
         answers, errors = [], []
-        for worker in self._workers if workers is None else workers:
+        for worker in workers:
             try:
                 answers.append(worker.answer())
             except (UserError, RuntimeError) as error:

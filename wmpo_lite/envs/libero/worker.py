@@ -97,8 +97,8 @@ class Host:
         from wmpo_lite.envs.libero.look import Look
         from wmpo_lite.envs.libero.states import MISSING
         from wmpo_lite.envs.tabletop.env import _import_mujoco
-        _import_mujoco()  # chooses the back end for drawing
         try:
+            _import_mujoco()  # chooses the back end for drawing
             from wmpo_lite.envs.libero.simulation import Simulation
             from libero.libero.envs import env_wrapper  # noqa: F401  robosuite with it
         except ModuleNotFoundError as error:

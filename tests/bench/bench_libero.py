@@ -1,0 +1,115 @@
+"""LIBERO's speed here beside its default settings on the same machine, and which of its initial states hold their premise with the installed MuJoCo.
+
+    python tests/bench/bench_libero.py                            rendered simulator steps a second, by suite, size and look
+    python tests/bench/bench_libero.py --premises 10              the first 10 evaluation states of every task: premise after settling
+    python tests/bench/bench_libero.py --suites libero_goal       one suite only
+
+"default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every simulator step. A rendered step is one simulator step
+(0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Results go to assets/results/libero_speed.json and
+libero_premises.json, merged by suite.
+"""
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results"
+# name: (size, wrist, look options, stride or None for the task's, workers)
+OPTIONS = {
+    "fast_64": (64, False, {}, 1, 1),
+    "fast_64_wrist": (64, True, {}, 1, 1),
+    "fast_128": (128, False, {}, 1, 1),
+    "fast_128_wrist": (128, True, {}, 1, 1),
+    "smooth_64": (64, False, {"samples": 4, "reflections": True}, 1, 1),
+    "official_128_wrist": (128, True, {"samples": 4, "reflections": True, "shadows": True, "grain": 0.0}, 1, 1),
+    "fast_64_two_workers": (64, False, {}, 1, 2),
+    "per_policy_step_64": (64, False, {}, None, 1),
+}
+
+
+def actions(*shape: int) -> np.ndarray:
+    return 0.5 * np.random.default_rng(0).uniform(-1, 1, (*shape, 7))
+
+
+def default_speed(task, seconds: float) -> float:
+    """Rendered steps a second of LIBERO as it comes."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    from wmpo_lite.envs.libero.states import evaluation_rows
+    env = OffScreenRenderEnv(bddl_file_name=task.bddl, camera_heights=128, camera_widths=128)
+    env.seed(0)
+    env.reset()
+    env.set_init_state(evaluation_rows(task)[0])
+    env.step(actions())
+    count, begin = 0, time.monotonic()
+    while time.monotonic() - begin < seconds:
+        env.step(actions())
+        count += 1
+    spent = time.monotonic() - begin
+    env.close()
+    return count / spent
+
+
+def our_speed(task, option, seconds: float) -> float:
+    """Rendered steps a second of the environment, all workers together; simulator steps whatever the stride."""
+    from wmpo_lite.envs.libero.env import LiberoEnv
+    from wmpo_lite.envs.libero.look import Look
+    size, wrist, look, stride, workers = option
+    with LiberoEnv(task, size=size, wrist=wrist, look=Look(**look), stride=stride, workers=workers) as env:
+        env.reset(env.initial_states("evaluation", np.arange(workers)))
+        env.step_chunk(actions(workers, 1))
+        count, begin = 0, time.monotonic()
+        while time.monotonic() - begin < seconds:
+            env.step_chunk(actions(workers, 8))
+            count += 8 * workers * env.stride
+        return count / (time.monotonic() - begin)
+
+
+def premises(task, count: int) -> dict:
+    """How many of the first `count` evaluation states hold their premise, and what is said of the others."""
+    from wmpo_lite.envs.libero.env import LiberoEnv
+    with LiberoEnv(task, size=16, workers=1) as env:
+        env.reset(env.initial_states("evaluation", np.arange(count)))
+        broken = [p for p in env.premises if not p.holds]
+    return {"instruction": task.instruction, "states": count, "hold": count - len(broken), "broken": {p.index: list(p.broken) for p in broken[:3]}}
+
+
+def merge(path: Path, new: dict):
+    from wmpo_lite import checkpoint
+    old = checkpoint.read_json(path) if path.exists() else {}
+    checkpoint.write_json(path, dict(sorted({**old, **new}.items())))
+
+
+def main():
+    from wmpo_lite.envs.libero.states import SUITES, tasks
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
+    parser.add_argument("--premises", type=int, default=0, metavar="STATES")
+    parser.add_argument("--every", type=int, default=1, help="check the premises of every n-th task only")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--task", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    a = parser.parse_args()
+    import mujoco
+    for suite in a.suites:
+        if a.premises:
+            found = {}
+            for task in tasks(suite)[:: a.every]:
+                found[str(task.number)] = premises(task, a.premises)
+                print(suite, task.number, json.dumps(found[str(task.number)]), flush=True)
+            merge(a.out / "libero_premises.json", {suite: found, "mujoco": mujoco.__version__})
+            continue
+        task = tasks(suite)[a.task]
+        row = {"default": default_speed(task, a.seconds), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        row |= {name: our_speed(task, OPTIONS[name], a.seconds) for name in a.options}
+        row["times_default"] = {name: row[name] / row["default"] for name in a.options}
+        print(suite, json.dumps(row), flush=True)
+        merge(a.out / "libero_speed.json", {suite: row, "mujoco": mujoco.__version__})
+
+
+if __name__ == "__main__":
+    main()
