@@ -3,8 +3,15 @@ import importlib.util
 
 import pytest
 
-HAVE = importlib.util.find_spec("libero") is not None
-needs_libero = [pytest.mark.libero, pytest.mark.skipif(not HAVE, reason="needs the extra: pip install 'wmpo_lite[libero]'")]
+
+def installed() -> bool:
+    try:
+        return importlib.util.find_spec("libero.libero") is not None  # this very folder could pass for a package `libero`
+    except ModuleNotFoundError:
+        return False
+
+
+needs_libero = [pytest.mark.libero, pytest.mark.skipif(not installed(), reason="needs the extra: pip install 'wmpo_lite[libero]'")]
 
 
 def pytest_collection_modifyitems(items):

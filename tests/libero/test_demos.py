@@ -90,3 +90,26 @@ def test_without_the_extra_the_message_says_how_to_get_it():
             "try:\n    get_task('libero_object', 0)\nexcept UserError as error:\n    print(error)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install 'wmpo_lite[libero]'" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_state_files_of_an_original_checkout_open(tmp_path, numpy_1):
+    """They hold pickled arrays, written by NumPy 1, which torch opens only if told that arrays are safe; anything else in them stays refused."""
+    import pickle
+    import zipfile
+
+    import torch
+
+    from wmpo_lite.envs.libero.states import _array_parts
+    rows, path = np.random.default_rng(0).normal(size=(50, 110)), tmp_path / "task.pruned_init"
+    torch.save(rows, path)
+    if numpy_1:
+        with zipfile.ZipFile(path) as old:
+            parts = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(path, "w") as new:
+            for name, content in parts.items():
+                new.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path)
+    with torch.serialization.safe_globals(_array_parts()):
+        assert (torch.load(path) == rows).all()

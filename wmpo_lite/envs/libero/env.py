@@ -8,7 +8,7 @@ import numpy as np
 from wmpo_lite.envs.libero.look import Look
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of
-from wmpo_lite.envs.libero.worker import Worker
+from wmpo_lite.envs.libero.worker import Worker, WorkerGone
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
@@ -56,8 +56,8 @@ class LiberoEnv:
         settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride}
         try:
             for _ in range(count):
-                self._workers.append(Worker(settings, threads=max(1, cores // count) if count < cores else 0))
-            answers = self._answers(self._workers)
+                self._workers.append(Worker(threads=max(1, cores // count) if count < cores else 0))
+            answers = self._exchange([({"do": "build", **settings}, {})] * count)
         except BaseException:
             self.close()
             raise
@@ -75,24 +75,23 @@ class LiberoEnv:
         if split == "evaluation":
             rows = np.concatenate([bundled[indices], np.tile(self._placement, (len(indices), 1))], axis=1)
             return as_states(self.task, split, indices, rows)
-        parts = np.array_split(indices, len(self._crew))
-        asked = [worker for worker, part in zip(self._crew, parts) if len(part)]
-        for worker, part in zip(asked, parts):
-            worker.ask({"do": "draw", "seeds": [[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part]}, taken=bundled)
-        rows = np.concatenate([arrays["rows"] for _, arrays in self._answers(asked)]) if asked else np.zeros((0, self.row_size + len(self._placement)))
+        parts = [part for part in np.array_split(indices, len(self._crew)) if len(part)]
+        seeds = [[[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part] for part in parts]
+        answers = self._exchange([({"do": "draw", "seeds": one}, {"taken": bundled}) for one in seeds])
+        rows = np.concatenate([np.zeros((0, self.row_size + len(self._placement)))] + [arrays["rows"] for _, arrays in answers])
         return as_states(self.task, split, indices, rows)
 
     # -- contract ------------------------------------------------------------------------------------------------------------------------
 
     def reset(self, states: InitialStates) -> np.ndarray:
         """Start one episode per row of `states`; returns uint8 (B, H, W, 3) and sets `instructions` and `premises`."""
-        self._batch, self.initial, self.instructions = len(states), states, list(states.instructions)
+        if not len(states):
+            raise UserError("there are no initial states to reset to; give at least one")
+        self._batch = 0  # where a worker refuses its states, no episode is under way
         self._parts = [part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)]
-        for worker, part in zip(self._crew, self._parts):
-            worker.ask({"do": "reset", "settle": self.settle}, rows=states.states[part])
-        answers = self._answers(self._crew[: len(self._parts)])
+        answers = self._exchange([({"do": "reset", "settle": self.settle}, {"rows": states.states[part]}) for part in self._parts])
         self.premises = [Premise(int(i), tuple(broken)) for i, broken in zip(states.indices, [broken for head, _ in answers for broken in head["broken"]])]
-        self.done = np.zeros(len(states), dtype=bool)
+        self._batch, self.initial, self.instructions, self.done = len(states), states, list(states.instructions), np.zeros(len(states), dtype=bool)
         frames = np.concatenate([arrays["frames"] for _, arrays in answers])
         self.wrist = frames[:, 1] if self.has_wrist else None
         return frames[:, 0]
@@ -109,9 +108,8 @@ class LiberoEnv:
             raise UserError(f"actions have shape {actions.shape}; expected ({self._batch}, K, {ACTION_DIM}), one row for each episode of the last reset")
         if not np.isfinite(actions).all():
             raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
-        for worker, part in zip(self._crew, self._parts):
-            worker.ask({"do": "step", "every_frame": every_frame}, actions=np.clip(actions[part], -1, 1))
-        answers = self._answers(self._crew[: len(self._parts)])
+        actions = np.clip(actions, -1, 1)
+        answers = self._exchange([({"do": "step", "every_frame": every_frame}, {"actions": actions[part]}) for part in self._parts])
         info = {name: np.concatenate([arrays[name] for _, arrays in answers]) for name in answers[0][1]}
         frames, done = info.pop("frames"), info.pop("done")
         if self.has_wrist:
@@ -122,9 +120,7 @@ class LiberoEnv:
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are not touched."""
         parts = [part for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._crew)) if len(part)]
-        for worker, part in zip(self._crew, parts):
-            worker.ask({"do": "pictures"}, rows=part)
-        return np.concatenate([arrays["frames"] for _, arrays in self._answers(self._crew[: len(parts)])])
+        return np.concatenate([arrays["frames"] for _, arrays in self._exchange([({"do": "pictures"}, {"rows": part}) for part in parts])])
 
     def close(self):
         self._closer()
@@ -141,14 +137,23 @@ class LiberoEnv:
             raise UserError("this LIBERO environment is closed; build a new one")
         return self._workers
 
-    def _answers(self, workers) -> list:
-        """Hear every worker out before the first error is raised, or its answer would be taken for that to the next question."""
-        answers, errors = [], []
-        for worker in workers:
-            try:
-                answers.append(worker.answer())
-            except (UserError, RuntimeError) as error:
-                errors.append(error)
+    def _exchange(self, questions: list) -> list:
+        """One question (head, arrays) for each of the first workers, all at work at once; their answers. Every worker is heard out before the first error is
+        raised, or its answer would be taken for that to the next question; where that cannot be, all of them are ended."""
+        answers, errors, workers = [], [], self._crew[: len(questions)]
+        try:
+            for worker, (head, arrays) in zip(workers, questions):
+                worker.ask(head, **arrays)
+            for worker in workers:
+                try:
+                    answers.append(worker.answer())
+                except WorkerGone:
+                    raise
+                except (UserError, RuntimeError) as error:
+                    errors.append(error)
+        except BaseException:  # a dead worker, or Ctrl-C while others are still at it
+            self.close()
+            raise
         if errors:
             raise errors[0]
         return answers

@@ -1,6 +1,9 @@
 """One LIBERO task in this process: built once, reset once, then only states are put into it (runs inside `worker`)."""
+import types
+
 import numpy as np
 
+from wmpo_lite.envs.libero.bridge import bridge, read_arm
 from wmpo_lite.envs.libero.look import Look, Painter
 from wmpo_lite.errors import UserError
 
@@ -18,6 +21,7 @@ class Simulation:
         import mujoco
         from libero.libero.envs.env_wrapper import ControlEnv
         self._mujoco = mujoco
+        bridge()
         # hard_reset rebuilds the whole model at every reset; cameras and observations of its own are computed 25 times a step and not used here.
         self.env = ControlEnv(bddl_file_name=bddl, has_offscreen_renderer=False, use_camera_obs=False, hard_reset=False, ignore_done=True).env
         self.sim, self.robot = self.env.sim, self.env.robots[0]
@@ -51,7 +55,8 @@ class Simulation:
         np.random.seed(seed)  # LIBERO draws from NumPy's global generator
         for _ in range(20):
             try:
-                self.env.reset()
+                self.env.reset()  # with a new controller
+                self.robot.controller.update = types.MethodType(read_arm, self.robot.controller)
                 return
             except RandomizationError:
                 pass

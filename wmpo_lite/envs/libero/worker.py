@@ -37,10 +37,14 @@ def receive(line: Connection) -> tuple[dict, dict]:
     return message["head"], arrays
 
 
-class Worker:
-    """The near end: starts the process at once; `ask`, then `answer`. settings: bddl, size, look, wrist of the simulation; threads: of its drawing."""
+class WorkerGone(UserError):
+    """The process at the other end of the line has ended."""
 
-    def __init__(self, settings: dict, threads: int):
+
+class Worker:
+    """The near end: starts the process; `ask`, then `answer`. threads: of its drawing."""
+
+    def __init__(self, threads: int):
         ours, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[3])
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": str(threads), **os.environ}
@@ -51,7 +55,6 @@ class Worker:
                                         stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment, start_new_session=True)
         theirs.close()
         self.line = Connection(ours.detach())
-        self.ask({"do": "build", **settings})
 
     def ask(self, head: dict, **arrays):
         try:
@@ -86,7 +89,7 @@ class Worker:
         code = self.process.wait()
         self._log.seek(0)
         said = "; ".join(line.strip() for line in self._log.read().splitlines()[-3:]) or "nothing"
-        raise UserError(f"a LIBERO worker ended by itself (exit status {code}); the last it said was: {said}. Build the environment again, with fewer workers "
+        raise WorkerGone(f"a LIBERO worker ended by itself (exit status {code}); the last it said was: {said}. Build the environment again, with fewer workers "
                         "if memory ran out")
 
 
@@ -180,7 +183,10 @@ def main(descriptor: int):
             answer = {"head": {"error": str(error)}}
         except Exception:  # whatever it is, the program at the other end must hear of it
             answer = {"head": {"bug": traceback.format_exc()}}
-        send(line, answer.pop("head"), **answer)
+        try:
+            send(line, answer.pop("head"), **answer)
+        except OSError:
+            break
     if hasattr(host, "simulation"):
         host.simulation.close()
 
