@@ -5,8 +5,8 @@
     python tests/bench/bench_libero.py --suites libero_goal       one suite only
 
 "default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every simulator step. A rendered step is one simulator step
-(0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Results go to assets/results/libero_speed.json and
-libero_premises.json, merged by suite.
+(0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Of each: steps a second, and processor seconds a step, which
+say the same on a machine that has other work. Results go to assets/results/libero_speed.json and libero_premises.json, merged by suite.
 """
 import argparse
 import json
@@ -34,8 +34,8 @@ def actions(*shape: int) -> np.ndarray:
     return 0.5 * np.random.default_rng(0).uniform(-1, 1, (*shape, 7))
 
 
-def default_speed(task, seconds: float) -> float:
-    """Rendered steps a second of LIBERO as it comes."""
+def default_speed(task, seconds: float) -> tuple[float, float]:
+    """Rendered steps a second of LIBERO as it comes, and processor seconds of a step."""
     from libero.libero.envs import OffScreenRenderEnv
 
     from wmpo_lite.envs.libero.states import evaluation_rows
@@ -44,28 +44,35 @@ def default_speed(task, seconds: float) -> float:
     env.reset()
     env.set_init_state(evaluation_rows(task)[0])
     env.step(actions())
-    count, begin = 0, time.monotonic()
+    count, begin, used = 0, time.monotonic(), time.process_time()
     while time.monotonic() - begin < seconds:
         env.step(actions())
         count += 1
-    spent = time.monotonic() - begin
+    result = count / (time.monotonic() - begin), (time.process_time() - used) / count
     env.close()
-    return count / spent
+    return result
 
 
-def our_speed(task, option, seconds: float) -> float:
-    """Rendered steps a second of the environment, all workers together; simulator steps whatever the stride."""
+def our_speed(task, option, seconds: float) -> tuple[float, float]:
+    """Rendered steps a second of the environment, all workers together, and processor seconds of a step; simulator steps whatever the stride."""
+    import psutil
+
     from wmpo_lite.envs.libero.env import LiberoEnv
     from wmpo_lite.envs.libero.look import Look
     size, wrist, look, stride, workers = option
     with LiberoEnv(task, size=size, wrist=wrist, look=Look(**look), stride=stride, workers=workers) as env:
         env.reset(env.initial_states("evaluation", np.arange(workers)))
         env.step_chunk(actions(workers, 1))
-        count, begin = 0, time.monotonic()
+        processes = [psutil.Process(), *(psutil.Process(worker.process.pid) for worker in env._workers)]
+
+        def processor():
+            return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+        count, begin, used = 0, time.monotonic(), processor()
         while time.monotonic() - begin < seconds:
             env.step_chunk(actions(workers, 8))
             count += 8 * workers * env.stride
-        return count / (time.monotonic() - begin)
+        return count / (time.monotonic() - begin), (processor() - used) / count
 
 
 def premises(task, count: int) -> dict:
@@ -104,9 +111,9 @@ def main():
             merge(a.out / "libero_premises.json", {suite: found, "mujoco": mujoco.__version__})
             continue
         task = tasks(suite)[a.task]
-        row = {"default": default_speed(task, a.seconds), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-        row |= {name: our_speed(task, OPTIONS[name], a.seconds) for name in a.options}
-        row["times_default"] = {name: row[name] / row["default"] for name in a.options}
+        measured = {"default": default_speed(task, a.seconds)} | {name: our_speed(task, OPTIONS[name], a.seconds) for name in a.options}
+        (base, cost), row = measured["default"], {"task": a.task, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        row |= {name: {"steps_s": rate, "cpu_s": used, "times_default": rate / base, "times_default_cpu": cost / used} for name, (rate, used) in measured.items()}
         print(suite, json.dumps(row), flush=True)
         merge(a.out / "libero_speed.json", {suite: row, "mujoco": mujoco.__version__})
 

@@ -24,6 +24,7 @@ def gone(pid, seconds=15):
     return True
 
 
+@pytest.mark.slow
 def test_close_ends_the_processes_and_a_dead_worker_is_named():
     env = LiberoEnv(get_task("libero_object", 1), workers=2)
     pids = [worker.process.pid for worker in env._workers]
@@ -36,6 +37,7 @@ def test_close_ends_the_processes_and_a_dead_worker_is_named():
         env.pictures(np.zeros((1, env.row_size)))
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_program_even_when_it_is_killed():
     code = ("from wmpo_lite.envs.libero.env import LiberoEnv\nfrom wmpo_lite.envs.libero.states import get_task\nimport time\n"
             "env = LiberoEnv(get_task('libero_object', 0), workers=1)\nprint(env._workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
@@ -72,7 +74,7 @@ def test_physics_success_and_the_official_look_are_liberos_own():
     assert 0.5 < coarse.mean() < 12 and (coarse.max(axis=-1) > 60).mean() < 0.1  # another look of the same scene
     assert (own.sim.model.mesh_facenum == ours.model.mesh_facenum).all()  # the meshes of the physics are whole
     fast.close(), own.close()
-    travelled, solved = [], []
+    travelled = []
     for step in (ours.step, ours.env.step):  # ours, and LIBERO's own on the same simulation
         ours.put(row)
         if step == ours.env.step:

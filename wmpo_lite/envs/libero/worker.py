@@ -3,6 +3,7 @@
 The line carries one message each way: a JSON header, then the arrays that it names as raw bytes. If the line breaks, each end knows that the other is gone.
 """
 import collections
+import importlib
 import json
 import os
 import socket
@@ -103,7 +104,7 @@ class Host:
         try:
             _import_mujoco()  # chooses the back end for drawing
             from wmpo_lite.envs.libero.simulation import Simulation
-            from libero.libero.envs import env_wrapper  # noqa: F401  robosuite with it
+            importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
         except ModuleNotFoundError as error:
             raise UserError(MISSING.format(error)) from error
         except (ImportError, RuntimeError, AttributeError, OSError) as error:
