@@ -132,7 +132,10 @@ class FeetechBus:
         for attempt in range(self.tries):
             with self._turn(self.calm):
                 data, result, error = once()
-            if result == 0 and len(data) == size:
+            sound = result == 0 and len(data) == size
+            if attempt or not sound:
+                time.sleep(self.calm)  # answers to earlier tries may be on their way: they come now, and are not taken for one to the next question
+            if sound:
                 return data, error
             self.retries += 1
         raise BusError(f"no answer from the servo of {JOINTS[joint]} (id {self.ids[joint]}) on {self.port} ({name}); check its cable and the power supply")
