@@ -2,10 +2,11 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import UserError
 
 
@@ -100,40 +101,12 @@ class Ship:
 
 
 @dataclass(frozen=True)
-class Deploy:
+class Deploy(Settings):
     """Let a policy move an arm: a simulated one, an SO-101 on a serial port, or an emulated SO-101. Every episode is recorded under runs/."""
 
-    arm: Literal["sim", "so101"] = "sim"
-    checkpoint: str = ""  # a folder, a run's name, or base, grpo, dpo, wmpo as shipped; by default wmpo, and base for --collect
-    instruction: str = ""  # by default what the simulated desk asks for
-    task: str = "place"
-    state: int = 0  # number of the simulated desk's first initial state
-    episodes: int = 1
-    collect: int = 0  # P: gather this many episodes into runs/<name>/rollouts.hdf5, for the main job to start from; goes on where it was
-    other: str = ""  # with --collect on a real desk: the colour of the object that the instruction does not name
-    name: str = ""  # folder under runs/
-    dry_run: bool = False  # print and draw what the policy would do; nothing moves
-    film: Path | None = None  # an MP4 of the episodes
-    mark: Literal["auto", "task", "key", "reward"] = "auto"  # who says whether it was a success
-    temperature: float | None = None  # of sampling; by default the likeliest action, and for --collect the main job's temperature
-    ahead: float = 0.3  # control steps before a chunk's end at which the next one's picture is taken; 0: afterwards, while the arm waits
-    seed: int = 0
-    port: str = ""  # so101: /dev/ttyACM0, COM3
-    calibration: Path | None = None  # so101: LeRobot's calibration file of this arm
-    camera: str = "0"  # so101: number or device of the camera
-    emulated: bool = False  # so101: servos on a pseudo-terminal with the simulated arm behind them
-    latency: float = 0.0  # sim: seconds by which pictures are late
-    camera_noise: float = 0.0  # sim: grey levels of 255
-    jitter: float = 0.0  # sim: rad of noise on joint commands
-    look: float = 0.0  # simulated desks: how strange the scene looks, 0 to 1
-    speed: float = 1.0  # sim: how much faster than the clock the world runs
-
     def __call__(self):
-        import dataclasses
-
-        from wmpo_lite.arms.session import Settings
         from wmpo_lite.arms.session import main as deploy
-        sys.exit(deploy(Settings(**dataclasses.asdict(self))))
+        sys.exit(deploy(self))
 
 
 COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor": Doctor, "results": Results, "ship": Ship, "deploy": Deploy}

@@ -9,7 +9,8 @@ from wmpo_lite import checkpoint
 from wmpo_lite.arms import records
 from wmpo_lite.arms.control import home
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward, sentences
-from wmpo_lite.arms.session import Session, Settings, main
+from wmpo_lite.arms.session import Session, main
+from wmpo_lite.arms.settings import Settings
 from wmpo_lite.arms.simulated import SimulatedArm
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
@@ -110,7 +111,7 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
             raise KeyboardInterrupt
         return calls[-1]
 
-    monkeypatch.setattr(records, "save_episode", save_and_tire)
+    monkeypatch.setattr("wmpo_lite.arms.deploy.save_episode", save_and_tire)
     with pytest.raises(KeyboardInterrupt):
         main(settings)
     assert sorted(records.complete("runs/desk/episodes")) == [0, 1] and not os.path.exists("runs/desk/rollouts.hdf5")

@@ -2,6 +2,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,10 @@ import numpy as np
 from wmpo_lite.arms.control import RATE, Commander, check_action, home
 from wmpo_lite.arms.interface import LIMITS, ArmStopped
 from wmpo_lite.arms.records import Episode, Recording, save_episode
+from wmpo_lite.arms.settings import AHEAD
 from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
 from wmpo_lite.errors import UserError
 
-# Control steps before the end of a chunk at which the picture for the next one is taken: then the ramp is over and the arm settles, and 60 ms are left to think.
-AHEAD = 0.3
 HURRY = 1.5  # a policy that is slower is asked earlier: this many times as long before the chunk's end as it has just needed
 LATEST = 0.9  # control steps to which that leads at most
 THINK_LIMIT = 5.0  # s after which a policy that says nothing has hung
@@ -46,14 +46,26 @@ def deploy(policy, arm, instruction: str, *, horizon: int, folder=None, number: 
     options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a failure, and says why in its file; what ended it otherwise
     (Ctrl-C, a fault in the policy) is raised after it is saved.
     """
-    journal = None if folder is None else Path(folder) / f"episode_{number:04d}.journal"
-    episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
-    if folder is not None:
-        save_episode(folder, number, episode, task=task, about=about or {})
-        journal.unlink(missing_ok=True)
+    if folder is None:
+        episode = run_episode(policy, arm, instruction, horizon=horizon, **options)
+    else:
+        episode, _ = record_episode(policy, arm, instruction, horizon=horizon, folder=folder, number=number, task=task, about=about, **options)
     if episode.error is not None:
         raise episode.error
     return episode.trajectory
+
+
+def record_episode(policy, arm, instruction: str, *, horizon: int, folder, number: int, task: str, about: dict | None = None, **options) -> tuple[Episode, Path]:
+    """`run_episode`, with a journal while it runs and a file in `folder` after it, whatever happened: the Episode and the path. The arm holds still meanwhile."""
+    journal = Path(folder) / f"episode_{number:04d}.journal"
+    episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
+    with ExitStack() as stack:
+        if episode.reason is None:
+            with suppress(ArmStopped):  # stopped just now: the episode is whole all the same
+                stack.enter_context(Hold(arm, arm.observe().joints))
+        path = save_episode(folder, number, episode, task=task, about=about or {})
+        journal.unlink(missing_ok=True)
+    return episode, path
 
 
 def run_episode(policy, arm, instruction: str, *, horizon: int, temperature: float | None = None, seed: int = 0, ahead: float = AHEAD, rate: float = RATE,

@@ -1,67 +1,16 @@
 """`wmpo-lite deploy`: which policy, which arm, which episodes, and what is printed, filmed and kept of them."""
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from wmpo_lite.arms import records
-from wmpo_lite.arms.deploy import AHEAD, Hold, go_home, run_episode
+from wmpo_lite.arms.deploy import Hold, go_home, record_episode
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward
 from wmpo_lite.arms.interface import ArmStopped
+from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import UserError
 
 FIRST_STATE = 80_000  # of the validation split: no other part of the kit looks at these
 SHOWN = 6  # episodes of a film at most
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that the command line can say; see `wmpo_lite.cli.Deploy`."""
-
-    arm: str = "sim"
-    checkpoint: str = ""
-    instruction: str = ""
-    other: str = ""
-    task: str = "place"
-    state: int = 0
-    episodes: int = 1
-    collect: int = 0
-    name: str = ""
-    dry_run: bool = False
-    film: Path | None = None
-    mark: str = "auto"
-    temperature: float | None = None
-    ahead: float = AHEAD
-    seed: int = 0
-    port: str = ""
-    calibration: Path | None = None
-    camera: str = "0"
-    emulated: bool = False
-    latency: float = 0.0
-    camera_noise: float = 0.0
-    jitter: float = 0.0
-    look: float = 0.0
-    speed: float = 1.0
-
-    def __post_init__(self):
-        real = self.arm == "so101" and not self.emulated
-        for wrong, message in (
-                (self.arm not in ("sim", "so101"), f"--arm is '{self.arm}'; expected sim or so101"),
-                (self.episodes < 1 or self.collect < 0 or self.state < 0, "--episodes counts from 1, --collect and --state from 0"),
-                (self.mark not in ("auto", "task", "key", "reward"), f"--mark is '{self.mark}'; expected auto, task, key or reward"),
-                (self.mark == "task" and real, "--mark task needs a simulated desk; a real one is judged by key or by the reward model (--mark reward)"),
-                (real and not (self.port and self.calibration), "a real arm needs --port and --calibration (LeRobot's file for this arm), or try --emulated"),
-                (real and not self.instruction, "a real desk does not say what to do; give --instruction"),
-                (self.emulated and self.arm != "so101", "--emulated emulates the bus of an SO-101; add --arm so101"),
-                (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter),
-                 "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
-                (not real and (self.port or self.calibration), "--port and --calibration are for a real arm; add --arm so101, or leave them out"),
-                (real and self.look, "--look changes a simulated scene; this desk is a real one")):
-            if wrong:
-                raise UserError(message)
-
-    @property
-    def real(self) -> bool:
-        return self.arm == "so101" and not self.emulated
 
 
 class Session:
@@ -169,16 +118,11 @@ class Session:
             where = {"split": "desk", "index": number}
         else:
             instruction, state, where = self.states.instructions[row], self.states.states[row], {"split": self.states.split, "index": int(self.states.indices[row])}
-        journal = self.folder / f"episode_{number:04d}.journal"
-        episode = run_episode(self.policy, self.arm, instruction, horizon=self.horizon, temperature=self.temperature, seed=1000 * s.seed + number, ahead=s.ahead,
-                              success=self.test if self.mark is None else None, mark=self.mark, initial_state=state, journal=journal, **where)
         about = {"arm": s.arm + (" emulated" if s.emulated else ""), "checkpoint": s.checkpoint, "temperature": self.temperature, "ahead": s.ahead,
                  "marked_by": self.marked_by}
-        with ExitStack() as stack:
-            if episode.reason is None:
-                stack.enter_context(Hold(self.arm, self.arm.observe().joints))
-            path = records.save_episode(self.folder, number, episode, task=s.task, about=about)
-            journal.unlink(missing_ok=True)
+        episode, path = record_episode(self.policy, self.arm, instruction, horizon=self.horizon, folder=self.folder, number=number, task=s.task, about=about,
+                                       temperature=self.temperature, seed=1000 * s.seed + number, ahead=s.ahead, success=self.test if self.mark is None else None,
+                                       mark=self.mark, initial_state=state, **where)
         print(f"episode {number}: {summary(episode)}\n  {path}", flush=True)
         if episode.error is not None:
             raise episode.error

@@ -1,0 +1,60 @@
+"""What can be said to `wmpo-lite deploy`; the command line is made from this."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wmpo_lite.errors import UserError
+
+# Control steps before the end of a chunk at which the picture for the next one is taken: then the ramp is over and the arm settles, and 60 ms are left to think.
+AHEAD = 0.3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One session at an arm. UserError for settings that do not go together."""
+
+    arm: Literal["sim", "so101"] = "sim"
+    checkpoint: str = ""  # a folder, a run's name, or base, grpo, dpo, wmpo as shipped; by default wmpo, and base for --collect
+    instruction: str = ""  # by default what the simulated desk asks for
+    task: str = "place"
+    state: int = 0  # number of the simulated desk's first initial state
+    episodes: int = 1
+    collect: int = 0  # P: gather this many episodes into runs/<name>/rollouts.hdf5, for the main job to start from; goes on where it was
+    other: str = ""  # with --collect on a real desk: the colour of the object that the instruction does not name
+    name: str = ""  # folder under runs/
+    dry_run: bool = False  # print and draw what the policy would do; nothing moves
+    film: Path | None = None  # an MP4 of the episodes
+    mark: Literal["auto", "task", "key", "reward"] = "auto"  # who says whether it was a success
+    temperature: float | None = None  # of sampling; by default the likeliest action, and for --collect the main job's temperature
+    ahead: float = AHEAD  # control steps before a chunk's end at which the next one's picture is taken; 0: afterwards, while the arm waits
+    seed: int = 0
+    port: str = ""  # so101: /dev/ttyACM0, COM3
+    calibration: Path | None = None  # so101: LeRobot's calibration file of this arm
+    camera: str = "0"  # so101: number or device of the camera
+    emulated: bool = False  # so101: servos on a pseudo-terminal with the simulated arm behind them
+    latency: float = 0.0  # sim: seconds by which pictures are late
+    camera_noise: float = 0.0  # sim: grey levels of 255
+    jitter: float = 0.0  # sim: rad of noise on joint commands
+    look: float = 0.0  # simulated desks: how strange the scene looks, 0 to 1
+    speed: float = 1.0  # sim: how much faster than the clock the world runs
+
+    def __post_init__(self):
+        real = self.real
+        for wrong, message in (
+                (self.arm not in ("sim", "so101"), f"--arm is '{self.arm}'; expected sim or so101"),
+                (self.episodes < 1 or self.collect < 0 or self.state < 0, "--episodes counts from 1, --collect and --state from 0"),
+                (self.mark not in ("auto", "task", "key", "reward"), f"--mark is '{self.mark}'; expected auto, task, key or reward"),
+                (self.mark == "task" and real, "--mark task needs a simulated desk; a real one is judged by key or by the reward model (--mark reward)"),
+                (real and not (self.port and self.calibration), "a real arm needs --port and --calibration (LeRobot's file for this arm), or try --emulated"),
+                (real and not self.instruction, "a real desk does not say what to do; give --instruction"),
+                (self.emulated and self.arm != "so101", "--emulated emulates the bus of an SO-101; add --arm so101"),
+                (self.arm != "sim" and (self.speed != 1 or self.latency or self.camera_noise or self.jitter),
+                 "--speed, --latency, --camera-noise and --jitter are for --arm sim"),
+                (not real and (self.port or self.calibration), "--port and --calibration are for a real arm; add --arm so101, or leave them out"),
+                (real and self.look, "--look changes a simulated scene; this desk is a real one")):
+            if wrong:
+                raise UserError(message)
+
+    @property
+    def real(self) -> bool:
+        return self.arm == "so101" and not self.emulated
