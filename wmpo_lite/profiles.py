@@ -20,7 +20,7 @@ class Profile:
     groups: int = 16
     group_size: int = 8
     refill: int = 0
-    doubt: float = 0.005  # metres by which imagined things may lie elsewhere than seen while the policy learns
+    doubt: float = 0.010  # metres by which imagined things may lie elsewhere than seen while the policy learns
     wmpo_lr: float = 3e-4
     wmpo_warmup: int = 3
     wmpo_epochs: int = 2

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from scripted import play
 from test_demos import official
 from wmpo_lite.envs.libero.demos import load_demonstrations
+from wmpo_lite.envs.libero.expert import demonstrate
 from wmpo_lite.errors import UserError
 
 
@@ -33,11 +33,7 @@ def test_the_file_of_another_task_is_refused(env, tmp_path):
 def test_a_recording_of_our_own_replays_to_success(env):
     """A solved episode, held action by held action from the same initial state, is solved at the same step."""
     states = env.initial_states("demos", [2])
-    env.reset(states)
-    actions, done, _ = play(env, "alphabet_soup_1", "basket_1", steps=60)
-    env.reset(states)
-    still = np.zeros((1, 1, 7))
-    still[..., 6] = -1
-    env.step_chunk(still)
-    _, again, _ = env.step_chunk(actions[None], every_frame=False)
-    assert done[-1] and (again[0] == done).all()
+    found = demonstrate(env, states, np.random.default_rng(0))
+    first = env.reset(states)
+    frames, again, _ = env.step_chunk(found["executed"])
+    assert found["done"][0, -1] and (again == found["done"]).all() and (first == found["frames"][:, 0]).all() and (frames == found["frames"][:, 1:]).all()

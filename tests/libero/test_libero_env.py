@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import tiny
-from scripted import play
 from wmpo_lite.envs.libero.env import ACTION_NAMES
+from wmpo_lite.envs.libero.expert import demonstrate
 from wmpo_lite.errors import UserError
 from wmpo_lite.rollout import rollout
 from wmpo_lite.trajectory import InitialStates, load_trajectories, save_trajectories
@@ -55,15 +55,22 @@ def test_the_hand_goes_where_the_actions_say(env, states):
             assert moved[axis] * sign > 0.04 and np.abs(np.delete(moved, axis)).max() < 0.5 * abs(moved[axis])
 
 
-def test_a_scripted_hand_solves_the_task_in_few_policy_steps(env):
+def test_the_expert_solves_the_task_in_few_policy_steps(env):
     """From a state of the benchmark and from one of ours; once solved, the episode stands still."""
     for split in ("evaluation", "demos"):
-        env.reset(env.initial_states(split, [1]))
-        assert env.premises[0].holds
-        actions, done, last = play(env, "alphabet_soup_1", "basket_1", steps=env.task.horizon)
-        assert done[-1] and not done[:-1].any() and 10 < len(actions) <= 40
+        found = demonstrate(env, env.initial_states(split, [1]), np.random.default_rng(0))
+        assert env.premises[0].holds and found["done"][0, -1] and 10 < found["done"][0].argmax() <= 40
         frames, finished, info = env.step_chunk(motions(1, 3))
-        assert finished.all() and (frames == last).all() and (info["states"] == info["states"][:, :1]).all()
+        assert finished.all() and (frames[0] == found["frames"][0, -1]).all() and (info["states"] == info["states"][:, :1]).all()
+
+
+def test_what_is_now_is_known_after_a_reset_and_after_steps(env, states):
+    env.reset(states)
+    assert env.goal == (("in", "alphabet_soup_1", "basket_1_contain_region"),)
+    assert env.now["tip"].shape == (3, 3) and env.now["objects"].shape == (3, len(env.objects), 3) and env.now["turned"].shape == (3, len(env.objects), 4)
+    before = env.now["objects"].copy()
+    info = env.step_chunk(motions(3, 2))[2]
+    assert all((env.now[name] == info[name][:, -1]).all() for name in ("tip", "objects", "turned", "states")) and np.abs(env.now["objects"] - before).max() < 0.01
 
 
 def test_rollout_runs_a_policy_and_its_trajectories_are_saved(env, states, tmp_path):

@@ -62,8 +62,9 @@ class LiberoEnv:
             self.close()
             raise
         self.row_size, self.objects, self._placement = answers[0][0]["row_size"], tuple(answers[0][0]["objects"]), answers[0][1]["placement"]
+        self.goal = tuple(tuple(part) for part in answers[0][0]["goal"])  # such as ("on", "akita_black_bowl_1", "plate_1")
         self._batch, self.instructions, self.premises = 0, [], []
-        self.initial, self.wrist = None, None
+        self.initial, self.wrist, self.now = None, None, {}
 
     # -- initial states -------------------------------------------------------------------------------------------------------------------
 
@@ -92,7 +93,8 @@ class LiberoEnv:
         answers = self._exchange([({"do": "reset", "settle": self.settle}, {"rows": states.states[part]}) for part in self._parts])
         self.premises = [Premise(int(i), tuple(broken)) for i, broken in zip(states.indices, [broken for head, _ in answers for broken in head["broken"]])]
         self._batch, self.initial, self.instructions, self.done = len(states), states, list(states.instructions), np.zeros(len(states), dtype=bool)
-        frames = np.concatenate([arrays["frames"] for _, arrays in answers])
+        self.now = _joined(answers)
+        frames = self.now.pop("frames")
         self.wrist = frames[:, 1] if self.has_wrist else None
         return frames[:, 0]
 
@@ -100,8 +102,9 @@ class LiberoEnv:
         """Execute K policy steps, each held for `stride` simulator steps, in every episode. actions (B, K, 7) in [-1, 1] (clipped): 1 asks for 5 cm or
         0.5 rad within a simulator step, of which the arm does a part. Returns frames, done, info of the contract; every_frame=False draws the newest only.
 
-        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`: only experts, tests and
-        teleoperation may look at these; and `wrist`, like the frames, if that camera is on.
+        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`, and their orientations
+        `turned` (B, K, n, 4), w x y z: only experts, tests and teleoperation may look at these; `now` has the newest of each, after a reset too; and `wrist`,
+        like the frames, if that camera is on.
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 3 or actions.shape[0] != self._batch or actions.shape[2] != ACTION_DIM or not actions.shape[1]:
@@ -110,8 +113,9 @@ class LiberoEnv:
             raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
         actions = np.clip(actions, -1, 1)
         answers = self._exchange([({"do": "step", "every_frame": every_frame}, {"actions": actions[part]}) for part in self._parts])
-        info = {name: np.concatenate([arrays[name] for _, arrays in answers]) for name in answers[0][1]}
+        info = _joined(answers)
         frames, done = info.pop("frames"), info.pop("done")
+        self.now = {name: values[:, -1] for name, values in info.items()}
         if self.has_wrist:
             info["wrist"] = frames[:, :, 1]
         self.done = done[:, -1].copy()
@@ -157,6 +161,10 @@ class LiberoEnv:
         if errors:
             raise errors[0]
         return answers
+
+
+def _joined(answers: list) -> dict:
+    return {name: np.concatenate([arrays[name] for _, arrays in answers]) for name in answers[0][1]}
 
 
 def _close(workers: list):

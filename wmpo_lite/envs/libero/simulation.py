@@ -34,6 +34,7 @@ class Simulation:
         self.fixtures = [self.model.body(self.env.fixtures_dict[name].root_body).id for name in sorted(self.env.fixtures_dict)
                          if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, getattr(self.env.fixtures_dict[name], "root_body", "")) >= 0]
         self.objects = tuple(sorted(self.env.objects_dict))
+        self.goal = [[str(word) for word in part] for part in self.env.parsed_problem["goal_state"]]
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
         self.wrist = wrist
         self.sample(PLACEMENT_SEED)
@@ -54,6 +55,11 @@ class Simulation:
         from robosuite.utils.errors import RandomizationError
         np.random.seed(seed)  # LIBERO draws from NumPy's global generator
         for _ in range(20):
+            # What lies on a stove or in a drawer is placed from the fixture's pose and its region's, which is read where a new model has it: at the origin.
+            for body in self.fixtures:
+                self.model.body_pos[body], self.model.body_quat[body] = 0, (1, 0, 0, 0)
+            self._mujoco.mj_resetData(self.model, self.data)
+            self._mujoco.mj_forward(self.model, self.data)
             try:
                 self.env.reset()  # with a new controller
                 self.robot.controller.update = types.MethodType(read_arm, self.robot.controller)
@@ -153,8 +159,9 @@ class Simulation:
         return [self.painter.draw(self.data, camera) for camera in ((AGENT, WRIST) if self.wrist else (AGENT,))]
 
     def measures(self) -> dict:
-        """What experts and tests may look at: joint state, finger-tip position (3,), object positions (n, 3), metres."""
-        return {"states": self.data.qpos.copy(), "tip": self.data.site_xpos[self.robot.eef_site_id].copy(), "objects": self.data.xpos[self._bodies].copy()}
+        """What experts and tests may look at: joint state, finger-tip position (3,), object positions (n, 3), metres, and their orientations (n, 4)."""
+        return {"states": self.data.qpos.copy(), "tip": self.data.site_xpos[self.robot.eef_site_id].copy(), "objects": self.data.xpos[self._bodies].copy(),
+                "turned": self.data.xquat[self._bodies].copy()}
 
     # -- premises ------------------------------------------------------------------------------------------------------------------------
 

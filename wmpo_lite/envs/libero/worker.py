@@ -117,7 +117,7 @@ class Host:
                 raise
             raise UserError(NO_GL.format(_first(error))) from error
         self.stride, self.cache = head["stride"], collections.OrderedDict()
-        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects}, "placement": self.simulation.placement}
+        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects, "goal": self.simulation.goal}, "placement": self.simulation.placement}
 
     def draw(self, head: dict, arrays: dict) -> dict:
         return {"head": {}, "rows": np.stack([self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]])}
@@ -131,18 +131,18 @@ class Host:
 
     def reset(self, head: dict, arrays: dict) -> dict:
         """One episode for each of `rows`; equal rows (a group) are settled once."""
-        self.episodes, self.done, self.shown, broken = [], [], [], []
+        self.episodes, self.done, self.shown, broken, now = [], [], [], [], []
         for row in arrays["rows"]:
             key = row.tobytes()
             if key not in self.cache:
                 self.simulation.put(row)
                 found = self.simulation.settle(head["settle"])
-                self.cache[key] = self.simulation.save(), self.simulation.frames(), found
+                self.cache[key] = self.simulation.save(), self.simulation.frames(), found, self.simulation.measures()
                 if len(self.cache) > 64:
                     self.cache.popitem(last=False)
-            saved, frames, found = self.cache[key]
-            self.episodes.append(saved), self.shown.append(frames), broken.append(found), self.done.append(False)
-        return {"head": {"broken": broken}, "frames": np.array(self.shown)}
+            saved, frames, found, measures = self.cache[key]
+            self.episodes.append(saved), self.shown.append(frames), broken.append(found), self.done.append(False), now.append(measures)
+        return {"head": {"broken": broken}, "frames": np.array(self.shown), **{name: np.array([m[name] for m in now]) for name in now[0]}}
 
     def step(self, head: dict, arrays: dict) -> dict:
         """actions (b, K, 7) -> frames (b, K or 1, cameras, H, W, 3), done (b, K) and the measures after every step."""
