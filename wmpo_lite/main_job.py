@@ -127,7 +127,7 @@ def train_offline(w: Workspace) -> dict:
 
     s = w.settings
     policy = w.base()
-    policy.vision.requires_grad_(not s.freeze_vision)
+    policy.train_vision(not s.freeze_vision)
     logs = train_dpo(policy, None, w.rollouts(), DPOConfig(beta=s.dpo_beta, lr=s.dpo_lr, epochs=s.dpo_epochs, pairs=s.dpo_pairs, temperature=s.temperature),
                      seed=w.run.seed, on_step=lambda step, record: w.log({"stage": "dpo", "step": step, **record}))
     save_policy_once(w.folder / "policies" / "dpo", policy.eval(), w.provenance(stage="dpo"))
@@ -137,12 +137,12 @@ def train_offline(w: Workspace) -> dict:
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
     from wmpo_lite.evaluate import paired_comparison, successful_lengths, trajectory_length_ratio
-    from wmpo_lite.policy import Policy
+    from wmpo_lite.policy import load_policy
 
     n = w.settings.evaluation_states
     states = w.states("evaluation", 0, n)
     policies, trajectories = {"base": w.base()}, {}
-    policies |= {name: Policy.load(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
+    policies |= {name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
     table = {}
     for name, policy in policies.items():
         trajectories[name] = greedy(w, policy, states, desc=f"evaluate {name}")

@@ -25,8 +25,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
     """
     if len(states) < 1:
         raise UserError(f"stage '{stage}' has no initial states to start from; record rollouts first")
-    for parameter in policy.vision.parameters():
-        parameter.requires_grad_(not freeze_vision)
+    policy.train_vision(not freeze_vision)
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
     records, start = _resume(folder, policy, optimiser, parameters)

@@ -61,73 +61,24 @@ def build_tokenizer():
     return tokenizer
 
 
-class Policy(nn.Module):
-    """pi(action tokens | frame, instruction). Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in [0, bins)."""
+class TokenPolicy(nn.Module):
+    """What every policy over action tokens shares. A subclass has `config` (chunk, action_dim, bins, image), `statistics`, the buffers of `set_range`, and
 
-    def __init__(self, config: PolicyConfig = PolicyConfig(), statistics: ActionStatistics = ActionStatistics(), tokenizer=None):
-        super().__init__()
-        from transformers import LlamaConfig, LlamaModel
-        if not len(statistics.names) == len(statistics.low) == len(statistics.high) == config.action_dim:
-            raise UserError(f"action statistics name {len(statistics.names)} dimensions (low {len(statistics.low)}, high {len(statistics.high)}), the policy has {config.action_dim}; they belong to different robots")
-        self.config, self.statistics = config, statistics
-        self.tokenizer = tokenizer or build_tokenizer()
-        self.vision = build_vision(config)
-        # The connector is told the instruction (FiLM, as in RT-1): binding 'red' to the red cube by attention alone takes a small decoder very long.
-        self.connector = nn.Linear(config.vision_width * config.merge**2, 2 * config.width)
-        self.film = nn.Linear(config.width, 4 * config.width)
-        self.project = nn.Linear(2 * config.width, config.width)
-        self.words = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
-        nn.init.normal_(self.words.weight, std=0.2)
-        self.slots = nn.Parameter(torch.randn(config.chunk * config.action_dim, config.width) * 0.02)  # one query per action token
-        self.decoder = LlamaModel(LlamaConfig(
-            vocab_size=1, hidden_size=config.width, intermediate_size=3 * config.width, num_hidden_layers=config.depth,
-            num_attention_heads=config.heads, num_key_value_heads=config.heads, max_position_embeddings=512, attention_dropout=0.0, pad_token_id=None,
-            bos_token_id=None, eos_token_id=None))
-        self.decoder.embed_tokens = nn.Identity()  # inputs come as embeddings
-        # One head per action dimension: the bins of dx and of the gripper mean different things.
-        self.head = nn.Parameter(torch.randn(config.action_dim, config.width, config.bins) * config.width**-0.5 * 0.1)
+    - `features(frames)`: uint8 (B, H, W, 3) -> vision features (B, N, width), which may be kept between passes;
+    - `logits(frames, instructions, seen=None)`: scores (B, K, D, bins); seen: such features (frames is then not looked at);
+    - `vision`: the tower, which cloning and GRPO may leave as it is.
+    """
+
+    def set_range(self, statistics: "ActionStatistics", action_dim: int):
+        if not len(statistics.names) == len(statistics.low) == len(statistics.high) == action_dim:
+            raise UserError(f"action statistics name {len(statistics.names)} dimensions (low {len(statistics.low)}, high {len(statistics.high)}), the policy has {action_dim}; they belong to different robots")
+        self.statistics = statistics
         low, high = (torch.tensor(v, dtype=torch.float32) for v in (statistics.low, statistics.high))
         self.register_buffer("low", low, persistent=False), self.register_buffer("high", high, persistent=False)
 
-    # -- network -------------------------------------------------------------------------------------------------------------------------
-
-    def _text(self, instructions) -> torch.Tensor:
-        rows = [self.tokenizer.encode(text).ids[: self.config.text_length] for text in instructions]
-        return torch.tensor([row + [0] * (self.config.text_length - len(row)) for row in rows], device=self.slots.device)  # (B, L)
-
-    def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """Output of the vision tower (B, side^2, vision_width) for uint8 frames (B, H, W, 3)."""
-        c = self.config
-        if frames.shape[1:] != (c.image, c.image, 3):
-            raise UserError(f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
-        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.vision(pixel_values=pixels).last_hidden_state
-
-    def connect(self, features: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
-        """Vision features (B, side^2, vision_width) -> decoder tokens (B, N, width) under the instruction's mean embedding `summary` (B, 1, width)."""
-        c = self.config
-        side, m = c.image // c.patch, c.merge
-        folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        scale, shift = self.film(summary).chunk(2, dim=-1)
-        return self.project(nn.functional.gelu(self.connector(folded) * (1 + scale) + shift))
-
-    def logits(self, frames: torch.Tensor, instructions, seen: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores (B, K, D, bins). seen: vision features from `features`, when they are kept between passes (frames is then not looked at)."""
-        hidden = self.hidden(self.features(frames) if seen is None else seen, instructions)
-        return torch.einsum("bkdw,dwv->bkdv", hidden, self.head)
-
-    def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
-        """Decoder states (B, K, D, width) of the action slots, from vision features (B, side^2, vision_width)."""
-        c = self.config
-        ids = self._text(instructions)
-        text = self.words(ids)
-        present = (ids != 0)[..., None].float()
-        summary = (text * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-        image = self.connect(features, summary)
-        slots = self.slots.expand(len(image), -1, -1)
-        # Words first: under causal attention every image token then knows what is being asked for.
-        hidden = self.decoder(inputs_embeds=torch.cat([text, image, slots], dim=1), use_cache=False).last_hidden_state[:, -slots.shape[1]:]
-        return hidden.unflatten(1, (c.chunk, c.action_dim))
+    def train_vision(self, on: bool):
+        """Whether the vision tower learns with the rest."""
+        self.vision.requires_grad_(on)
 
     def log_probs(self, frames, instructions, tokens, temperature: float = 1.0, seen=None):
         """Log-probabilities and entropies, each (B, K, D), of `tokens` at the temperature they were sampled with."""
@@ -170,25 +121,108 @@ class Policy(nn.Module):
             raise UserError(f"the policy's action statistics are for {', '.join(self.statistics.names)}, the environment expects {', '.join(names)} "
                             f"({env.action_dim} numbers); load the policy that was trained for it")
 
+
+class Policy(TokenPolicy):
+    """pi(action tokens | frame, instruction). Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in [0, bins)."""
+
+    def __init__(self, config: PolicyConfig = PolicyConfig(), statistics: ActionStatistics = ActionStatistics(), tokenizer=None):
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+        self.set_range(statistics, config.action_dim)
+        self.config = config
+        self.tokenizer = tokenizer or build_tokenizer()
+        self.vision = build_vision(config)
+        # The connector is told the instruction (FiLM, as in RT-1): binding 'red' to the red cube by attention alone takes a small decoder very long.
+        self.connector = nn.Linear(config.vision_width * config.merge**2, 2 * config.width)
+        self.film = nn.Linear(config.width, 4 * config.width)
+        self.project = nn.Linear(2 * config.width, config.width)
+        self.words = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
+        nn.init.normal_(self.words.weight, std=0.2)
+        self.slots = nn.Parameter(torch.randn(config.chunk * config.action_dim, config.width) * 0.02)  # one query per action token
+        self.decoder = LlamaModel(LlamaConfig(
+            vocab_size=1, hidden_size=config.width, intermediate_size=3 * config.width, num_hidden_layers=config.depth,
+            num_attention_heads=config.heads, num_key_value_heads=config.heads, max_position_embeddings=512, attention_dropout=0.0, pad_token_id=None,
+            bos_token_id=None, eos_token_id=None))
+        self.decoder.embed_tokens = nn.Identity()  # inputs come as embeddings
+        # One head per action dimension: the bins of dx and of the gripper mean different things.
+        self.head = nn.Parameter(torch.randn(config.action_dim, config.width, config.bins) * config.width**-0.5 * 0.1)
+
+    # -- network -------------------------------------------------------------------------------------------------------------------------
+
+    def _text(self, instructions) -> torch.Tensor:
+        rows = [self.tokenizer.encode(text).ids[: self.config.text_length] for text in instructions]
+        return torch.tensor([row + [0] * (self.config.text_length - len(row)) for row in rows], device=self.slots.device)  # (B, L)
+
+    def features(self, frames: torch.Tensor) -> torch.Tensor:
+        """Output of the vision tower (B, side^2, vision_width) for uint8 frames (B, H, W, 3)."""
+        c = self.config
+        if frames.shape[1:] != (c.image, c.image, 3):
+            raise UserError(f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
+        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.vision(pixel_values=pixels).last_hidden_state
+
+    def connect(self, features: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+        """Vision features (B, side^2, vision_width) -> decoder tokens (B, N, width) under the instruction's mean embedding `summary` (B, 1, width)."""
+        c = self.config
+        side, m = c.image // c.patch, c.merge
+        folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        scale, shift = self.film(summary).chunk(2, dim=-1)
+        return self.project(nn.functional.gelu(self.connector(folded) * (1 + scale) + shift))
+
+    def logits(self, frames: torch.Tensor, instructions, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores (B, K, D, bins). seen: vision features from `features`, when they are kept between passes (frames is then not looked at)."""
+        hidden = self.hidden(self.features(frames) if seen is None else seen, instructions)
+        return torch.einsum("bkdw,dwv->bkdv", hidden, self.head)
+
+    def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
+        """Decoder states (B, K, D, width) of the action slots, from vision features (B, side^2, vision_width)."""
+        c = self.config
+        ids = self._text(instructions)
+        text = self.words(ids)
+        present = (ids != 0)[..., None].float()
+        summary = (text * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+        image = self.connect(features, summary)
+        slots = self.slots.expand(len(image), -1, -1)
+        # Words first: under causal attention every image token then knows what is being asked for.
+        hidden = self.decoder(inputs_embeds=torch.cat([text, image, slots], dim=1), use_cache=False).last_hidden_state[:, -slots.shape[1]:]
+        return hidden.unflatten(1, (c.chunk, c.action_dim))
+
     # -- files ----------------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder, provenance=None):
-        actions = {"names": self.statistics.names, "low": self.statistics.low, "high": self.statistics.high}
-        checkpoint.save_module(folder, self, self.config, provenance, {"actions.json": json.dumps(actions), "tokenizer.json": self.tokenizer.to_str()})
+        checkpoint.save_module(folder, self, self.config, provenance, language_files(self))
 
     @classmethod
     def load(cls, folder):
-        from tokenizers import Tokenizer
         config = checkpoint.load_config(folder, PolicyConfig, cls.__name__)
-        actions = checkpoint.read_json(Path(folder) / "actions.json")
-        if set(actions) != {"names", "low", "high"}:
-            raise UserError(f"{folder}/actions.json must hold names, low and high; without action statistics a policy moves wrongly")
-        statistics = ActionStatistics(**{key: tuple(value) for key, value in actions.items()})
-        try:
-            tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exceptions
-            raise UserError(f"{folder}/tokenizer.json cannot be read ({error}); it is missing or truncated, fetch or train the policy again") from error
-        return checkpoint.load_state(folder, cls(config, statistics, tokenizer)).eval()
+        return checkpoint.load_state(folder, cls(config, *load_language(folder))).eval()
+
+
+def language_files(policy) -> dict:
+    """Action statistics and tokenizer of a policy, as further files of its checkpoint."""
+    actions = {"names": policy.statistics.names, "low": policy.statistics.low, "high": policy.statistics.high}
+    return {"actions.json": json.dumps(actions), "tokenizer.json": policy.tokenizer.to_str()}
+
+
+def load_language(folder) -> tuple:
+    """ActionStatistics and tokenizer of a policy's checkpoint."""
+    from tokenizers import Tokenizer
+    actions = checkpoint.read_json(Path(folder) / "actions.json")
+    if set(actions) != {"names", "low", "high"}:
+        raise UserError(f"{folder}/actions.json must hold names, low and high; without action statistics a policy moves wrongly")
+    try:
+        tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{folder}/tokenizer.json cannot be read ({error}); it is missing or truncated, fetch or train the policy again") from error
+    return ActionStatistics(**{key: tuple(value) for key, value in actions.items()}), tokenizer
+
+
+def load_policy(folder) -> TokenPolicy:
+    """The policy in a checkpoint folder, of whichever class it is."""
+    if checkpoint.read_json(Path(folder) / "config.json").get("class") == "BackbonePolicy":
+        from wmpo_lite.backbone import BackbonePolicy
+        return BackbonePolicy.load(folder)
+    return Policy.load(folder)
 
 
 def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):

@@ -162,7 +162,7 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
     pad = lambda x: np.concatenate([x, np.repeat(x[:, -1:], chunk, axis=1)], axis=1)  # noqa: E731
     intended = pad(demos["intended"])
     struck = pad(np.abs(demos["executed"] - demos["intended"]).max(axis=-1) > 1e-6)
-    policy.vision.requires_grad_(tune_vision)
+    policy.train_vision(tune_vision)
     frames = torch.from_numpy(demos["frames"])
     last = np.minimum(demos["done"].argmax(axis=1) + 5, steps)  # what follows is standing still
     if not tune_vision:

@@ -25,8 +25,8 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
         return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
 
     def measure():
-        from wmpo_lite.policy import Policy
-        found = greedy(w, Policy.load(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
+        from wmpo_lite.policy import load_policy
+        found = greedy(w, load_policy(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
         return {"success": [t.success for t in found]}
 
     trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)

@@ -88,8 +88,8 @@ class Workspace:
         return self._once("autoencoder", lambda: Autoencoder.load(self.assets / "autoencoder"))
 
     def base(self):
-        from wmpo_lite.policy import Policy
-        return Policy.load(self.assets / "policy")
+        from wmpo_lite.policy import load_policy
+        return load_policy(self.assets / "policy")
 
     def world_model(self):
         from wmpo_lite.world_model import WorldModel

@@ -29,7 +29,7 @@ def pins(requirements):
 
 def test_environment_yml_repeats_the_pins_of_pyproject():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"notebooks", "dev", "browser", "libero", "arm"}
+    assert set(extras) == {"notebooks", "dev", "browser", "libero", "vla", "arm"}
     pins(PROJECT["dependencies"] + sum(extras.values(), []))  # all pinned, none contradictory
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     lines = next(entry["pip"] for entry in environment if isinstance(entry, dict))

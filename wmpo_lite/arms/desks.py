@@ -11,12 +11,12 @@ SEARCH = 1_000  # states that are looked through for an instruction
 def load_policy(name: str, task: str, collecting: bool = False):
     """The policy called `name`: a checkpoint folder, a folder that holds one (policy, policies/wmpo), a run's folder or its name under runs/, or one that ships:
     base, grpo, dpo, wmpo. By default wmpo, and base for collecting, because the main job starts from that one."""
-    from wmpo_lite.policy import Policy
+    from wmpo_lite import policy
     from wmpo_lite.shipped import POLICIES, Shipped
     name = str(name or ("base" if collecting else "wmpo"))
     for folder in (Path(name), Path(name) / "policies" / "wmpo", Path(name) / "policy", Path("runs") / name / "policies" / "wmpo"):
         if (folder / "actions.json").exists():
-            return Policy.load(folder)
+            return policy.load_policy(folder)
     if name in ("base", *POLICIES):
         return Shipped(task).policy(name)
     raise UserError(f"there is no policy at '{name}'; give a checkpoint folder, the name of a run under runs/, or one of base, {', '.join(POLICIES)}")

@@ -1,0 +1,166 @@
+"""The policy on an image-text backbone: tiny random SmolVLM and PaliGemma models, so nothing is fetched."""
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from wmpo_lite import grpo
+from wmpo_lite.backbone import BackboneConfig, BackbonePolicy
+from wmpo_lite.errors import UserError
+from wmpo_lite.optimise import optimise
+from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss, load_policy
+
+CONFIG = BackboneConfig(image=64, chunk=2, action_dim=3)
+SENTENCES = ["put the red cube on the plate", "open the drawer", "put the green cube on the plate"]
+VOCABULARY, IMAGE = 300, 299
+
+
+def smolvlm():
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(
+        vision_config=dict(small, image_size=32, patch_size=8), scale_factor=2, image_token_id=IMAGE, pad_token_id=0,
+        text_config=dict(small, model_type="llama", vocab_size=VOCABULARY, num_key_value_heads=2, pad_token_id=0)))
+
+
+def paligemma():
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    return PaliGemmaForConditionalGeneration(PaliGemmaConfig(
+        vision_config=dict(small, model_type="siglip_vision_model", image_size=32, patch_size=8, projection_dim=32), projection_dim=32, hidden_size=32,
+        image_token_id=IMAGE, text_config=dict(small, model_type="gemma", vocab_size=VOCABULARY, num_key_value_heads=1, head_dim=16, pad_token_id=0)))
+
+
+def make(family, **changes):
+    torch.manual_seed(0)
+    return BackbonePolicy(family().eval(), build_tokenizer(), dataclasses.replace(CONFIG, **changes)).eval()
+
+
+def frames(count=3, size=64):
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=[smolvlm, paligemma], ids=lambda family: family.__name__)
+def family(request):
+    return request.param
+
+
+def test_every_example_is_read_for_itself(family):
+    policy, pictures = make(family), frames()
+    scores = policy.logits(pictures, SENTENCES)
+    assert scores.shape == (3, 2, 3, 256)
+    alone = torch.cat([policy.logits(pictures[i: i + 1], SENTENCES[i: i + 1]) for i in range(3)])
+    assert torch.allclose(scores, alone, atol=1e-5)  # sentences of other lengths in the batch change nothing
+    assert (policy.logits(pictures[:1], SENTENCES[1:2]) - scores[:1]).abs().max() > 1e-3
+    assert (policy.logits(pictures[1:2], SENTENCES[:1]) - scores[:1]).abs().max() > 1e-3
+    assert torch.equal(policy.logits(None, SENTENCES, policy.features(pictures)), scores)
+
+
+def test_the_backbone_reads_pictures_and_words_as_it_would_by_itself(family):
+    """Its own forward pass over picture tokens and sentence; a policy without queries must come to the same states."""
+    torch.manual_seed(0)
+    model = family().eval()
+    policy = BackbonePolicy(model, build_tokenizer(), dataclasses.replace(CONFIG, image=32))  # its own size: nothing is enlarged
+    pictures, words = frames(1, 32), torch.tensor([policy.tokenizer.encode(CONFIG.prompt.format(instruction=SENTENCES[0])).ids])
+    seen = policy.features(pictures)
+    ids = torch.cat([torch.full((1, seen.shape[1]), IMAGE), words], dim=1)
+    pixels = pictures.permute(0, 3, 1, 2) / 127.5 - 1
+    more = {"token_type_ids": torch.zeros_like(ids)} if family is paligemma else {}
+    own = model.model(input_ids=ids, pixel_values=pixels if family is paligemma else pixels[:, None], attention_mask=torch.ones_like(ids), **more)
+    caught = []
+    hook = model.model.register_forward_hook(lambda module, args, options, out: caught.append((options, out)), with_kwargs=True)
+    policy.hidden(seen, SENTENCES[:1])
+    hook.remove()
+    given, states = caught[0][0]["inputs_embeds"], caught[0][1].last_hidden_state
+    with torch.no_grad():
+        expected = torch.cat([seen, model.get_input_embeddings()(words), policy.slots[None]], dim=1)
+    assert torch.equal(given, expected)
+    if family is smolvlm:  # causal: what comes later is not seen by what comes first
+        assert torch.allclose(states[:, : ids.shape[1]], own.last_hidden_state, atol=1e-5)
+    else:
+        again = model.model(inputs_embeds=given[:, : ids.shape[1]], attention_mask=torch.ones_like(ids), **more)
+        assert torch.allclose(again.last_hidden_state, own.last_hidden_state, atol=1e-5)
+
+
+def test_action_tokens_stand_at_the_end_of_the_vocabulary(family):
+    model = family()
+    policy = BackbonePolicy(model, build_tokenizer(), CONFIG)
+    words = model.get_output_embeddings().weight
+    assert torch.equal(policy.head[0], words[VOCABULARY - 1]) and torch.equal(policy.head[255], words[VOCABULARY - 256])
+    tokens = policy.tokenise(torch.tensor([-1.0, 0.0, 1.0]))
+    assert tokens.tolist() == [0, 128, 255] and policy.vocabulary_ids(tokens).tolist() == [299, 171, 44]
+    assert torch.allclose(policy.detokenise(policy.tokenise(torch.tensor([0.3, -0.7, 0.999]))), torch.tensor([0.3, -0.7, 0.999]), atol=1 / 255)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_it_learns_a_chunk_by_heart_and_comes_back_from_disk(family, lora_rank, tmp_path):
+    policy, pictures = make(family, lora_rank=lora_rank), frames()
+    actions = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    before = {name: value.clone() for name, value in policy.named_parameters() if not value.requires_grad}
+    optimiser = torch.optim.Adam(parameters, lr=1e-2)
+    for _ in range(80):
+        loss, _ = cloning_loss(policy, pictures, SENTENCES, actions)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    assert (policy.act(pictures, SENTENCES)[2] - actions).abs().max() < 0.02
+    trained = {name for name, value in policy.named_parameters() if value.requires_grad}
+    if lora_rank:
+        assert all("lora_" in name or name in ("head", "slots") for name in trained) and not any("vision" in name for name in trained) and before
+        assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters() if name in before)
+    else:
+        assert any("vision" in name for name in trained) and not before
+    policy.save(tmp_path / "policy", {"task": "x"})
+    again = load_policy(tmp_path / "policy")
+    assert isinstance(again, BackbonePolicy) and again.config == policy.config and torch.equal(again.logits(pictures, SENTENCES), policy.logits(pictures, SENTENCES))
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.p*kle"))
+
+
+@pytest.mark.parametrize("lora_rank, vision", [(0, True), (0, False), (4, True)])
+def test_grpo_updates_it_like_any_policy(lora_rank, vision):
+    """One iteration in `tiny.Counter`, where every policy succeeds now and then."""
+    policy = make(smolvlm, lora_rank=lora_rank, image=tiny.SIZE, action_dim=4)
+    policy.set_range(tiny.policy().statistics, 4)
+    before = {name: value.detach().clone() for name, value in policy.named_parameters()}
+    config = grpo.GRPOConfig(groups=4, group_size=8, lr=1e-3, warmup=1, epochs=1, minibatch=16)
+    record = optimise(policy, lambda seed: tiny.Counter(), tiny.states(8), config, iterations=1, horizon=4, seed=0, stage="test", freeze_vision=not vision,
+                      refill=2)[0]
+    moved = {name for name, value in policy.named_parameters() if not torch.equal(value, before[name])}
+    assert record["kept"] and "head" in moved and any("vision" in name for name in moved) == (vision and not lora_rank)
+    assert abs(record["approx_kl"]) < 1.0 and np.isfinite(record["loss"])
+
+
+def test_a_model_is_loaded_by_name_from_a_folder(tmp_path, family):
+    from transformers import PreTrainedTokenizerFast
+    torch.manual_seed(0)
+    model = family().eval()
+    model.save_pretrained(tmp_path / "backbone")
+    PreTrainedTokenizerFast(tokenizer_object=build_tokenizer()).save_pretrained(tmp_path / "backbone")
+    policy = BackbonePolicy.from_name(str(tmp_path / "backbone"), CONFIG).eval()
+    torch.manual_seed(1)
+    other = BackbonePolicy(model, build_tokenizer(), CONFIG).eval()
+    other.slots.data.copy_(policy.slots.data)
+    assert torch.equal(policy.logits(frames(), SENTENCES), other.logits(frames(), SENTENCES))
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda: BackbonePolicy.from_name("nobody/has-this-model"), "give download=True"),
+    (lambda: make(smolvlm, prompt="do something"), "no place for the instruction"),
+    (lambda: make(smolvlm, bins=301), "expected 2 to 300"),
+    (lambda: make(smolvlm).logits(frames(1, 32), SENTENCES[:1]), "reads 64x64 RGB frames"),
+    (lambda: BackbonePolicy(smolvlm(), build_tokenizer(), CONFIG, tiny.policy().statistics), "belong to different robots"),
+])
+def test_bad_input_gets_one_sentence(spoil, message):
+    with pytest.raises(UserError, match=message) as caught:
+        spoil()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_wrong_checkpoint_is_named(tmp_path):
+    make(smolvlm).save(tmp_path / "policy")
+    with pytest.raises(UserError, match="holds a 'BackbonePolicy', expected a 'Policy'"):
+        Policy.load(tmp_path / "policy")
+    (tmp_path / "policy" / "backbone.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(UserError, match="describes no image-text model"):
+        load_policy(tmp_path / "policy")
