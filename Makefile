@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test bench lab notebooks browser book assets doctor clean help
+.PHONY: setup check demo test test-libero bench lab notebooks browser book assets doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -62,6 +62,11 @@ demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with 
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests notebooks)
 
+test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of wheels) and run its tests
+	@echo "wmpo-lite: installing LIBERO"
+	@$(BIN)/python -m pip install -q -e '.[libero]'
+	$(TEST_ENV) $(BIN)/python -m pytest $(or $(ARGS),tests/libero)
+
 bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
 
@@ -92,5 +97,5 @@ clean:  ## remove what make installed and caches; runs/ and assets/ stay
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | while IFS=$$'\t' read -r name text; do \
-	    printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | while IFS=$$'\t' read -r name text; do \
+	    printf '  make %-12s %s\n' "$$name" "$$text"; done

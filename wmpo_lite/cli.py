@@ -15,13 +15,14 @@ class Demo:
     """Run the whole method once: P real rollouts, alignment, reward model, trust panel, GRPO in imagination, baselines, evaluation, report."""
 
     task: str = "place"
-    profile: str = "laptop"  # smoke (minutes, for tests), laptop or gpu
+    profile: str = "laptop"  # smoke (minutes, for tests), laptop, gpu, or libero for its tasks
     seed: int = 0
     rollout_budget: int = 128  # P: real rollouts of the task after cloning
     name: str = ""  # folder under runs/; by default task, profile, seed and P
     from_scratch: bool = False  # train the shipped assets anew first (hours)
 
     def __call__(self):
+        from wmpo_lite.envs.tasks import folder_name
         from wmpo_lite.main_job import main_job
         from wmpo_lite.workspace import ASSETS, Run
         assets = ASSETS
@@ -31,7 +32,7 @@ class Demo:
             make_assets(self.task, assets, seed=self.seed, profile=self.profile)
         run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets))
         run.settings()
-        main_job(run, Path("runs") / (self.name or f"{self.task}-{self.profile}-p{self.rollout_budget}-s{self.seed}"))
+        main_job(run, Path("runs") / (self.name or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"))
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Assets:
     start: Path | None = None  # begin with another task's trained weights (assets/place) and take two fifths of the steps
 
     def __call__(self):
+        from wmpo_lite.envs.tasks import folder_name
         from wmpo_lite.workspace import ASSETS
         from wmpo_lite.pretrain import install_assets, make_assets
         make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile, start=self.start)
-        install_assets(Path("runs") / "assets" / self.task, ASSETS / self.task)
+        install_assets(Path("runs") / "assets" / folder_name(self.task), ASSETS / folder_name(self.task))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def align_world_model(w: Workspace) -> dict:
     """Policy behaviour alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included."""
     import torch
 
-    from wmpo_lite.envs.tabletop.scene import object_map
+    from wmpo_lite.envs.tasks import object_map
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel
 
@@ -39,7 +39,7 @@ def align_world_model(w: Workspace) -> dict:
     model = WorldModel.load(w.assets / "world_model")
     latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
     actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
-    objects = torch.from_numpy(object_map(np.stack([t.frames for t in trajectories]), latents.shape[-1]))
+    objects = object_map(w.task, np.stack([t.frames for t in trajectories]), latents.shape[-1])
     # The draft stays as pre-trained: on labels that the reader makes of the P rollouts it learns to let go of what it holds (figures in the README).
     if model.config.draft_width:
         model.draft.requires_grad_(False)
@@ -166,11 +166,13 @@ def evaluate(w: Workspace) -> dict:
 
 
 def instruction_swap(w: Workspace, policy) -> dict:
-    """The same pictures under the other sentence: a policy that listens follows it about as often."""
+    """The same pictures under the other sentence: a policy that listens follows it about as often. Empty for a task with one sentence."""
+    from wmpo_lite.envs.tasks import has_other_sentence, with_other_sentence
+    if not has_other_sentence(w.task):
+        return {}
     count = max(24, w.settings.evaluation_states // 4)
     states = w.states("validation", SWAP_STATES, count)
-    swapped_rows = w.task.swap_instruction(states.states)
-    swapped = dataclasses.replace(states, states=swapped_rows, instructions=tuple(w.task.instruction(row) for row in swapped_rows))
+    swapped = with_other_sentence(w.task, states)
     said, other = greedy(w, policy, states), greedy(w, policy, swapped)
     return {"n": count, "as_said": float(np.mean([t.success for t in said])), "swapped_follows_new": float(np.mean([t.success for t in other]))}
 

@@ -53,10 +53,10 @@ def build_vision(config: PolicyConfig) -> nn.Module:
         image_size=config.image, patch_size=config.patch, vision_use_head=False))
 
 
-def build_tokenizer():
-    """Word-level tokenizer over a fixed list of table-top words; unknown words become one token."""
+def build_tokenizer(words=WORDS):
+    """Word-level tokenizer over a fixed list, by default of table-top words; unknown words become one token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<pad>", "<unk>", *WORDS))}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<pad>", "<unk>", *words))}, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     return tokenizer
 

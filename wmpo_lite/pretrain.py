@@ -128,6 +128,9 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     start: another task's trained assets (such as assets/place), whose weights every part begins with; two fifths of the steps are then enough.
     """
+    if "/" in task:
+        from wmpo_lite.pretrain_libero import make_libero_assets
+        return make_libero_assets(task, folder, seed=seed, profile=profile, start=start)
     import torch
 
     from wmpo_lite.checkpoint import load_tensors, save_tensors

@@ -8,10 +8,11 @@ HELD_OUT_SCENES = 1024
 # ---------------------------------------------------------------------------------------------------------------------- vision tower
 
 
-def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, batch: int = 64):
+def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, batch: int = 64, centre=(0.19, 0.0, 0.05), scale=(0.04, 0.07, 0.04)):
     """Pre-train a policy's vision `tower` on random scenes: where things are, which are there, which pixels they cover.
 
-    scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them. Returns (records, held-out errors).
+    scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them; without masks nothing is asked of pixels. centre, scale: metres, what places are
+    measured from and in. Returns (records, held-out errors).
     """
     import torch
     from torch import nn
@@ -40,9 +41,10 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
 
     probe = Probe()
     total = len(scenes["frames"])
-    held_out = slice(total - HELD_OUT_SCENES, total)
-    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
-    grid = scenes["masks"][:, 1::2, 1::2]  # (N, 32, 32): every other pixel
+    known = total - min(HELD_OUT_SCENES, total // 5)
+    held_out = slice(known, total)
+    centre, scale = torch.tensor(centre), torch.tensor(scale)
+    grid = scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None  # (N, 32, 32): every other pixel
     patches = tower.config.image_size // tower.config.patch_size
 
     def errors(index):
@@ -52,13 +54,16 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
         distance = (F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present).sum() / present.sum()
         exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
         opening = F.mse_loss(place[:, 4, 4], torch.from_numpy(scenes["opening"][index]))
+        found = {"centimetres": float((((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1).detach() * present).sum() / present.sum() * 100)}
+        loss = 2 * distance + exists + opening
+        if grid is None:
+            return loss, found
         target = torch.from_numpy(grid[index]).long().unflatten(1, (patches, 4)).unflatten(3, (patches, 4)).permute(0, 1, 3, 2, 4).flatten(1, 2)
         mask = F.cross_entropy(masks.transpose(1, 2), target)
-        centimetres = (((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1) * present).sum() / present.sum() * 100
-        return 2 * distance + exists + opening + mask, {"centimetres": float(centimetres.detach()), "mask": float(mask.detach())}
+        return loss + mask, {**found, "mask": float(mask.detach())}
 
     def loss_fn(generator, rng, step):
-        return errors(np.sort(rng.integers(total - HELD_OUT_SCENES, size=batch)))
+        return errors(np.sort(rng.integers(known, size=batch)))
 
     records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder)
     with torch.no_grad():

@@ -20,7 +20,7 @@ class Profile:
     groups: int = 16
     group_size: int = 8
     refill: int = 0
-    doubt: float = 0.010  # metres by which imagined things may lie elsewhere than seen while the policy learns
+    doubt: float = 0.005  # metres by which imagined things may lie elsewhere than seen while the policy learns
     wmpo_lr: float = 3e-4
     wmpo_warmup: int = 3
     wmpo_epochs: int = 2
@@ -51,6 +51,8 @@ PROFILES = {
                      tolerate_silence=True),
     "laptop": Profile(),
     "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
+    # LIBERO's simulator takes a second or two for an episode, so it is asked less.
+    "libero": Profile(evaluation_states=128, trust_rollouts=96),
 }
 
 

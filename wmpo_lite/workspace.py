@@ -37,20 +37,19 @@ class Workspace:
     """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result."""
 
     def __init__(self, run: Run, folder: Path):
-        from wmpo_lite.envs.tabletop.env import TabletopEnv
-        from wmpo_lite.envs.tabletop.tasks import get_task
+        from wmpo_lite.envs.tasks import folder_name, get_task, make_env
         from wmpo_lite.train import MetricsLog, set_threads
 
         set_threads()
         self.run, self.folder, self.settings = run, Path(folder), run.settings()
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
-        self.assets = Path(run.assets) / run.task
+        self.assets = Path(run.assets) / folder_name(run.task)
         if not self.assets.exists():
             raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
         self._check_folder()
         self.log = MetricsLog(self.folder / "metrics.jsonl")
-        self.env = TabletopEnv(self.task)
+        self.env = make_env(self.task)
         self.started = time.time()
 
     def _check_folder(self):
@@ -112,8 +111,8 @@ class Workspace:
         return {"run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name}, "settings": dataclasses.asdict(self.settings), **more}
 
     def states(self, split: str, first: int, count: int):
-        from wmpo_lite.envs.tabletop.env import initial_states
-        return initial_states(self.task, split, np.arange(first, first + count))
+        from wmpo_lite.envs.tasks import initial_states
+        return initial_states(self.task, self.env, split, np.arange(first, first + count))
 
 
 def initial_frames(trajectories):
@@ -126,15 +125,15 @@ def initial_frames(trajectories):
 
 def starts_of_imagination(w):
     """The P recorded first frames, each under its own sentence and under the one that names the other object: imagination needs no recording of what
-    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table.
+    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table. A task with one
+    sentence has the P starts alone.
 
     w: a Workspace or a Shipped; of either only `task` and `rollouts()` are asked.
     """
+    from wmpo_lite.envs.tasks import has_other_sentence, with_other_sentence
     from wmpo_lite.trajectory import InitialStates
     own = initial_frames(w.rollouts())
-    rows = w.task.swap_instruction(own.states)
-    other = dataclasses.replace(own, states=rows, instructions=tuple(w.task.instruction(row) for row in rows))
-    return InitialStates.concat([own, other])
+    return InitialStates.concat([own, with_other_sentence(w.task, own)]) if has_other_sentence(w.task) else own
 
 
 def imagined_env(w: Workspace, seed: int, stop: bool = True, doubt: float = 0.0):

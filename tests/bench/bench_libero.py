@@ -2,11 +2,12 @@
 
     python tests/bench/bench_libero.py                            rendered simulator steps a second, by suite, size and look
     python tests/bench/bench_libero.py --premises 10              the first 10 evaluation states of every task: premise after settling
+    python tests/bench/bench_libero.py --experts 20               the scripted expert on 20 validation states of every task that it has a plan for
     python tests/bench/bench_libero.py --suites libero_goal       one suite only
 
 "default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every simulator step. A rendered step is one simulator step
 (0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Of each: steps a second, and processor seconds a step, which
-say the same on a machine that has other work. Results go to assets/results/libero_speed.json and libero_premises.json, merged by suite.
+say the same on a machine that has other work. Results go to assets/results/libero_speed.json, libero_premises.json and libero_experts.json, merged by suite.
 """
 import argparse
 import json
@@ -84,6 +85,23 @@ def premises(task, count: int) -> dict:
     return {"instruction": task.instruction, "states": count, "hold": count - len(broken), "broken": {p.index: list(p.broken) for p in broken[:3]}}
 
 
+def experts(task, count: int) -> dict | None:
+    """Of the first `count` validation states, how many the scripted expert solves; None for goals that it has no plan for."""
+    from wmpo_lite.envs.libero.env import LiberoEnv
+    from wmpo_lite.envs.libero.expert import demonstrate
+    from wmpo_lite.errors import UserError
+    from wmpo_lite.evaluate import wilson_interval
+    with LiberoEnv(task, size=16) as env:
+        try:
+            done = demonstrate(env, env.initial_states("validation", np.arange(count)), np.random.default_rng(0))["done"]
+        except UserError as error:
+            return {"instruction": task.instruction, "states": 0, "why": str(error)}
+    solved = int(done[:, -1].sum())
+    low, high = wilson_interval(solved, count)
+    return {"instruction": task.instruction, "states": count, "solved": solved, "low": round(low, 3), "high": round(high, 3),
+            "steps": float(np.median(done[done[:, -1]].argmax(axis=1) + 1)) if solved else None}
+
+
 def merge(path: Path, new: dict):
     from wmpo_lite import checkpoint
     old = checkpoint.read_json(path) if path.exists() else {}
@@ -96,6 +114,7 @@ def main():
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--premises", type=int, default=0, metavar="STATES")
+    parser.add_argument("--experts", type=int, default=0, metavar="STATES")
     parser.add_argument("--every", type=int, default=1, help="check the premises of every n-th task only")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--task", type=int, default=0)
@@ -103,12 +122,12 @@ def main():
     a = parser.parse_args()
     import mujoco
     for suite in a.suites:
-        if a.premises:
-            found = {}
+        if a.premises or a.experts:
+            found, (measure, count, name) = {}, (premises, a.premises, "premises") if a.premises else (experts, a.experts, "experts")
             for task in tasks(suite)[:: a.every]:
-                found[str(task.number)] = premises(task, a.premises)
+                found[str(task.number)] = measure(task, count)
                 print(suite, task.number, json.dumps(found[str(task.number)]), flush=True)
-            merge(a.out / "libero_premises.json", {suite: found, "mujoco": mujoco.__version__})
+            merge(a.out / f"libero_{name}.json", {suite: found, "mujoco": mujoco.__version__})
             continue
         task = tasks(suite)[a.task]
         measured = {"default": default_speed(task, a.seconds)} | {name: our_speed(task, OPTIONS[name], a.seconds) for name in a.options}

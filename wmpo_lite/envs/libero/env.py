@@ -62,6 +62,7 @@ class LiberoEnv:
             self.close()
             raise
         self.row_size, self.objects, self._placement = answers[0][0]["row_size"], tuple(answers[0][0]["objects"]), answers[0][1]["placement"]
+        self.camera = answers[0][1]["camera"]  # (3, 4): point of the room -> picture, see `Simulation`
         self.goal = tuple(tuple(part) for part in answers[0][0]["goal"])  # such as ("on", "akita_black_bowl_1", "plate_1")
         self._batch, self.instructions, self.premises = 0, [], []
         self.initial, self.wrist, self.now = None, None, {}
@@ -69,12 +70,15 @@ class LiberoEnv:
     # -- initial states -------------------------------------------------------------------------------------------------------------------
 
     def initial_states(self, split: str, indices) -> InitialStates:
-        """States number `indices` of a named split. "evaluation" holds the benchmark's own 50, which no other split ever gives; the others are drawn by
-        LIBERO's own reset, each with a seed of its own, settled, and kept only if their premise holds."""
+        """States number `indices` of a named split. The first 50 of "evaluation" are the benchmark's own, which no other split ever gives; the others are
+        drawn by LIBERO's own reset, each with a seed of its own, settled, and kept only if their premise holds."""
         indices = check(self.task, split, indices)
         bundled = evaluation_rows(self.task)
-        if split == "evaluation":
-            rows = np.concatenate([bundled[indices], np.tile(self._placement, (len(indices), 1))], axis=1)
+        if split == "evaluation" and (own := indices < len(bundled)).any():
+            rows = np.zeros((len(indices), self.row_size + len(self._placement)))
+            rows[own] = np.concatenate([bundled[indices[own]], np.tile(self._placement, (own.sum(), 1))], axis=1)
+            if not own.all():
+                rows[~own] = self.initial_states(split, indices[~own]).states
             return as_states(self.task, split, indices, rows)
         parts = [part for part in np.array_split(indices, len(self._crew)) if len(part)]
         seeds = [[[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part] for part in parts]
@@ -102,8 +106,8 @@ class LiberoEnv:
         """Execute K policy steps, each held for `stride` simulator steps, in every episode. actions (B, K, 7) in [-1, 1] (clipped): 1 asks for 5 cm or
         0.5 rad within a simulator step, of which the arm does a part. Returns frames, done, info of the contract; every_frame=False draws the newest only.
 
-        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`, and their orientations
-        `turned` (B, K, n, 4), w x y z: only experts, tests and teleoperation may look at these; `now` has the newest of each, after a reset too; and `wrist`,
+        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`, their orientations
+        `turned` (B, K, n, 4), w x y z, and the `opening` (B, K) of the gripper in [0, 1]: only experts, tests and teleoperation may look at these; `now` has the newest of each, after a reset too; and `wrist`,
         like the frames, if that camera is on.
         """
         actions = np.asarray(actions, dtype=np.float64)

@@ -36,10 +36,12 @@ class Simulation:
         self.objects = tuple(sorted(self.env.objects_dict))
         self.goal = [[str(word) for word in part] for part in self.env.parsed_problem["goal_state"]]
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
+        self._fingers = self.robot._ref_gripper_joint_pos_indexes
         self.wrist = wrist
         self.sample(PLACEMENT_SEED)
         self.placement = self._placed()
         self.painter = Painter(self.model, size, look)
+        self.camera = self._projection(AGENT)
 
     @property
     def row_size(self) -> int:
@@ -123,6 +125,14 @@ class Simulation:
     def _placed(self) -> np.ndarray:
         return np.concatenate([np.append(self.model.body_pos[b], self.model.body_quat[b]) for b in self.fixtures] + [np.zeros(0)])
 
+    def _projection(self, camera: str) -> np.ndarray:
+        """Homogeneous point of the room -> homogeneous picture coordinates (right, down, 1), both in [-1, 1] inside the picture: float32 (3, 4)."""
+        number = self.model.camera(camera).id
+        right, up, back = self.data.cam_xmat[number].reshape(3, 3).T
+        zoom = 1 / np.tan(np.radians(self.model.cam_fovy[number] / 2))
+        rows = np.stack([zoom * right, -zoom * up, -back])
+        return np.concatenate([rows, -(rows @ self.data.cam_xpos[number])[:, None]], axis=1).astype(np.float32)
+
     # -- motion ---------------------------------------------------------------------------------------------------------------------------
 
     def step(self, action: np.ndarray):
@@ -159,9 +169,10 @@ class Simulation:
         return [self.painter.draw(self.data, camera) for camera in ((AGENT, WRIST) if self.wrist else (AGENT,))]
 
     def measures(self) -> dict:
-        """What experts and tests may look at: joint state, finger-tip position (3,), object positions (n, 3), metres, and their orientations (n, 4)."""
+        """What experts and tests may look at: joint state, finger-tip position (3,), object positions (n, 3), metres, and their orientations (n, 4); how far
+        the fingers are apart, of the 8 cm that they can be."""
         return {"states": self.data.qpos.copy(), "tip": self.data.site_xpos[self.robot.eef_site_id].copy(), "objects": self.data.xpos[self._bodies].copy(),
-                "turned": self.data.xquat[self._bodies].copy()}
+                "turned": self.data.xquat[self._bodies].copy(), "opening": np.clip(np.abs(self.data.qpos[self._fingers]).sum() / 0.08, 0, 1)}
 
     # -- premises ------------------------------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class Host:
                 raise
             raise UserError(NO_GL.format(_first(error))) from error
         self.stride, self.cache = head["stride"], collections.OrderedDict()
-        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects, "goal": self.simulation.goal}, "placement": self.simulation.placement}
+        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects, "goal": self.simulation.goal}, "placement": self.simulation.placement, "camera": self.simulation.camera}
 
     def draw(self, head: dict, arrays: dict) -> dict:
         return {"head": {}, "rows": np.stack([self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]])}

@@ -1,0 +1,63 @@
+"""Tasks by name, whichever simulator they live in: "place" and "square" on the embedded table-top, "libero_object/0" and the like of LIBERO's suites.
+
+A task has `horizon` (control steps of an episode); those of the table-top have `swap_instruction` and `instruction` besides.
+"""
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import InitialStates
+
+
+def get_task(name: str):
+    """The task called `name`; UserError for an unknown one."""
+    if "/" not in name:
+        from wmpo_lite.envs.tabletop import tasks
+        return tasks.get_task(name)
+    from wmpo_lite.envs.libero import states
+    suite, _, number = name.partition("/")
+    if not number.isdigit():
+        raise UserError(f"task '{name}' is unknown; LIBERO's tasks are named by suite and number, such as libero_object/0")
+    return states.get_task(suite, int(number))
+
+
+def folder_name(name: str) -> str:
+    """What folders of this task are called: "libero_object/0" -> "libero_object-0"."""
+    return name.replace("/", "-")
+
+
+def make_env(task, **options):
+    """The simulator of `task`: an environment with the contract that the README states. options: of its class."""
+    if hasattr(task, "suite"):
+        from wmpo_lite.envs.libero.env import LiberoEnv
+        return LiberoEnv(task, **options)
+    from wmpo_lite.envs.tabletop.env import TabletopEnv
+    return TabletopEnv(task, **options)
+
+
+def initial_states(task, env, split: str, indices) -> InitialStates:
+    """States number `indices` of a named split. env: of `make_env`; LIBERO draws in it."""
+    if hasattr(task, "suite"):
+        return env.initial_states(split, indices)
+    from wmpo_lite.envs.tabletop.env import initial_states as draw
+    return draw(task, split, indices)
+
+
+def has_other_sentence(task) -> bool:
+    """Whether the same scene may come with another sentence."""
+    return hasattr(task, "swap_instruction")
+
+
+def with_other_sentence(task, states: InitialStates) -> InitialStates:
+    """The same scenes with the other object named."""
+    import dataclasses
+    rows = task.swap_instruction(states.states)
+    return dataclasses.replace(states, states=rows, instructions=tuple(task.instruction(row) for row in rows))
+
+
+def object_map(task, frames, cells: int):
+    """How much of each cell of recorded pictures uint8 (..., H, W, 3) an object of the task covers, a tensor (..., cells, cells); None where pictures alone
+    do not tell."""
+    if hasattr(task, "suite"):
+        return None
+    import torch
+
+    from wmpo_lite.envs.tabletop.scene import object_map as by_colour
+    return torch.from_numpy(by_colour(frames, cells))
