@@ -1,0 +1,40 @@
+"""What LIBERO's pre-training computes from recordings, by hand; the training itself is in tests/libero."""
+import numpy as np
+import pytest
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.pretrain_libero import cover, make_libero_assets, stills_of
+
+ABOVE = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]], np.float32)  # straight from above: x right, y down
+
+
+def test_cells_around_a_thing_are_covered():
+    points = np.array([[[-0.75, 0.25, 0.3]], [[5.0, 5.0, 0.0]]], np.float32)  # the centre of cell (row 2, column 0) of 4 x 4, and a point outside
+    found = cover(points, ABOVE, 4)
+    assert found.shape == (2, 4, 4) and found[0, 2, 0] == 1.0
+    assert found[0, 2, 1] == found[0, 1, 0] == pytest.approx(np.exp(-0.5), rel=1e-5) and found[0, 1, 1] == pytest.approx(np.exp(-1.0), rel=1e-5)
+    assert found[1].max() < 1e-6
+
+
+def test_of_two_things_the_nearer_one_counts():
+    both = cover(np.array([[-0.75, -0.75, 0], [0.75, 0.75, 0]], np.float32), ABOVE, 4)
+    single = [cover(np.array([point], np.float32), ABOVE, 4) for point in ((-0.75, -0.75, 0), (0.75, 0.75, 0))]
+    assert (both == np.maximum(*single)).all()
+
+
+def test_stills_keep_their_labels():
+    rng = np.random.default_rng(0)
+    numbers = np.arange(6).reshape(2, 3)
+    episodes = {"frames": np.broadcast_to(numbers[..., None, None, None], (2, 3, 4, 4, 3)).astype(np.uint8),
+                "points": np.broadcast_to(numbers[..., None, None], (2, 3, 5, 3)).astype(np.float32), "present": rng.random((2, 5)) > 0.3,
+                "opening": numbers.astype(np.float32)}
+    found = stills_of(episodes, seed=0)
+    assert sorted(found["opening"]) == list(range(6)) and (found["opening"] != np.arange(6)).any()
+    for i, number in enumerate(found["opening"].astype(int)):
+        assert (found["frames"][i] == number).all() and (found["points"][i] == number).all() and (found["present"][i] == episodes["present"][number // 3]).all()
+    assert len(stills_of(episodes, seed=0, count=4)["frames"]) == 4
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(UserError, match="'huge' is unknown; use one of laptop, libero, gpu, smoke"):
+        make_libero_assets("libero_object/0", "nowhere", profile="huge")

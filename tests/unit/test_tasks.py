@@ -1,0 +1,47 @@
+"""Tasks by name: both simulators behind the same four questions."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from wmpo_lite.envs import tasks
+from wmpo_lite.errors import UserError
+
+ELSEWHERE = SimpleNamespace(suite="libero_object", horizon=56)
+
+
+def test_table_top_tasks_by_name():
+    task = tasks.get_task("place")
+    env = tasks.make_env(task, threads=1)
+    states = tasks.initial_states(task, env, "validation", [3, 4])
+    assert env.reset(states).shape == (2, 64, 64, 3) and states.split == "validation" and states.indices.tolist() == [3, 4]
+    env.close()
+
+
+@pytest.mark.parametrize("name, message", [("juggle", "juggle"), ("libero_object/first", "libero_object/0"), ("libero_object/", "libero_object/0"),
+                                           ("libero_soup/1", "no suite 'libero_soup'")])
+def test_unknown_tasks_are_named(name, message):
+    with pytest.raises(UserError, match=message):
+        tasks.get_task(name)
+
+
+def test_folders_of_tasks():
+    assert [tasks.folder_name(name) for name in ("place", "libero_object/0")] == ["place", "libero_object-0"]
+
+
+def test_the_other_sentence_names_the_other_object_of_the_same_scene():
+    task = tasks.get_task("square")
+    states = tasks.initial_states(task, None, "demos", np.arange(8))
+    other = tasks.with_other_sentence(task, states)
+    assert all(a != b for a, b in zip(states.instructions, other.instructions)) and (states.states[:, :-1] == other.states[:, :-1]).all()
+    assert tasks.with_other_sentence(task, other).instructions == states.instructions
+    assert tasks.has_other_sentence(task) and not tasks.has_other_sentence(ELSEWHERE)
+
+
+def test_covered_cells_are_told_by_colour_where_objects_have_pure_ones():
+    frames = np.full((2, 3, 16, 16, 3), 128, np.uint8)
+    frames[1, 2, :8, 8:] = (250, 10, 10)
+    found = tasks.object_map(tasks.get_task("place"), frames, 2)
+    expected = np.zeros((2, 3, 2, 2))
+    expected[1, 2, 0, 1] = 1
+    assert (found.numpy() == expected).all() and tasks.object_map(ELSEWHERE, frames, 2) is None
