@@ -1,6 +1,7 @@
 """What the notebooks share, and `make notebooks`, which executes them and stores what they show."""
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def figure(columns: int = 1, width: float = 6.4, height: float = 3.2, rows: int 
     from matplotlib.figure import Figure
     made = Figure(figsize=(width, height), layout="constrained")
     return made, made.subplots(rows, columns)
+
+
+def installed(module: str) -> bool:
+    import importlib.util
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its package is
+        return False
+
+
+def needs(module: str, how: str) -> bool:
+    """Whether `module` is installed; if not, say so and let the notebook's later cells do nothing."""
+    found = installed(module)
+    if not found:
+        from IPython import get_ipython
+        print(f"The rest of this notebook needs {module.partition('.')[0]}, which is not installed ({how}). The cells that follow do nothing.")
+        get_ipython().input_transformers_cleanup.append(lambda lines: [])
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------------------ about them
@@ -122,6 +141,10 @@ def main(names: list[str]) -> None:
     if not chosen:
         raise SystemExit(f"no notebook begins with {' or '.join(names)}; there are {', '.join(path.stem for path in paths())}")
     for path in chosen:
+        missing = [module for module in re.findall(r'^\s*"needs\(\\"([\w.]+)', path.read_text(), re.MULTILINE) if not installed(module)]
+        if missing:
+            print(f"{path.name}: left as it is, {' and '.join(missing)} is not installed", flush=True)
+            continue
         clock = time.time()
         execute(path)
         print(f"{path.name}: {time.time() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB", flush=True)

@@ -45,6 +45,9 @@ class Profile:
                           minibatch=self.minibatch, temperature=self.temperature)
 
 
+# What a task needs otherwise: a nut has 4.5 mm of play on each side of its peg.
+TASK_SETTINGS = {"square": {"doubt": 0.002}}
+
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
                      refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1,

@@ -7,11 +7,11 @@ from wmpo_lite import notebooks
 
 PATHS = notebooks.paths()
 EXPECTED = ["00_start_here", "01_data_collection", "02_world_model", "03_reward_model", "04_imagined_rollouts", "05_policy_optimization", "06_evaluation",
-            "07_deployment"]
+            "07_deployment", "08_libero"]
 
 
 def test_all_notebooks_are_there():
-    assert [path.stem for path in PATHS][:8] == EXPECTED
+    assert [path.stem for path in PATHS] == EXPECTED
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -72,3 +72,24 @@ def test_the_profile_decides_sizes(monkeypatch):
     monkeypatch.setenv("WMPO_PROFILE", "huge")
     with pytest.raises(UserError, match="WMPO_PROFILE"):
         notebooks.size(laptop=5, smoke=1)
+
+
+def test_without_an_extra_the_rest_of_a_notebook_is_skipped_with_a_message(tmp_path):
+    cells = [new_markdown_cell("# small"), new_code_cell("from wmpo_lite.notebooks import needs\nprint(needs('json', 'x'))"),
+             new_code_cell("needs('nothing_of_this_name.inside', 'pip install nothing');"), new_code_cell("import nothing_of_this_name\nprint('never')"),
+             new_code_cell("1 / 0")]
+    path = tmp_path / "00_small.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    notebooks.execute(path)
+    said = [[output.get("text", "") for output in cell.get("outputs", [])] for cell in nbformat.read(path, as_version=4).cells]
+    assert said[1] == ["True\n"] and "needs nothing_of_this_name, which is not installed (pip install nothing)" in said[2][0] and said[3:] == [[], []]
+
+
+def test_a_notebook_whose_extra_is_missing_is_not_executed(tmp_path, monkeypatch, capsys):
+    cells = [new_markdown_cell("# small"), new_code_cell("from wmpo_lite.notebooks import needs"), new_code_cell('needs("nothing_of_this_name.inside", "how");')]
+    path = tmp_path / "00_small.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(notebooks, "paths", lambda: [path])
+    notebooks.main([])
+    assert "left as it is, nothing_of_this_name.inside is not installed" in capsys.readouterr().out and path.read_bytes() == before
