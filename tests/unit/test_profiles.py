@@ -1,4 +1,6 @@
 """Profiles, and the paper's sizes built without memory."""
+import dataclasses
+
 import pytest
 import torch
 
@@ -36,3 +38,8 @@ def test_budget_smaller_than_a_group_is_refused():
 def test_unknown_profile_is_named():
     with pytest.raises(UserError, match="'huge' is unknown; use one of smoke, laptop, gpu"):
         Run(profile="huge").settings()
+
+
+def test_a_tasks_own_settings_come_on_top_of_the_profiles():
+    place, square = (Run(task=task, profile="smoke").settings() for task in ("place", "square"))
+    assert square.doubt < place.doubt and dataclasses.replace(square, doubt=place.doubt) == place
