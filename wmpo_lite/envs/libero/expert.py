@@ -75,9 +75,9 @@ class PickAndPlace:
             grip + [0, 0, HOVER], grip, grip, self.stood + self.held + up, aim + up, aim + [0, 0, self.low], tip, aim + up])
         error = goals - tip
         reached = np.linalg.norm(error, axis=1) < np.select([phase == ABOVE, phase == DOWN, phase == LIFT], [0.008, 0.01, 0.04], 0.015)
-        waited = self.timer >= np.select([phase == CLOSE, phase == OPEN], [self.dwell, 1], 8)
-        dwells = (phase == CLOSE) | (phase == OPEN)
-        advance = np.where(dwells, waited, reached | (waited & ((phase == DOWN) | (phase == LOWER)))) & (phase < AWAY)
+        # Where the arm cannot quite get to, near the end of its reach or against something, it goes on after a while.
+        waited = self.timer >= np.select([phase == CLOSE, phase == OPEN, phase == ABOVE], [self.dwell, 1, 14], 8)
+        advance = np.where((phase == CLOSE) | (phase == OPEN), waited, reached | waited) & (phase < AWAY)
         closed = (phase >= CLOSE) & (phase <= LOWER)
         action = np.concatenate([np.clip(error / FULL, -1, 1), np.zeros((self.batch, 3)), np.where(closed, 1.0, -1.0)[:, None]], axis=1)
         self.phase, self.timer = phase + advance, np.where(advance, 0, self.timer + 1)
