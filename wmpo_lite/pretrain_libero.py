@@ -83,7 +83,8 @@ def make_libero_assets(task: str, folder: Path, *, seed: int = 0, profile: str =
         torch.manual_seed(seed)
         model = WorldModel(WorldModelConfig(action_dim=len(ACTION_NAMES)))
         data = model_data(autoencoder, [demonstrations, *map(np.load, play)], camera, home / "latents.safetensors")
-        more = {"attempts": first_frames_and_labels(autoencoder, attempts), "practice": first_frames_and_labels(autoencoder, play[: -(-s.held_out // SHARD)] or play)}
+        seen = play[:-1] or play  # the last shard holds the episodes that the world model never sees
+        more = {"attempts": first_frames_and_labels(autoencoder, attempts), "practice": first_frames_and_labels(autoencoder, seen)}
         data = {key: value[: -s.held_out] for key, value in data.items()}
         model.draft.calibrate(torch.as_tensor(camera), data["points"][data["present"] > 0.5].mean(0), 0.15)
         records = train_world_model(model, data, more, s, seed=seed, home=home)

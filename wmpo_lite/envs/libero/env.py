@@ -72,7 +72,7 @@ class LiberoEnv:
     def initial_states(self, split: str, indices) -> InitialStates:
         """States number `indices` of a named split. The first 50 of "evaluation" are the benchmark's own, which no other split ever gives; the others are
         drawn by LIBERO's own reset, each with a seed of its own, settled, and kept only if their premise holds."""
-        indices = check(self.task, split, indices)
+        indices = check(split, indices)
         bundled = evaluation_rows(self.task)
         if split == "evaluation" and (own := indices < len(bundled)).any():
             rows = np.zeros((len(indices), self.row_size + len(self._placement)))

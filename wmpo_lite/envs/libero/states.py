@@ -62,8 +62,8 @@ def seed_of(task: LiberoTask, split: str, index: int, attempt: int) -> int:
     return int(np.random.SeedSequence([SPLITS[split], index, attempt, *task.name.encode()]).generate_state(1)[0])
 
 
-def check(task: LiberoTask, split: str, indices) -> np.ndarray:
-    """The indices (B,) as an array, or a UserError for an unknown split or an index it does not have."""
+def check(split: str, indices) -> np.ndarray:
+    """The indices (B,) as an array, or a UserError for an unknown split or a negative index."""
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
     indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
