@@ -80,15 +80,19 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Results:
-    """Collect the records of finished runs (demos and upper bounds) into assets/results/main_job.json, or print the README's table from it."""
+    """Collect the records of finished runs (demos and upper bounds) into assets/results, and print the README's tables from there."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    picture: Path | None = None
+    """also make the README's picture of real and imagined episodes from this run"""
 
     def __call__(self):
-        from wmpo_lite.results import collect, table
+        from wmpo_lite import results
         if self.runs:
-            collect(self.runs)
-        print(table())
+            results.collect(self.runs)
+        if self.picture:
+            results.picture(self.picture)
+        print("\n\n".join(results.table(path) for path in (results.PATH, results.RESULTS / "libero.json") if path.exists()))
 
 
 @dataclass(frozen=True)

@@ -83,16 +83,20 @@ class Mover(nn.Module):
 
     All objects share the weights; a memory for the hand and one per object hold what a picture does not show (a command ahead of the hand, a
     firm grasp), and start from the two newest frames.
+
+    fine: distances between things are told a second time, so many times enlarged and cut off at 2: whether a nut goes over its peg is a matter of
+    millimetres, a step that a small network does not find in distances of decimetres. 0: not told.
     """
 
-    def __init__(self, slots: int, action_dim: int, width: int, memory: int):
+    def __init__(self, slots: int, action_dim: int, width: int, memory: int, fine: float = 0.0):
         super().__init__()
-        self.objects = n = slots - 1
+        self.objects, self.fine = slots - 1, fine
+        n = self.objects
         pair = 3 * n + n + n  # where the other objects are, which of them exist, which object this is
         self.follow_command = nn.Linear(action_dim, 4)
         self.hand_start, self.hand = nn.Linear(8, memory), nn.GRUCell(4 + action_dim, memory)
         self.hand_out = mlp(memory + 4 + action_dim, 4, width)
-        self.object_start, self.object_in = mlp(15 + pair, memory, width), mlp(12 + action_dim + pair + memory, width, width)
+        self.object_start, self.object_in = mlp(15 + pair, memory, width), mlp(12 + action_dim + pair + memory + (3 * n + 3) * (fine > 0), width, width)
         self.object, self.object_out = nn.GRUCell(width, memory), mlp(memory + width, 4, width)
         for last in (self.hand_out[-1], self.object_out[-1]):
             nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
@@ -103,6 +107,14 @@ class Mover(nn.Module):
         away = (points[:, None, :n] - points[:, :n, None]) * present[:, None, :n, None]
         which = torch.eye(n, device=points.device).expand(len(points), n, n)
         return torch.cat([away.flatten(2), present[:, None, :n].expand(-1, n, n), which], dim=-1)
+
+    def _enlarged(self, points, present):
+        """(B, n, 3 n + 3): from each object to the others and to the hand, or nothing."""
+        n = self.objects
+        if not self.fine:
+            return points[:, :n, :0]
+        away = (points[:, None] - points[:, :n, None]) * present[:, None, :, None]
+        return (self.fine * away).clamp(-2, 2).flatten(2)
 
     def start(self, before: Scene, now: Scene):
         n = self.objects
@@ -122,7 +134,7 @@ class Mover(nn.Module):
         moved, then = 0.3 * step[:, :3], step[:, 3:]
         everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
         seen = torch.cat([scene.points[:, :n] - hand[:, None], everyone(moved), scene.points[:, :n, 2:], everyone(hand), everyone(opening), everyone(then),
-                          everyone(action), self._pairs(scene.points, scene.present), of_objects], dim=-1)
+                          everyone(action), self._pairs(scene.points, scene.present), of_objects, self._enlarged(scene.points, scene.present)], dim=-1)
         seen = self.object_in(seen)
         of_objects = self.object(seen.flatten(0, 1), of_objects.flatten(0, 1)).unflatten(0, (len(hand), n))
         push, carried = self.object_out(torch.cat([of_objects, seen], dim=-1)).split((3, 1), dim=-1)
@@ -182,10 +194,10 @@ class Painter(nn.Module):
 class Draft(nn.Module):
     """Read, move, paint: context latents and actions -> a first guess at the next K frames' latents."""
 
-    def __init__(self, channels: int, size: int, action_dim: int, width: int = 128, memory: int = 64, slots: int = 5, looks: int = 6):
+    def __init__(self, channels: int, size: int, action_dim: int, width: int = 128, memory: int = 64, slots: int = 5, looks: int = 6, fine: float = 0.0):
         super().__init__()
         self.slots = slots
-        self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory)
+        self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory, fine)
         self.painter = Painter(channels, size, width, width, slots, looks)
         # Homogeneous point in the room -> homogeneous picture coordinates, (right, down) in [-1, 1]; until `calibrate`: from straight above.
         self.register_buffer("camera", torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]]))

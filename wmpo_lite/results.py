@@ -1,39 +1,63 @@
-"""assets/results/main_job.json and the table that the README shows from it."""
+"""assets/results/main_job.json and libero.json, and the tables that the README shows from them."""
 from pathlib import Path
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import wilson_interval
 
-PATH = Path(__file__).resolve().parent.parent / "assets" / "results" / "main_job.json"
+RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
+PATH = RESULTS / "main_job.json"
 
 
-def collect(runs, path: Path = PATH) -> list[dict]:
-    """Add the records of finished run folders; one per task and seed, newer ones replace older. Measures of the machine already stored are kept.
+def collect(runs, folder: Path = RESULTS):
+    """Add the records of finished run folders to main_job.json and, where the task is one of LIBERO's, to libero.json; one per task and seed, newer ones
+    replace older. Measures of the machine already stored are kept.
 
     An upper bound (a folder with upper_bound.json) is written into every record of its task.
     """
-    records = {(r["task"], r["seed"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
-    bounds = [checkpoint.read_json(Path(run) / "upper_bound.json") for run in runs if (Path(run) / "upper_bound.json").exists()]
-    runs = [run for run in runs if not (Path(run) / "upper_bound.json").exists()]
+    runs = [Path(run) for run in runs]
+    new, bounds = [], []
     for run in runs:
-        new = checkpoint.read_json(Path(run) / "result.json")
-        if new["profile"] != "laptop":
-            raise UserError(f"{run} was run with profile '{new['profile']}'; only laptop runs are collected, a smoke run proves nothing")
-        old = records.get((new["task"], new["seed"]), {})
-        records[new["task"], new["seed"]] = {**{key: old[key] for key in ("upper_bound_success", "unet_ratio") if key in old}, **new}
-    for bound in bounds:
-        for (task, _), row in records.items():
-            if task == bound["task"]:
-                row["upper_bound_success"] = bound["upper_bound_success"]
-    if runs:
-        picture(Path(runs[0]))
-    merged = [records[key] for key in sorted(records)]
-    checkpoint.write_json(path, merged)
-    return merged
+        if (run / "upper_bound.json").exists():
+            bounds.append(checkpoint.read_json(run / "upper_bound.json"))
+        elif (run / "result.json").exists():
+            new.append(checkpoint.read_json(run / "result.json"))
+        else:
+            raise UserError(f"{run} holds neither result.json nor upper_bound.json; run the same demo again to finish it")
+        if not (run / "upper_bound.json").exists() and new[-1]["profile"] != (wanted := "libero" if "/" in new[-1]["task"] else "laptop"):
+            raise UserError(f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are collected for its task, a smoke run proves nothing")
+    for name, belongs in (("main_job.json", lambda r: "/" not in r["task"]), ("libero.json", lambda r: "/" in r["task"])):
+        if not any(map(belongs, new + bounds)):
+            continue
+        path = folder / name
+        records = {(r["task"], r["seed"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+        for r in filter(belongs, new):
+            old = records.get((r["task"], r["seed"]), {})
+            records[r["task"], r["seed"]] = {**{key: old[key] for key in ("upper_bound_success", "unet_ratio") if key in old}, **r,
+                                             **(of_the_suite(r["task"], folder) if "/" in r["task"] else {})}
+        for bound in filter(belongs, bounds):
+            for (task, _), row in records.items():
+                if task == bound["task"]:
+                    row["upper_bound_success"] = bound["upper_bound_success"]
+        checkpoint.write_json(path, [records[key] for key in sorted(records)])
 
 
-def picture(run: Path, path: Path = PATH.parent.parent / "figures" / "real_and_imagined.png"):
+def of_the_suite(task: str, folder: Path) -> dict:
+    """What tests/bench/bench_libero.py measured that a record of `task` names: how its expert fares, the simulator's speed and imagination's."""
+    suite, _, number = task.partition("/")
+    read = lambda name: checkpoint.read_json(folder / name).get(suite, {}) if (folder / name).exists() else {}  # noqa: E731
+    expert, speed = read("libero_experts.json").get(number), read("libero_speed.json")
+    more = {"suite": suite, "task_number": int(number)}
+    if expert and expert["states"]:
+        more["expert_success"] = expert["solved"] / expert["states"]
+    if speed:
+        more |= {"renderer_speedup": speed["fast_64"]["times_default"]}
+    if "imagination" in speed:
+        more["imagination_ratio"] = speed["imagination"]["ratio"]
+    return more
+
+
+def picture(run: Path, path: Path = RESULTS.parent / "figures" / "real_and_imagined.png"):
     """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows)."""
     import io
 
@@ -52,7 +76,7 @@ def picture(run: Path, path: Path = PATH.parent.parent / "figures" / "real_and_i
 
 
 def table(path: Path = PATH) -> str:
-    """The records as a Markdown table; success in percent with 95 % Wilson intervals, the gain with its paired bootstrap interval."""
+    """The records of either file as a Markdown table; success in percent with 95 % Wilson intervals, the gain with its paired bootstrap interval."""
     records = checkpoint.read_json(path)
     rate = lambda p, n: "{:.1f} [{:.0f}, {:.0f}]".format(100 * p, *(100 * x for x in wilson_interval(round(p * n), n)))  # noqa: E731
     rows = ["| task | seed | P | n | base | online GRPO | DPO | WMPO | WMPO - base | AUC |", "|---|---|---|---|---|---|---|---|---|---|"]

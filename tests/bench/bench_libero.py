@@ -7,7 +7,9 @@
 
 "default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every simulator step. A rendered step is one simulator step
 (0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Of each: steps a second, and processor seconds a step, which
-say the same on a machine that has other work. Results go to assets/results/libero_speed.json, libero_premises.json and libero_experts.json, merged by suite.
+say the same on a machine that has other work. "imagination" is the world model in the simulator's place behind the same call: 64 episodes, chunks of 8
+policy steps, every frame drawn and judged by the success classifier; "ratio" compares its frames a second with those of the simulator with all its workers,
+fast and at 64 pixels, which draws the same frames, measured by turns. Weights are untrained: the time does not depend on them. Results go to assets/results/libero_speed.json, libero_premises.json and libero_experts.json, merged by suite.
 """
 import argparse
 import json
@@ -76,6 +78,40 @@ def our_speed(task, option, seconds: float) -> tuple[float, float]:
         return count / (time.monotonic() - begin), (processor() - used) / count
 
 
+def imagination_speed(task, seconds: float) -> dict:
+    """Frames a second of imagination and of the simulator at the same policy steps, by turns, and the median of their ratios."""
+    import statistics
+
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.envs.libero.env import ACTION_DIM, LiberoEnv
+    from wmpo_lite.reward import RewardModel
+    from wmpo_lite.trajectory import InitialStates
+    from wmpo_lite.train import set_threads
+    from wmpo_lite.world_model import Autoencoder, WorldModel, WorldModelConfig
+    set_threads()
+    episodes, chunk = 64, 8
+    imagined = ImaginedEnv(Autoencoder().eval(), WorldModel(WorldModelConfig(action_dim=ACTION_DIM)).eval(), RewardModel().eval(), threshold=2.0, stride=2, steps=1)
+    with LiberoEnv(task, size=64) as env:
+        real_states = env.initial_states("evaluation", np.arange(2 * len(env._workers)))
+        frames = env.reset(real_states)
+        first = np.resize(frames, (episodes, *frames.shape[1:]))
+        imagined.reset(InitialStates(states=np.zeros((episodes, 1)), frames=first, instructions=(task.instruction,) * episodes, split="evaluation",
+                                     indices=np.arange(episodes)))
+
+        def rate(world, count):
+            done, begin = 0, time.monotonic()
+            while not done or time.monotonic() - begin < seconds / 2:
+                world.step_chunk(actions(count, chunk))
+                done += count * chunk
+            return done / (time.monotonic() - begin)
+
+        rate(imagined, episodes), rate(env, len(frames))
+        pairs = [(rate(imagined, episodes), rate(env, len(frames))) for _ in range(5)]
+    ratios = [a / b for a, b in pairs]
+    return {"frames_s": statistics.median(a for a, _ in pairs), "simulator_frames_s": statistics.median(b for _, b in pairs),
+            "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+
+
 def premises(task, count: int) -> dict:
     """How many of the first `count` evaluation states hold their premise, and what is said of the others."""
     from wmpo_lite.envs.libero.env import LiberoEnv
@@ -133,6 +169,7 @@ def main():
         measured = {"default": default_speed(task, a.seconds)} | {name: our_speed(task, OPTIONS[name], a.seconds) for name in a.options}
         (base, cost), row = measured["default"], {"task": a.task, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
         row |= {name: {"steps_s": rate, "cpu_s": used, "times_default": rate / base, "times_default_cpu": cost / used} for name, (rate, used) in measured.items()}
+        row["imagination"] = imagination_speed(task, a.seconds)
         print(suite, json.dumps(row), flush=True)
         merge(a.out / "libero_speed.json", {suite: row, "mujoco": mujoco.__version__})
 

@@ -120,6 +120,30 @@ def test_rolling_is_causal_and_ignores_absent_objects():
     assert torch.allclose(one.points[:, :, 0], two.points[:, :, 0]) and torch.allclose(one.points[:, :, 2], two.points[:, :, 2])
 
 
+def test_small_distances_are_enlarged_cut_off_and_told_of_present_things_only():
+    net = draft(fine=10.0)
+    points = torch.tensor([[[0.0, 0.0, 0.0], [0.05, -0.5, 0.0], [0.0, 0.01, 0.3]]])  # two objects and the hand
+    found = net.mover._enlarged(points, torch.tensor([[1.0, 1.0, 1.0]])).unflatten(-1, (3, 3))
+    assert torch.allclose(found[0, 0], torch.tensor([[0.0, 0.0, 0.0], [0.5, -2.0, 0.0], [0.0, 0.1, 2.0]]))
+    assert torch.allclose(found[0, 1], torch.tensor([[-0.5, 2.0, 0.0], [0.0, 0.0, 0.0], [-0.5, 2.0, 2.0]]))
+    without = net.mover._enlarged(points, torch.tensor([[1.0, 0.0, 1.0]])).unflatten(-1, (3, 3))
+    assert (without[0, 0, 1] == 0).all() and (without[0, 0, 2] == found[0, 0, 2]).all()
+    assert draft().mover._enlarged(points, torch.ones(1, 3)).shape == (1, 2, 0)
+
+
+def test_a_trained_world_model_stays_what_it_is_when_told_small_distances_too():
+    from wmpo_lite.pretrain import with_fine_distances
+    model = tiny.world_model(draft_width=16)
+    finer = with_fine_distances(model, 10.0)
+    context, actions = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 4, tiny.ACTIONS) * 2 - 1
+    for before, after in zip(model.draft(context, actions), finer.draft(context, actions)):
+        assert torch.allclose(before, after, atol=1e-6)
+    assert finer.config.draft_fine == 10 and with_fine_distances(finer, 10.0) is finer
+    weight = finer.draft.mover.object_in[0].weight
+    finer.draft(context, actions)[0].square().sum().backward()
+    assert weight.grad[:, -15:].abs().sum() > 0  # and can learn from them
+
+
 def test_chunk_after_chunk_is_one_long_chunk():
     net, context, actions = draft(), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 2)
     _, whole, _ = net(context, actions)

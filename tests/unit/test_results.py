@@ -1,0 +1,64 @@
+"""The result files: records are merged, never mixed, and the table says what they say."""
+import json
+
+import pytest
+
+from wmpo_lite import results
+from wmpo_lite.errors import UserError
+
+
+def finished(folder, task="place", seed=0, profile="laptop", wmpo=0.5, **more):
+    folder.mkdir(parents=True)
+    row = {"task": task, "seed": seed, "profile": profile, "rollout_budget": 128, "n": 64, "base_success": 0.25, "grpo_success": 0.25, "dpo_success": 0.25,
+           "wmpo_success": wmpo, "gain": wmpo - 0.25, "gain_low": 0.125, "gain_high": 0.375, "agreement_auc": 0.9, **more}
+    (folder / "result.json").write_text(json.dumps(row))
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_newer_run_replaces_the_older_one_of_its_task_and_seed_and_keeps_what_was_measured_apart(tmp_path):
+    out = tmp_path / "results"
+    out.mkdir()
+    results.collect([finished(tmp_path / "a"), finished(tmp_path / "b", seed=1)], out)
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    (bound / "upper_bound.json").write_text(json.dumps({"task": "place", "upper_bound_success": 0.75}))
+    results.collect([bound], out)
+    results.collect([finished(tmp_path / "c", wmpo=0.625)], out)
+    rows = read(out / "main_job.json")
+    assert [(r["seed"], r["wmpo_success"], r["upper_bound_success"]) for r in rows] == [(0, 0.625, 0.75), (1, 0.5, 0.75)]
+    assert not (out / "libero.json").exists()
+
+
+def test_a_run_on_libero_goes_into_a_file_of_its_own_with_the_measures_of_its_suite(tmp_path):
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / "libero_experts.json").write_text(json.dumps({"libero_object": {"3": {"states": 16, "solved": 12}}}))
+    (out / "libero_speed.json").write_text(json.dumps({"libero_object": {"fast_64": {"times_default": 7.5}, "imagination": {"ratio": 20.0}}}))
+    results.collect([finished(tmp_path / "a", "libero_object/3", profile="libero"), finished(tmp_path / "b", "libero_goal/0", profile="libero")], out)
+    other, row = read(out / "libero.json")
+    assert (row["suite"], row["task_number"], row["expert_success"], row["renderer_speedup"], row["imagination_ratio"]) == ("libero_object", 3, 0.75, 7.5, 20.0)
+    assert other["suite"] == "libero_goal" and not {"expert_success", "renderer_speedup", "imagination_ratio"} & set(other)  # not measured is not zero
+    assert not (out / "main_job.json").exists()
+
+
+@pytest.mark.parametrize("task, profile", [("place", "smoke"), ("libero_object/0", "laptop"), ("place", "libero")])
+def test_runs_with_another_profile_are_refused_and_nothing_is_written(tmp_path, task, profile):
+    with pytest.raises(UserError, match=f"'{profile}'"):
+        results.collect([finished(tmp_path / "good"), finished(tmp_path / "a", task, profile=profile)], tmp_path)
+    assert not (tmp_path / "main_job.json").exists() and not (tmp_path / "libero.json").exists()
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.*run the same demo again"):
+        results.collect([tmp_path / "nowhere"], tmp_path)
+
+
+def test_the_table_gives_percent_with_wilson_intervals(tmp_path):
+    results.collect([finished(tmp_path / "a")], tmp_path)
+    # 16 of 64: Wilson (0.160, 0.368); 32 of 64: (0.381, 0.619)
+    assert results.table(tmp_path / "main_job.json").splitlines()[-1] == (
+        "| place | 0 | 128 | 64 | 25.0 [16, 37] | 25.0 [16, 37] | 25.0 [16, 37] | 50.0 [38, 62] | +25.0 [+12.5, +37.5] | 0.900 |")
