@@ -52,4 +52,5 @@ def describe_trust(t: dict) -> str:
              f"  imagined against real success: AUC {a['auc']:.3f}, agrees on {100 * a['success_agreement']:.0f} % of successes and "
              f"{100 * a['failure_agreement']:.0f} % of failures; confusion {a['confusion']}",
              f"  reward model F1: {t['reward_f1_real']:.3f} on real, {t['reward_f1_imagined']:.3f} on imagined video"]
-    return "\n".join(lines)
+    from wmpo_lite.findings_evaluation import about_trust
+    return "\n".join(lines + [f"  warning: {found.message}" for found in about_trust(t) if found.level == "problem"])

@@ -201,3 +201,13 @@ def test_main_prints_and_returns_a_status(run, capsys, monkeypatch):
     assert "AUC 0.700" in out and "1 problem found" in out
     monkeypatch.setattr(doctor, "check_installation", lambda: [("OpenGL", False, "no library")])
     assert doctor.main() == 1 and "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("auc, cost, warnings", [(0.95, 9.0, []), (0.79, 9.0, ["AUC 0.790"]), (0.79, 0.5, ["0.5 dB", "AUC 0.790"])])
+def test_the_trust_panel_warns_before_grpo_begins(auc, cost, warnings):
+    from wmpo_lite.trust import describe_trust
+    said = describe_trust({"n": 64, "psnr": {"horizons": [8], "model": [27.0], "copy_last": [15.0]}, "sensitivity": {"shuffled_cost": cost, "zero_cost": 9.0},
+                           "agreement": {"auc": auc, "success_agreement": 0.5, "failure_agreement": 0.9, "confusion": [[1, 1], [1, 9]]},
+                           "reward_f1_real": 0.9, "reward_f1_imagined": 0.8}).splitlines()
+    found = [line for line in said if "warning" in line]
+    assert len(found) == len(warnings) and all(words in line for words, line in zip(warnings, found))
