@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.progress import progress
 from wmpo_lite.recordings import collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
 
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
@@ -70,6 +71,33 @@ def still_clips(paths, autoencoder) -> dict:
     return {key: np.concatenate([value, autoencoder.recode(value) if key == "frames" else value]) for key, value in clips.items()}
 
 
+def imagined_clips(autoencoder, world_model, policy, task, frames: np.ndarray, instructions, *, seed: int, length: int = 4, batch: int = 128) -> dict:
+    """Clips of what `policy` does in imagination from first frames (N, H, W, 3), the last `length` frames of each chunk: frames (M, length, H, W, 3),
+    instruction (M,), and success (M,) of the scene that they were painted from (`task.fulfilled`).
+
+    What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
+    calls it as it likes; here it learns to.
+    """
+    import torch
+
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.envs.tabletop.tasks import pair
+    from wmpo_lite.trajectory import InitialStates
+    env, generator = ImaginedEnv(autoencoder, world_model, stop=False, seed=seed, steps=1), torch.Generator().manual_seed(seed)
+    found, chunk = {"frames": [], "instruction": [], "success": []}, policy.config.chunk
+    for i in progress(range(0, len(frames), batch), desc="imagine clips"):
+        texts = [str(text) for text in instructions[i: i + batch]]
+        rows, named = np.arange(len(texts)), [pair.named_slot(text) for text in texts]
+        newest = env.reset(InitialStates(states=np.zeros((len(texts), 1)), frames=frames[i: i + batch], instructions=tuple(texts), split="demos", indices=rows))
+        for _ in range(task.horizon // chunk):
+            newest = env.step_chunk(policy.act(torch.from_numpy(newest), texts, 1.0, generator)[2].numpy())[0]
+            points, opening = (part.numpy() for part in world_model.draft.known(env.past))
+            found["frames"].append(newest[:, -length:]), found["instruction"].append(np.array(texts))
+            found["success"].append(task.fulfilled(points[rows, named], points[:, -2], points[:, -1], opening))
+            newest = newest[:, -1]
+    return {key: np.concatenate(value) for key, value in found.items()}
+
+
 # ------------------------------------------------------------------------------------------------------------------------------ all of it
 
 
@@ -107,12 +135,14 @@ class AssetSettings:
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
+    imagined_starts: int = 0  # first frames from which the cloned policy acts in imagination, for the success classifier to see (see `imagined_clips`)
 
 
 # What a task needs otherwise than the rest, smoke tests aside; never shortened. A nut has 4.5 mm of play: more practice over the peg and 30 times the demonstrations,
 # for the world model and the success classifier too: nothing else shows them what a peg inside a nut looks like.
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
-                            "follow_steps": 1000, "follow_shares": (0.2, 0.25, 0.2, 0.35), "draft_fine": 10.0}}
+                            "follow_steps": 1000, "follow_shares": (0.2, 0.25, 0.2, 0.35), "draft_fine": 10.0,
+                            "imagined_starts": 1024, "reward_steps": 800}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
@@ -221,7 +251,10 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         model = begin("reward", RewardModel)
         if start is None:
             model.inflate(load_tensors(home / "vision.safetensors"))  # in place of VideoMAE's own pre-training on the world's videos
-        still = still_clips(collect_scenes(task, s.dropped, home, kind="dropped"), autoencoder)
+        still = [still_clips(collect_scenes(task, s.dropped, home, kind="dropped"), autoencoder)]
+        if s.imagined_starts:
+            first, texts = (np.concatenate([demos[key], attempts[key]])[: s.imagined_starts] for key in ("frames", "instruction"))
+            still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task), first[:, 0], texts, seed=seed))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")

@@ -162,21 +162,23 @@ def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator,
     return torch.from_numpy(np.stack(clips)), texts, torch.tensor(labels)
 
 
-def reward_loss(model: RewardModel, episodes: dict, half: int = 16, still: dict | None = None):
+def reward_loss(model: RewardModel, episodes: dict, half: int = 16, still=()):
     """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, with a little brightness jitter.
 
-    still: further labelled clips, frames uint8 (N, L, H, W, 3), success bool (N,), instruction (N,), of which every batch gets another 2 x half.
+    still: sets of further labelled clips, each with frames uint8 (N, L, H, W, 3), success bool (N,) and instruction (N,); every batch gets another
+    2 x half of each set.
     """
-    both = still and [np.flatnonzero(np.asarray(still["success"]) == wanted) for wanted in (True, False)]
-    if still and not all(map(len, both)):
-        raise UserError(f"{len(both[0])} of {len(still['success'])} further clips are successes; a success classifier needs both, make more of them")
+    both = [[np.flatnonzero(np.asarray(part["success"]) == wanted) for wanted in (True, False)] for part in still]
+    for part, (good, bad) in zip(still, both):
+        if not len(good) or not len(bad):
+            raise UserError(f"{len(good)} of {len(part['success'])} further clips are successes; a success classifier needs both, make more of them")
 
     def loss_fn(generator, rng, step):
         clips, texts, labels = sample_clips(episodes, model.config, rng, half)
-        if still:
-            rows = np.concatenate([rng.choice(kind, half) for kind in both])
-            clips = torch.cat([clips, torch.from_numpy(still["frames"][rows][:, -model.config.clip:])])
-            texts, labels = texts + [str(still["instruction"][row]) for row in rows], torch.cat([labels, torch.from_numpy(still["success"][rows]).float()])
+        for part, kinds in zip(still, both):
+            rows = np.concatenate([rng.choice(kind, half) for kind in kinds])
+            clips = torch.cat([clips, torch.from_numpy(part["frames"][rows][:, -model.config.clip:])])
+            texts, labels = texts + [str(part["instruction"][row]) for row in rows], torch.cat([labels, torch.from_numpy(part["success"][rows]).float()])
         jitter = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) * 0.1 + 0.95
         logits = model((clips.float() * jitter).clamp(0, 255), texts)
         loss = F.binary_cross_entropy_with_logits(logits, labels)

@@ -44,3 +44,38 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
     said = set(asked)
     assert "move to the plate" in said and said <= {"move to the plate", *(f"pick up the {c} cube" for c in ("red", "green", "blue"))}
     assert 0.1 < np.mean([text == "move to the plate" for text in asked]) < 0.3
+
+
+def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_were_painted_from():
+    from types import SimpleNamespace
+
+    from wmpo_lite.pretrain import imagined_clips
+    asked = []
+
+    def fulfilled(thing, target, hand, opening):
+        asked.append((thing, target, hand, opening))
+        return thing[:, 0] > np.median(thing[:, 0])
+
+    autoencoder, model, policy = tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), tiny.policy()
+    frames = np.random.default_rng(0).integers(0, 256, (5, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
+    task, texts = SimpleNamespace(horizon=3 * tiny.CHUNK, fulfilled=fulfilled), [tiny.RED, tiny.BLUE, tiny.RED, tiny.BLUE, tiny.RED]
+    make = lambda: imagined_clips(autoencoder, model, policy, task, frames, texts, seed=3, length=2, batch=4)  # noqa: E731
+    found = make()
+    assert found["frames"].shape == (15, 2, tiny.SIZE, tiny.SIZE, 3) and found["frames"].dtype == np.uint8
+    assert list(found["instruction"]) == 3 * texts[:4] + 3 * texts[4:]  # chunk by chunk, then the next batch
+    expected = np.concatenate([thing[:, 0] > np.median(thing[:, 0]) for thing, *_ in asked])
+    assert (found["success"] == expected).all() and 0 < expected.sum() < 15
+    things, *_, openings = zip(*asked)
+    assert [len(thing) for thing in things] == [4, 4, 4, 1, 1, 1] and things[0].shape == (4, 3) and openings[0].shape == (4,)
+    again = make()
+    assert all((found[key] == again[key]).all() for key in found)
+
+
+def test_what_a_world_model_knows_of_its_newest_frame_is_in_metres():
+    import torch
+    draft = tiny.world_model(draft_width=16, slots=5).draft
+    draft.calibrate(torch.eye(3, 4), (0.1, 0.2, 0.3), 0.05)
+    latents = torch.randn(3, 2, 4, 8, 8)
+    points, opening = draft.known(draft.recall(latents))
+    read = draft.read(latents[:, -1])[0]
+    assert torch.allclose(points, read.points * 0.05 + torch.tensor([0.1, 0.2, 0.3])) and torch.equal(opening, read.opening)

@@ -276,9 +276,9 @@ def test_further_clips_join_every_batch_and_need_both_outcomes(monkeypatch):
              "instruction": np.array([tiny.RED] * 6)}
     seen = []
     monkeypatch.setattr(model, "forward", lambda clips, texts: seen.append((clips, texts)) or torch.zeros(len(clips), requires_grad=True))
-    loss, logs = reward_loss(model, data, half=3, still=still)(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
+    loss, logs = reward_loss(model, data, half=3, still=[still])(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
     clips, texts = seen[0]
     assert clips.shape[:2] == (12, length) and texts[6:] == [tiny.RED] * 6 and logs["accuracy"] == 0.5  # as many successes as failures
     assert all(clip.unique().numel() == 1 for clip in clips[6:])
     with pytest.raises(UserError, match="0 of 6 further clips"):
-        reward_loss(model, data, still={**still, "success": np.zeros(6, bool)})
+        reward_loss(model, data, still=[still, {**still, "success": np.zeros(6, bool)}])

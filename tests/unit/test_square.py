@@ -112,3 +112,20 @@ def test_clean_play_never_shows_the_goal_relation(env):
         env.step_chunk(data["executed"][:, k : k + 1], every_frame=False)
         touched |= SQUARE.goal_relation(env)
     assert not (touched & data["clean"]).any()
+
+
+@pytest.mark.parametrize("sideways", [0.0, 0.012])
+def test_success_can_be_told_from_where_things_are(env, sideways):
+    """What the success classifier's imagined clips are labelled by says of the simulator's scenes what the simulator says."""
+    from wmpo_lite.envs.tabletop.expert import labels
+    begin = states(12, start=300)
+    env.reset(begin)
+    expert, goal, both = PickAndPlace(12), (lambda e: beside(e, sideways)) if sideways else SQUARE.goal, []
+    for _ in range(SQUARE.horizon):
+        done = env.step_chunk(expert.act(env, *goal(env))[:, None], every_frame=False)[1][:, -1]
+        found, named = labels(env), [pair.named_slot(text) for text in begin.instructions]
+        told = SQUARE.fulfilled(found["points"][np.arange(12), named], found["points"][:, 3], found["points"][:, 4], found["opening"])
+        assert told[SQUARE.success(env)].all()  # `told` asks for less: the nut need not rest yet
+        both.append((told, done))
+    told, done = both[-1]
+    assert (told == done).all() and done.any() == (sideways == 0)

@@ -47,8 +47,11 @@ def sample(rng: np.random.Generator, disturbance, split: str) -> np.ndarray:
 
 def over_peg(env, nut: str) -> np.ndarray:
     """Which episodes (B,) have `nut` down on the table with the peg through it."""
-    position, peg = env.position(nut), env.position("peg")
-    return (position[:, 2] < HALF_HEIGHT + 0.004) & (np.abs(position[:, :2] - peg).max(axis=1) < INNER - PEG_HALF + 0.003)
+    return _round_it(env.position(nut), env.position("peg"))
+
+
+def _round_it(nut: np.ndarray, peg: np.ndarray) -> np.ndarray:
+    return (nut[:, 2] < HALF_HEIGHT + 0.004) & (np.abs(nut[:, :2] - peg[:, :2]).max(axis=1) < INNER - PEG_HALF + 0.003)
 
 
 def named_nut(env) -> np.ndarray:
@@ -59,6 +62,11 @@ def named_nut(env) -> np.ndarray:
 def success(env) -> np.ndarray:
     """Named nut over the peg, at rest, released, the hand withdrawn: bool (B,)."""
     return pair.of_named(env, *(over_peg(env, nut) for nut in NUTS)) & pair.released(env, NUTS, RELEASE_HEIGHT)
+
+
+def fulfilled(nut: np.ndarray, peg: np.ndarray, hand: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """`success` of a scene at rest from points (B, 3) in metres and the gripper's opening (B,) in [0, 1]: bool (B,)."""
+    return _round_it(nut, peg) & (opening > 0.6) & (hand[:, 2] > RELEASE_HEIGHT)
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
