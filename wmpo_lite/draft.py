@@ -255,10 +255,11 @@ class Draft(nn.Module):
             now, before = (scene._replace(points=scene.points + shift) for scene in (now, before))
         return self._pack(now, self.mover.start(before, now))
 
-    def known(self, past: torch.Tensor):
-        """What `past` (B, M) says of the newest frame: points (B, S, 3) in metres and the gripper's opening (B,)."""
-        now, _ = self._unpack(past, None)
-        return now.points * self.unit + self.centre, now.opening
+    @torch.no_grad()
+    def foresee(self, context, actions, past=None):
+        """Where things will be, as `forward` paints them: points (B, K, S, 3) in metres and the gripper's opening (B, K)."""
+        scenes = self(context, actions, past)[1]
+        return scenes[..., : 3 * self.slots].unflatten(-1, (self.slots, 3)) * self.unit + self.centre, scenes[..., -1]
 
     def _pack(self, scene: Scene, memory) -> torch.Tensor:
         return torch.cat([scene.points.flatten(1), scene.present, scene.opening[:, None], memory[0], memory[1].flatten(1)], dim=-1)

@@ -72,8 +72,8 @@ def still_clips(paths, autoencoder) -> dict:
 
 
 def imagined_clips(autoencoder, world_model, policy, task, frames: np.ndarray, instructions, *, seed: int, length: int = 4, batch: int = 128) -> dict:
-    """Clips of what `policy` does in imagination from first frames (N, H, W, 3), the last `length` frames of each chunk: frames (M, length, H, W, 3),
-    instruction (M,), and success (M,) of the scene that they were painted from (`task.fulfilled`).
+    """Clips of what `policy` does in imagination from first frames (N, H, W, 3): frames (M, length, H, W, 3), instruction (M,), and success (M,) of the
+    scene that the last frame was painted from (`task.fulfilled`). Of each chunk they end with the last frame, the third last but that, and so on.
 
     What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
     calls it as it likes; here it learns to.
@@ -88,13 +88,15 @@ def imagined_clips(autoencoder, world_model, policy, task, frames: np.ndarray, i
     for i in progress(range(0, len(frames), batch), desc="imagine clips"):
         texts = [str(text) for text in instructions[i: i + batch]]
         rows, named = np.arange(len(texts)), [pair.named_slot(text) for text in texts]
-        newest = env.reset(InitialStates(states=np.zeros((len(texts), 1)), frames=frames[i: i + batch], instructions=tuple(texts), split="demos", indices=rows))
+        film = env.reset(InitialStates(states=np.zeros((len(texts), 1)), frames=frames[i: i + batch], instructions=tuple(texts), split="demos", indices=rows))[:, None]
         for _ in range(task.horizon // chunk):
-            newest = env.step_chunk(policy.act(torch.from_numpy(newest), texts, 1.0, generator)[2].numpy())[0]
-            points, opening = (part.numpy() for part in world_model.draft.known(env.past))
-            found["frames"].append(newest[:, -length:]), found["instruction"].append(np.array(texts))
-            found["success"].append(task.fulfilled(points[rows, named], points[:, -2], points[:, -1], opening))
-            newest = newest[:, -1]
+            actions = policy.act(torch.from_numpy(film[:, -1]), texts, 1.0, generator)[2]
+            points, opening = (part.numpy() for part in world_model.draft.foresee(env.context, actions.clamp(-1, 1), env.past))
+            film = np.concatenate([film[:, -length:], env.step_chunk(actions.numpy())[0]], axis=1)
+            for back in range(0, min(chunk, film.shape[1] - length + 1), 3):
+                end, k = film.shape[1] - back, chunk - 1 - back
+                found["frames"].append(film[:, end - length: end]), found["instruction"].append(np.array(texts))
+                found["success"].append(task.fulfilled(points[rows, k, named], points[:, k, -2], points[:, k, -1], opening[:, k]))
     return {key: np.concatenate(value) for key, value in found.items()}
 
 

@@ -36,6 +36,7 @@ class Profile:
     dpo_epochs: int = 2
     sample_steps: int = 1
     judge_stride: int = 2  # frames between the windows that the success classifier judges in imagination
+    judge_hold: int = 1  # of those in a row that must call it a success
     tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
 
     def wmpo_update(self):

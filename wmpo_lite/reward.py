@@ -109,12 +109,14 @@ class RewardModel(nn.Module):
             scores.append(self.probabilities(part.flatten(0, 1), texts).unflatten(0, part.shape[:2]))
         return torch.cat(scores)
 
-    def score(self, frames: torch.Tensor, instructions, stride: int = 1) -> torch.Tensor:
-        """Largest window probability (B,) of whole episodes: what the threshold is applied to."""
+    def score(self, frames: torch.Tensor, instructions, stride: int = 1, hold: int = 1) -> torch.Tensor:
+        """The largest probability (B,) that `hold` judged windows in a row reach in whole episodes: what the threshold is applied to."""
         scores = self.slide(frames, instructions, stride)
         if not scores.shape[1]:
             raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged")
-        return scores.amax(dim=1)
+        if scores.shape[1] < hold:
+            raise UserError(f"{scores.shape[1]} windows of the episodes are judged and {hold} in a row must agree, so no episode can succeed; lower judge_hold")
+        return scores.unfold(1, hold, 1).amin(dim=-1).amax(dim=1)
 
     def save(self, folder, provenance=None):
         checkpoint.save_module(folder, self, self.config, provenance)

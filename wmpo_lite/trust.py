@@ -18,7 +18,7 @@ def trust(w: Workspace) -> dict:
     starts, success = initial_frames(real), np.array([t.success for t in real])
     env = imagined_env(w, w.run.seed, stop=False)
     imagined, _ = replay(env, real, starts)
-    scores = clip_scores(w.reward_model(), imagined, starts, w.settings.judge_stride)
+    scores = clip_scores(w.reward_model(), imagined, starts, w.settings.judge_stride, w.settings.judge_hold)
     threshold, real_threshold = env.threshold, float(w.reward_model().threshold)
     truth = np.stack([t.frames for t in real])
     real_scores = clip_scores(w.reward_model(), truth, starts)

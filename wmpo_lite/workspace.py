@@ -140,7 +140,7 @@ def imagined_env(w: Workspace, seed: int, stop: bool = True, doubt: float = 0.0)
     from wmpo_lite.envs.imagined import ImaginedEnv
     threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
     return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps,
-                       stride=w.settings.judge_stride, stop=stop, doubt=doubt,
+                       stride=w.settings.judge_stride, hold=w.settings.judge_hold, stop=stop, doubt=doubt,
                        action_names=w.env.action_names)
 
 
@@ -149,9 +149,9 @@ def greedy(w: Workspace, policy, states, **options):
     return rollout(policy, w.env, states, horizon=w.horizon, every_frame=options.pop("every_frame", False), batch=64, **options)
 
 
-def clip_scores(model, films, starts, stride: int = 1) -> np.ndarray:
+def clip_scores(model, films, starts, stride: int = 1, hold: int = 1) -> np.ndarray:
     import torch
-    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16]), stride).numpy() for i in range(0, len(films), 16)])
+    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16]), stride, hold).numpy() for i in range(0, len(films), 16)])
 
 
 def save_arrays(path: Path, **arrays):

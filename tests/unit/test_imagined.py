@@ -167,6 +167,23 @@ def test_a_stride_judges_fewer_windows_and_marks_the_frames_after_them(stride):
     assert np.array_equal(done, expected) and done.any() and not done.all()
 
 
+@pytest.mark.parametrize("stride, hold", [(1, 2), (1, 5), (2, 3)])
+def test_windows_in_a_row_must_agree_across_chunks(stride, hold):
+    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, stride=stride, hold=hold))
+    autoencoder, world_model, reward = models()
+    texts = list(tiny.states(B).instructions)
+    windows = reward.slide(torch.from_numpy(film), texts, stride).numpy()
+    held = np.stack([windows[:, j: j + hold].min(axis=1) for j in range(windows.shape[1] - hold + 1)], axis=1)
+    assert np.allclose(scores[-1], held.max(axis=1), atol=1e-5)
+    assert np.allclose(reward.score(torch.from_numpy(film), texts, stride, hold).numpy(), held.max(axis=1), atol=1e-5)
+    threshold = float(np.median(held.max(axis=1)))
+    reward.threshold.fill_(threshold)
+    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, stride=stride, hold=hold))
+    for row, good in zip(done, held >= threshold):
+        first = (L - 2) + (film.shape[1] - L) % stride + stride * (good.argmax() + hold - 1)  # the action after which the run is long enough
+        assert row.any() == good.any() and (not good.any() or row.argmax() == first)
+
+
 def test_done_stays_true_and_finished_rows_stand_still(monkeypatch):
     autoencoder, world_model, _ = models()
     rows, go_on = [], world_model.go_on

@@ -61,21 +61,23 @@ def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_
     task, texts = SimpleNamespace(horizon=3 * tiny.CHUNK, fulfilled=fulfilled), [tiny.RED, tiny.BLUE, tiny.RED, tiny.BLUE, tiny.RED]
     make = lambda: imagined_clips(autoencoder, model, policy, task, frames, texts, seed=3, length=2, batch=4)  # noqa: E731
     found = make()
-    assert found["frames"].shape == (15, 2, tiny.SIZE, tiny.SIZE, 3) and found["frames"].dtype == np.uint8
-    assert list(found["instruction"]) == 3 * texts[:4] + 3 * texts[4:]  # chunk by chunk, then the next batch
+    # chunks of 4 frames: clips end with the 4th and the 1st, in all three chunks
+    assert found["frames"].shape == (30, 2, tiny.SIZE, tiny.SIZE, 3) and found["frames"].dtype == np.uint8
+    assert list(found["instruction"]) == 6 * texts[:4] + 6 * texts[4:]
     expected = np.concatenate([thing[:, 0] > np.median(thing[:, 0]) for thing, *_ in asked])
-    assert (found["success"] == expected).all() and 0 < expected.sum() < 15
-    things, *_, openings = zip(*asked)
-    assert [len(thing) for thing in things] == [4, 4, 4, 1, 1, 1] and things[0].shape == (4, 3) and openings[0].shape == (4,)
+    assert (found["success"] == expected).all() and 0 < expected.sum() < 30
+    assert [len(thing) for thing, *_ in asked] == [4] * 6 + [1] * 6 and all(part.shape == (4, 3) for part in asked[0][:3]) and asked[0][3].shape == (4,)
     again = make()
     assert all((found[key] == again[key]).all() for key in found)
 
 
-def test_what_a_world_model_knows_of_its_newest_frame_is_in_metres():
+def test_what_is_foreseen_is_what_is_painted_in_metres():
     import torch
     draft = tiny.world_model(draft_width=16, slots=5).draft
     draft.calibrate(torch.eye(3, 4), (0.1, 0.2, 0.3), 0.05)
-    latents = torch.randn(3, 2, 4, 8, 8)
-    points, opening = draft.known(draft.recall(latents))
-    read = draft.read(latents[:, -1])[0]
-    assert torch.allclose(points, read.points * 0.05 + torch.tensor([0.1, 0.2, 0.3])) and torch.equal(opening, read.opening)
+    context, actions = torch.randn(3, 2, 4, 8, 8), torch.rand(3, 4, tiny.ACTIONS)
+    points, opening = draft.foresee(context, actions)
+    now = draft.read(context[:, -1])[0]
+    new, _ = draft._unpack(draft(context, actions)[2], now.look)  # the last frame's scene
+    assert points.shape == (3, 4, 5, 3) and torch.allclose(points[:, -1], new.points * 0.05 + torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)
+    assert torch.allclose(opening[:, -1], new.opening, atol=1e-6)

@@ -78,6 +78,8 @@ def test_score_is_the_best_window_and_needs_one():
     assert torch.equal(model.score(frames, texts), model.slide(frames, texts).amax(dim=1))
     with pytest.raises(UserError, match="have 3 frames, fewer than the reward model's clip of 4"):
         model.score(frames[:, :3], texts)
+    with pytest.raises(UserError, match="6 windows of the episodes are judged and 7 in a row must agree"):
+        model.score(frames, texts, hold=7)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- clips

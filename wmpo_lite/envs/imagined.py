@@ -11,17 +11,18 @@ class ImaginedEnv:
 
     reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk and never re-encoded.
     threshold: of the reward model's probability; None takes the one it was saved with, which was chosen on camera pictures.
-    stride: frames between judged windows, of which one always ends at a chunk's last frame. doubt: metres (standard deviation) by which things are taken
+    stride: frames between judged windows, of which one always ends at a chunk's last frame. hold: judged windows in a row that must reach the threshold:
+    a thing that is put somewhere stays there, what a world model paints for a moment does not. doubt: metres (standard deviation) by which things are taken
     to lie elsewhere than the first frame is read, anew in every episode, so that what only just works in imagination is not worth learning.
-    `scores` (B,) is the largest success probability so far. Episodes already judged a success stand still and cost nothing.
+    `scores` (B,) is the largest success probability so far that `hold` windows in a row reached. Episodes already judged a success stand still and cost nothing.
     """
 
     def __init__(self, autoencoder, world_model, reward_model=None, *, threshold: float | None = None, seed: int = 0, steps: int | None = None,
-                 stride: int = 1, stop: bool = True, doubt: float = 0.0, action_names=("dx", "dy", "dz", "gripper")):
+                 stride: int = 1, hold: int = 1, stop: bool = True, doubt: float = 0.0, action_names=("dx", "dy", "dz", "gripper")):
         self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
         self._threshold = threshold
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
-        self.steps, self.stride, self.stop, self.doubt = steps, stride, stop, doubt
+        self.steps, self.stride, self.hold, self.stop, self.doubt = steps, stride, hold, stop, doubt
         self.generator = torch.Generator().manual_seed(seed)
         self.instructions: list[str] = []
 
@@ -43,6 +44,7 @@ class ImaginedEnv:
         self.past = self.world_model.recall(self.context, self.doubt, self.generator)
         self.done = np.zeros(len(states), dtype=bool)
         self.scores = np.zeros(len(states), dtype=np.float32)
+        self.latest = np.zeros((len(states), self.hold - 1), dtype=np.float32)  # of the windows judged last
         self.instructions = list(states.instructions)
         self.recent = first[:, None]  # frames that the next reward windows still need
         return first.numpy().copy()
@@ -80,6 +82,9 @@ class ImaginedEnv:
         scores = self.reward_model.slide(seen, [self.instructions[i] for i in live], self.stride).numpy()  # (live, windows)
         if not scores.shape[1]:
             return
+        scores = np.concatenate([self.latest[live], scores], axis=1)
+        self.latest[live] = scores[:, scores.shape[1] - self.hold + 1:]
+        scores = np.lib.stride_tricks.sliding_window_view(scores, self.hold, axis=1).min(axis=-1)  # one for each window judged now
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
         over = np.zeros((len(live), done.shape[1]), dtype=bool)
         over[:, ::-1][:, : self.stride * scores.shape[1]: self.stride] = scores[:, ::-1] >= self.threshold
