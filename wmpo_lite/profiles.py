@@ -46,8 +46,8 @@ class Profile:
                           minibatch=self.minibatch, temperature=self.temperature)
 
 
-# What a task needs otherwise: a nut has 4.5 mm of play on each side of its peg.
-TASK_SETTINGS = {"square": {"doubt": 0.002}}
+# What a task needs otherwise: a nut has 4.5 mm of play on each side of its peg, and where one ends beside it the imagined picture passes through success.
+TASK_SETTINGS = {"square": {"doubt": 0.002, "judge_hold": 4}}
 
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
