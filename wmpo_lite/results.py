@@ -15,16 +15,16 @@ def collect(runs, folder: Path = RESULTS):
 
     An upper bound (a folder with upper_bound.json) is written into every record of its task.
     """
-    runs = [Path(run) for run in runs]
     new, bounds = [], []
-    for run in runs:
+    for run in map(Path, runs):
         if (run / "upper_bound.json").exists():
             bounds.append(checkpoint.read_json(run / "upper_bound.json"))
-        elif (run / "result.json").exists():
-            new.append(checkpoint.read_json(run / "result.json"))
-        else:
+            continue
+        if not (run / "result.json").exists():
             raise UserError(f"{run} holds neither result.json nor upper_bound.json; run the same demo again to finish it")
-        if not (run / "upper_bound.json").exists() and new[-1]["profile"] != (wanted := "libero" if "/" in new[-1]["task"] else "laptop"):
+        new.append(checkpoint.read_json(run / "result.json"))
+        wanted = "libero" if "/" in new[-1]["task"] else "laptop"
+        if new[-1]["profile"] != wanted:
             raise UserError(f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are collected for its task, a smoke run proves nothing")
     for name, belongs in (("main_job.json", lambda r: "/" not in r["task"]), ("libero.json", lambda r: "/" in r["task"])):
         if not any(map(belongs, new + bounds)):
