@@ -14,8 +14,8 @@ class Shipped:
     """The shipped models and the shipped run of `task`. Every method loads anew, so what a notebook changes stays in the notebook."""
 
     def __init__(self, task: str = "place", assets: Path = ASSETS):
-        from wmpo_lite.envs.tabletop.tasks import get_task
-        self.task, self.home = get_task(task), Path(assets) / task
+        from wmpo_lite.envs.tasks import folder_name, get_task
+        self.task, self.home = get_task(task), Path(assets) / folder_name(task)
         self.run = self.home / "run"
         if not (self.home / "policy").exists():
             raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `wmpo-lite assets --task {task}`")
@@ -88,12 +88,14 @@ def ship_run(run: Path, assets: Path = ASSETS) -> Path:
     """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision."""
     import shutil
 
+    from wmpo_lite.envs.tasks import folder_name
+
     run = Path(run)
     missing = [name for name in FILES if not (run / name).exists()]
     if missing:
         raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
     config = checkpoint.read_json(run / "config.json")
-    home = Path(assets) / config["task"]
+    home = Path(assets) / folder_name(config["task"])
     weights = {name: home / name / "model.safetensors" for name in config["assets"]}
     found = {name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()}
     if found != config["assets"]:
