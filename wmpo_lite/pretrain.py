@@ -71,9 +71,14 @@ def still_clips(paths, autoencoder) -> dict:
     return {key: np.concatenate([value, autoencoder.recode(value) if key == "frames" else value]) for key, value in clips.items()}
 
 
-def imagined_clips(autoencoder, world_model, policy, task, frames: np.ndarray, instructions, *, seed: int, length: int = 4, batch: int = 128) -> dict:
+def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, frames: np.ndarray, instructions, *, seed: int, temperature: float = 1.0,
+                   meddle: float = 0.0, length: int = 4, batch: int = 128) -> dict:
     """Clips of what `policy` does in imagination from first frames (N, H, W, 3): frames (M, length, H, W, 3), instruction (M,), and success (M,) of the
-    scene that the last frame was painted from (`task.fulfilled`). Of each chunk they end with the last frame, the third last but that, and so on.
+    scene that the last frame was painted from. Of each chunk they end with the last frame, the third last but that, and so on.
+
+    fulfilled: of points (B, S, 3) in metres, the gripper's opening (B,) and B sentences, which of these scenes are successes, bool (B,). meddle: share of
+    the chunks whose gripper is held closed, of those whose gripper is held open and of those whose motion is another episode's: a policy that learns in
+    imagination will try all of it, its clone does not.
 
     What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
     calls it as it likes; here it learns to.
@@ -81,22 +86,26 @@ def imagined_clips(autoencoder, world_model, policy, task, frames: np.ndarray, i
     import torch
 
     from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.envs.tabletop.tasks import pair
     from wmpo_lite.trajectory import InitialStates
     env, generator = ImaginedEnv(autoencoder, world_model, stop=False, seed=seed, steps=1), torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 13])
     found, chunk = {"frames": [], "instruction": [], "success": []}, policy.config.chunk
     for i in progress(range(0, len(frames), batch), desc="imagine clips"):
         texts = [str(text) for text in instructions[i: i + batch]]
-        rows, named = np.arange(len(texts)), [pair.named_slot(text) for text in texts]
+        rows = np.arange(len(texts))
         film = env.reset(InitialStates(states=np.zeros((len(texts), 1)), frames=frames[i: i + batch], instructions=tuple(texts), split="demos", indices=rows))[:, None]
-        for _ in range(task.horizon // chunk):
-            actions = policy.act(torch.from_numpy(film[:, -1]), texts, 1.0, generator)[2]
+        for _ in range(horizon // chunk):
+            actions = policy.act(torch.from_numpy(film[:, -1]), texts, temperature, generator)[2]
+            if meddle:
+                kind = torch.from_numpy(rng.choice(4, p=[1 - 3 * meddle, meddle, meddle, meddle], size=len(texts)))
+                actions[kind == 1, :, -1], actions[kind == 2, :, -1] = -1.0, 1.0
+                actions[kind == 3, :, :-1] = actions.roll(1, 0)[kind == 3, :, :-1]
             points, opening = (part.numpy() for part in world_model.draft.foresee(env.context, actions.clamp(-1, 1), env.past))
             film = np.concatenate([film[:, -length:], env.step_chunk(actions.numpy())[0]], axis=1)
             for back in range(0, min(chunk, film.shape[1] - length + 1), 3):
                 end, k = film.shape[1] - back, chunk - 1 - back
                 found["frames"].append(film[:, end - length: end]), found["instruction"].append(np.array(texts))
-                found["success"].append(task.fulfilled(points[rows, k, named], points[:, k, -2], points[:, k, -1], opening[:, k]))
+                found["success"].append(fulfilled(points[:, k], opening[:, k], texts))
     return {key: np.concatenate(value) for key, value in found.items()}
 
 
@@ -134,6 +143,7 @@ class AssetSettings:
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
+    attempts_shown: bool = False  # to reader, painter and transformer too
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
@@ -235,8 +245,9 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         policy.save(home / "policy", note(records) | reached)
 
     if not made("world_model"):
-        data = world_model_data(autoencoder, demos, play_paths, home / "latents.safetensors")
-        more = {"attempts": collect("attempts", task, s.attempts, home),
+        attempt_paths = collect("attempts", task, s.attempts, home)
+        data = world_model_data(autoencoder, demos, [*attempt_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors")
+        more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
         model = with_fine_distances(begin("world_model", WorldModel), s.draft_fine)
@@ -256,12 +267,20 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         still = [still_clips(collect_scenes(task, s.dropped, home, kind="dropped"), autoencoder)]
         if s.imagined_starts:
             first, texts = (np.concatenate([demos[key], attempts[key]])[: s.imagined_starts] for key in ("frames", "instruction"))
-            still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task), first[:, 0], texts, seed=seed))
+            still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
+                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
         model.save(home / "reward", note(records))
     return home
+
+
+def fulfilled(task, points: np.ndarray, opening: np.ndarray, instructions) -> np.ndarray:
+    """`task.fulfilled` of scenes as the draft has them: points (B, S, 3), opening (B,), and the sentences that name one of the things."""
+    from wmpo_lite.envs.tabletop.tasks import pair
+    named = points[np.arange(len(points)), [pair.named_slot(text) for text in instructions]]
+    return task.fulfilled(named, points[:, -2], points[:, -1], opening)
 
 
 def with_fine_distances(model, fine: float):

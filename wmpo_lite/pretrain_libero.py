@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.pretrain import AssetSettings, first_frames_and_labels, reward_data, shorter, train_autoencoder, train_world_model
+from wmpo_lite.pretrain import AssetSettings, first_frames_and_labels, imagined_clips, reward_data, shorter, train_autoencoder, train_world_model
 from wmpo_lite.progress import progress
 
 SHARD = 32  # episodes of a shard
@@ -14,13 +14,13 @@ THINGS = 3  # objects that the draft follows, the task's first; the place and th
 
 _LAPTOP = AssetSettings(demos=160, clone_demos=96, demo_noise=0.4, demo_burst=0.15, play=480, attempts=256, autoencoder_steps=3000, vision_steps=2500, clone_steps=2500,
                         clone_early=0.0, read_steps=1500, move_steps=5000, follow_steps=1000, paint_steps=4000, settle_steps=800, world_steps=300, held_out=32,
-                        reward_steps=1200)
+                        reward_steps=1200, imagined_starts=384)
 # Few demonstrations and updates leave room to learn; how few, the base policy's success on validation states decides: two demonstrations gave 2 % whatever the
 # updates, four gave 4, 31, 88 and 94 % after 120, 140, 160 and 200 updates, and 100 % more of either.
-TASK_SETTINGS = {"libero_object/0": {"clone_demos": 4, "clone_steps": 140},
-                 "libero_spatial/2": {"demos": 96, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 200}}
+TASK_SETTINGS = {"libero_object/0": {"demos": 128, "play": 320, "clone_demos": 4, "clone_steps": 140},
+                 "libero_spatial/2": {"demos": 96, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 150}}
 _SMOKE = dataclasses.replace(_LAPTOP, demos=4, clone_demos=4, play=4, attempts=4, autoencoder_steps=2, vision_steps=2, clone_steps=2, read_steps=2, move_steps=2,
-                             follow_steps=2, paint_steps=2, settle_steps=2, world_steps=2, world_batch=4, held_out=1, reward_steps=2)
+                             follow_steps=2, paint_steps=2, settle_steps=2, world_steps=2, world_batch=4, held_out=1, reward_steps=2, imagined_starts=0)
 LIBERO_PROFILES = {"laptop": _LAPTOP, "libero": _LAPTOP, "gpu": dataclasses.replace(_LAPTOP, demos=400, play=4000, attempts=2000, paint_steps=20000, world_steps=60000,
                                                                                   world_batch=128), "smoke": _SMOKE}
 
@@ -109,10 +109,14 @@ def make_libero_assets(task: str, folder: Path, *, seed: int = 0, profile: str =
         failed = join(attempts, "frames", "instruction", "done")
         failed = {key: value[~failed["done"][:, -1]] for key, value in failed.items()}
         episodes = reward_data(demonstrations, failed, join(play[: s.reward_play_shards], "frames", "instruction"), autoencoder)
+        first = np.concatenate([demonstrations["frames"][:, 0], failed["frames"][:, 0]])[: s.imagined_starts]
+        zone = goal_zone(join([*demos, *attempts], "points", "done"))
+        still = [imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), spec.horizon, lambda points, *_: in_zone(points, zone),
+                                first, [spec.instruction] * len(first), seed=seed, temperature=0.6, meddle=0.1)] if s.imagined_starts else []
         model = RewardModel() if sibling is None else RewardModel.load(sibling / "reward").train()
         if sibling is None:
             model.inflate(load_tensors(home / "vision.safetensors"))
-        records = fit(model, reward_loss(model, episodes, half=16), FitConfig(steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=300, weight_decay=0.05),
+        records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=300, weight_decay=0.05),
                       seed=seed, name="reward", folder=home / "fit_reward")
         model.save(home / "reward", note(records))
     return home
@@ -124,6 +128,20 @@ def slots(env) -> list[int]:
     thing, place = goal_of(env)
     others = [i for i in range(len(env.objects)) if i not in (thing, place)][: THINGS - 1]
     return [thing, *others, place]
+
+
+def goal_zone(episodes: dict) -> tuple[float, float]:
+    """Where, seen from the place, the task's object was when recorded episodes came to their goal: how far aside at the most, and how high, in metres."""
+    solved = np.flatnonzero(episodes["done"][:, -1])
+    at = episodes["points"][solved, episodes["done"][solved].argmax(axis=1) + 1]
+    away = at[:, 0] - at[:, THINGS]
+    return float(np.linalg.norm(away[:, :2], axis=1).max()), float(np.quantile(away[:, 2], 0.98))
+
+
+def in_zone(points: np.ndarray, zone: tuple[float, float]) -> np.ndarray:
+    """Which scenes, points (B, S, 3), have the task's object in the zone of `goal_zone`: bool (B,)."""
+    away = points[:, 0] - points[:, THINGS]
+    return (np.linalg.norm(away[:, :2], axis=1) < zone[0]) & (away[:, 2] < zone[1])
 
 
 def record(env, kind: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0) -> list[Path]:

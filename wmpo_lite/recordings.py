@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
 SHARD = 64  # episodes a worker steps together
@@ -60,7 +61,7 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
         if not path.exists():
             jobs.append((kind, task, shard, SHARD, noise, burst, size, str(path)))
     if jobs:
-        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:
             for _ in progress(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):
                 pass
     return paths
@@ -129,7 +130,7 @@ def collect_scenes(task: str, count: int, folder: Path, workers: int | None = No
     paths = [folder / f"{kind}_{task}_{shard:04d}.npz" for shard in range(-(-count // 2048))]
     jobs = [(kind, task, shard, min(2048, count - 2048 * shard), str(path)) for shard, path in enumerate(paths) if not path.exists()]
     if jobs:
-        with multiprocessing.get_context("spawn").Pool(workers or min(os.cpu_count() or 1, 8)) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:
             for _ in progress(pool.imap_unordered(_scene_shard, jobs), total=len(jobs), desc=f"render {kind}"):
                 pass
     return paths

@@ -4,7 +4,6 @@ Every step draws from generators seeded with (seed, step), so a run that was kil
 """
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
+from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
 
@@ -37,7 +37,7 @@ class FitConfig:
 
 def set_threads(threads: int | None = None):
     """Fix the number of threads once per process: results are bit-reproducible per machine and thread count, oversubscription is ruinous."""
-    torch.set_num_threads(threads or min(os.cpu_count() or 1, 8))
+    torch.set_num_threads(threads or min(cores(), 8))
     torch.set_flush_denormal(True)
 
 

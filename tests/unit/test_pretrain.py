@@ -1,5 +1,6 @@
 """What the policy learns before it is cloned: grasping and moving where words and a still picture say."""
 import numpy as np
+import pytest
 import torch
 
 import tiny
@@ -47,28 +48,60 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
 
 
 def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_were_painted_from():
-    from types import SimpleNamespace
-
     from wmpo_lite.pretrain import imagined_clips
     asked = []
 
-    def fulfilled(thing, target, hand, opening):
-        asked.append((thing, target, hand, opening))
-        return thing[:, 0] > np.median(thing[:, 0])
+    def fulfilled(points, opening, instructions):
+        asked.append((points, opening, instructions))
+        return points[:, 0, 0] > np.median(points[:, 0, 0])
 
     autoencoder, model, policy = tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), tiny.policy()
     frames = np.random.default_rng(0).integers(0, 256, (5, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-    task, texts = SimpleNamespace(horizon=3 * tiny.CHUNK, fulfilled=fulfilled), [tiny.RED, tiny.BLUE, tiny.RED, tiny.BLUE, tiny.RED]
-    make = lambda: imagined_clips(autoencoder, model, policy, task, frames, texts, seed=3, length=2, batch=4)  # noqa: E731
+    texts = [tiny.RED, tiny.BLUE, tiny.RED, tiny.BLUE, tiny.RED]
+    make = lambda **more: imagined_clips(autoencoder, model, policy, 3 * tiny.CHUNK, fulfilled, frames, texts, seed=3, length=2, batch=4, **more)  # noqa: E731
     found = make()
     # chunks of 4 frames: clips end with the 4th and the 1st, in all three chunks
     assert found["frames"].shape == (30, 2, tiny.SIZE, tiny.SIZE, 3) and found["frames"].dtype == np.uint8
     assert list(found["instruction"]) == 6 * texts[:4] + 6 * texts[4:]
-    expected = np.concatenate([thing[:, 0] > np.median(thing[:, 0]) for thing, *_ in asked])
+    expected = np.concatenate([points[:, 0, 0] > np.median(points[:, 0, 0]) for points, *_ in asked])
     assert (found["success"] == expected).all() and 0 < expected.sum() < 30
-    assert [len(thing) for thing, *_ in asked] == [4] * 6 + [1] * 6 and all(part.shape == (4, 3) for part in asked[0][:3]) and asked[0][3].shape == (4,)
+    assert [len(points) for points, *_ in asked] == [4] * 6 + [1] * 6
+    assert asked[0][0].shape == (4, 5, 3) and asked[0][1].shape == (4,) and list(asked[0][2]) == texts[:4]
     again = make()
     assert all((found[key] == again[key]).all() for key in found)
+    other = make(meddle=0.3)
+    assert (other["frames"] != found["frames"]).any()
+
+
+def test_meddling_holds_grippers_and_swaps_motions():
+    """Of 400 imagined chunks a tenth each has its gripper closed, its gripper opened and another episode's motion; the rest are the policy's."""
+    import torch
+
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.pretrain import imagined_clips
+    told, own, act, step = [], [], tiny.policy().act, ImaginedEnv.step_chunk
+    policy = tiny.policy()
+    policy.act = lambda *given: own.append(found := act(*given)) or (*found[:2], found[2].clone())
+    frames = np.zeros((100, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImaginedEnv, "step_chunk", lambda env, actions: told.append(actions) or step(env, actions))
+        imagined_clips(tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), policy, 4 * tiny.CHUNK, lambda points, *_: points[:, 0, 0] > 0, frames,
+                       [tiny.RED] * 100, seed=0, length=2, meddle=0.1)
+    own, told = (torch.cat([torch.as_tensor(part) for part in parts]) for parts in ([found[2] for found in own], told))
+    same_motion, same_grip = (own == told)[..., :-1].all(-1).all(-1), (own == told)[..., -1].all(-1)
+    opened, closed = ((told[..., -1] == value).all(-1) & ~same_grip for value in (-1.0, 1.0))
+    assert 20 <= int(opened.sum()) <= 60 and 20 <= int(closed.sum()) <= 60 and 20 <= int((~same_motion).sum()) <= 60
+    assert (same_grip | opened | closed).all() and (same_motion | same_grip).all()
+
+
+def test_fulfilled_asks_the_task_about_the_thing_that_is_named():
+    from types import SimpleNamespace
+
+    from wmpo_lite.pretrain import fulfilled
+    points = np.arange(2 * 5 * 3).reshape(2, 5, 3)
+    task = SimpleNamespace(fulfilled=lambda thing, target, hand, opening: [thing, target, hand, opening])
+    thing, target, hand, opening = fulfilled(task, points, np.array([0.1, 0.9]), [tiny.RED, tiny.BLUE])
+    assert (thing == points[[0, 1], [0, 2]]).all() and (target == points[:, 3]).all() and (hand == points[:, 4]).all() and list(opening) == [0.1, 0.9]
 
 
 def test_what_is_foreseen_is_what_is_painted_in_metres():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.pretrain_libero import cover, make_libero_assets, stills_of
+from wmpo_lite.pretrain_libero import cover, goal_zone, in_zone, make_libero_assets, stills_of
 
 ABOVE = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]], np.float32)  # straight from above: x right, y down
 
@@ -33,6 +33,18 @@ def test_stills_keep_their_labels():
     for i, number in enumerate(found["opening"].astype(int)):
         assert (found["frames"][i] == number).all() and (found["points"][i] == number).all() and (found["present"][i] == episodes["present"][number // 3]).all()
     assert len(stills_of(episodes, seed=0, count=4)["frames"]) == 4
+
+
+def test_the_goal_zone_is_where_solved_episodes_came_to_their_goal():
+    points, done = np.zeros((3, 4, 5, 3), np.float32), np.zeros((3, 3), bool)
+    points[:, :, 3] = 1.0, 2.0, 0.0  # the place
+    points[0, 2, 0], points[1, 3, 0], points[2, 3, 0] = (1.03, 2.04, 0.1), (1.0, 2.0, 0.2), (1.5, 2.0, 0.9)
+    done[0, 1:], done[1, 2] = True, True  # after the second and the third step; the third episode fails
+    radius, top = zone = goal_zone({"points": points, "done": done})
+    assert radius == pytest.approx(0.05) and top == pytest.approx(0.198)
+    scenes = np.repeat(points[:1, 0], 4, axis=0)
+    scenes[:, 0] = (1.03, 2.03, 0.1), (1.03, 2.05, 0.1), (1.0, 2.0, 0.21), (1.0, 2.0, -0.1)
+    assert list(in_zone(scenes, zone)) == [True, False, False, True]
 
 
 def test_an_unknown_profile_is_named():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import PickAndPlace, demonstrate, play
+from wmpo_lite.envs.tabletop.expert import PickAndPlace, attempt, demonstrate, play
 from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
 SQUARE = get_task("square")
@@ -129,3 +129,14 @@ def test_success_can_be_told_from_where_things_are(env, sideways):
         both.append((told, done))
     told, done = both[-1]
     assert (told == done).all() and done.any() == (sideways == 0)
+
+
+def test_failed_attempts_often_catch_on_the_rim(env):
+    """Let go near the peg, the nut lies on it: higher than flat on the table (8 mm), and it reaches over the peg. A policy fails like this."""
+    data = attempt(env, states(64, split="pretraining"), np.random.default_rng(0))
+    failed = ~data["done"][:, -1]
+    named = np.array([pair.COLOURS.index(text.split()[2]) for text in env.instructions])
+    nut, peg, hand = (data["points"][np.arange(64), -1, slot] for slot in (named, 3, 4))
+    caught = failed & (nut[:, 2] > 0.012) & (nut[:, 2] < 0.03) & (np.linalg.norm((nut - peg)[:, :2], axis=1) < 0.03)
+    let_go = np.linalg.norm(hand - nut, axis=1) > 0.04
+    assert failed.sum() >= 24 and (caught & let_go).sum() >= 0.2 * failed.sum()

@@ -1,5 +1,4 @@
 """LIBERO as an environment of the kit: `reset` / `step_chunk` over a batch of episodes of one task, simulated by worker processes."""
-import os
 import weakref
 from dataclasses import asdict, dataclass
 
@@ -10,6 +9,7 @@ from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of
 from wmpo_lite.envs.libero.worker import Worker, WorkerGone
 from wmpo_lite.errors import UserError
+from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
 ACTION_DIM = 7  # robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and the gripper (-1 open, +1 closed)
@@ -49,14 +49,13 @@ class LiberoEnv:
             if value < least:
                 raise UserError(f"LiberoEnv.{name} is {value}; expected at least {least}")
         self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = task, size, look, wrist, stride, settle
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = workers or min(cores, 8)
+        count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
         settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride}
         try:
             for _ in range(count):
-                self._workers.append(Worker(threads=max(1, cores // count) if count < cores else 0))
+                self._workers.append(Worker(threads=max(1, cores() // count) if count < cores() else 0))
             answers = self._exchange([({"do": "build", **settings}, {})] * count)
         except BaseException:
             self.close()

@@ -6,6 +6,7 @@ import numpy as np
 
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.errors import UserError
+from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
 ACTION_DIM = 4  # dx, dy, dz of the finger tips and the gripper (-1 open, +1 closed), each in [-1, 1]
@@ -59,7 +60,7 @@ class TabletopEnv:
         self.task, self.size, self.disturbance = task, size, disturbance
         self.model = mujoco.MjModel.from_xml_string(scene.build_xml(task.bodies(), size, shadows=shadows))
         self._mujoco = mujoco
-        self._threads = max(1, threads or min(os.cpu_count() or 1, 8))
+        self._threads = max(1, threads or min(cores(), 8))
         self._data = [mujoco.MjData(self.model) for _ in range(self._threads)]
         self._spec = mujoco.mjtState.mjSTATE_FULLPHYSICS
         self._state_size = mujoco.mj_stateSize(self.model, self._spec)
