@@ -92,7 +92,8 @@ class Results:
             results.collect(self.runs)
         if self.picture:
             results.picture(self.picture)
-        print("\n\n".join(results.table(path) for path in (results.PATH, results.RESULTS / "libero.json") if path.exists()))
+        tables = [results.table(path) for path in (results.PATH, results.RESULTS / "libero.json") if path.exists()]
+        print("\n\n".join([*tables, results.speed_table()]))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ _LAPTOP = AssetSettings(demos=160, clone_demos=96, demo_noise=0.4, demo_burst=0.
                         reward_steps=1200, imagined_starts=384)
 # Few demonstrations and updates leave room to learn; how few, the base policy's success on validation states decides: two demonstrations gave 2 % whatever the
 # updates, four gave 4, 31, 88 and 94 % after 120, 140, 160 and 200 updates, and 100 % more of either.
-TASK_SETTINGS = {"libero_object/0": {"demos": 128, "play": 320, "clone_demos": 4, "clone_steps": 140},
-                 "libero_spatial/2": {"demos": 96, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 150}}
+TASK_SETTINGS = {"libero_object/0": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 4, "clone_steps": 140, "paint_steps": 3600, "settle_steps": 800},
+                 "libero_spatial/2": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 150, "paint_steps": 3600, "settle_steps": 800}}
 _SMOKE = dataclasses.replace(_LAPTOP, demos=4, clone_demos=4, play=4, attempts=4, autoencoder_steps=2, vision_steps=2, clone_steps=2, read_steps=2, move_steps=2,
                              follow_steps=2, paint_steps=2, settle_steps=2, world_steps=2, world_batch=4, held_out=1, reward_steps=2, imagined_starts=0)
 LIBERO_PROFILES = {"laptop": _LAPTOP, "libero": _LAPTOP, "gpu": dataclasses.replace(_LAPTOP, demos=400, play=4000, attempts=2000, paint_steps=20000, world_steps=60000,
@@ -57,7 +57,7 @@ def make_libero_assets(task: str, folder: Path, *, seed: int = 0, profile: str =
     made = lambda name: (home / name / "provenance.json").exists()  # noqa: E731
     if all(made(name) for name in ("autoencoder", "policy", "world_model", "reward")):
         return home
-    with LiberoEnv(spec) as env:
+    with LiberoEnv(spec, stop=False) as env:  # or the world model would learn that the world stands still where the task is solved
         demos = record(env, "demos", s.demos, home, noise=s.demo_noise, burst=s.demo_burst)
         play, attempts = record(env, "play", s.play, home), record(env, "attempts", s.attempts, home)
         camera, names = env.camera, [env.objects[i] for i in slots(env)]
@@ -110,9 +110,12 @@ def make_libero_assets(task: str, folder: Path, *, seed: int = 0, profile: str =
         failed = {key: value[~failed["done"][:, -1]] for key, value in failed.items()}
         episodes = reward_data(demonstrations, failed, join(play[: s.reward_play_shards], "frames", "instruction"), autoencoder)
         first = np.concatenate([demonstrations["frames"][:, 0], failed["frames"][:, 0]])[: s.imagined_starts]
-        zone = goal_zone(join([*demos, *attempts], "points", "done"))
-        still = [imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), spec.horizon, lambda points, *_: in_zone(points, zone),
-                                first, [spec.instruction] * len(first), seed=seed, temperature=0.6, meddle=0.1)] if s.imagined_starts else []
+        ends = join([*demos, *attempts], "frames", "points", "done", "instruction")
+        zone = goal_zone(ends)
+        still = [zone_clips(ends, zone, autoencoder)]
+        if s.imagined_starts:
+            still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), spec.horizon, lambda points, *_: in_zone(points, zone),
+                                        first, [spec.instruction] * len(first), seed=seed, temperature=0.6, meddle=0.1))
         model = RewardModel() if sibling is None else RewardModel.load(sibling / "reward").train()
         if sibling is None:
             model.inflate(load_tensors(home / "vision.safetensors"))
@@ -142,6 +145,15 @@ def in_zone(points: np.ndarray, zone: tuple[float, float]) -> np.ndarray:
     """Which scenes, points (B, S, 3), have the task's object in the zone of `goal_zone`: bool (B,)."""
     away = points[:, 0] - points[:, THINGS]
     return (np.linalg.norm(away[:, :2], axis=1) < zone[0]) & (away[:, 2] < zone[1])
+
+
+def zone_clips(episodes: dict, zone: tuple[float, float], autoencoder, length: int = 4, every: int = 3) -> dict:
+    """Clips from all over recorded episodes, as filmed and as the autoencoder gives them back, labelled by whether their last frame has the object in the zone:
+    frames uint8 (M, length, H, W, 3), success bool (M,), instruction (M,). Of a success they show what is just short of it and what comes after, too."""
+    ends = range(length - 1, episodes["frames"].shape[1], every)
+    frames = np.concatenate([episodes["frames"][:, end - length + 1: end + 1] for end in ends])
+    success = np.concatenate([in_zone(episodes["points"][:, end], zone) for end in ends])
+    return {"frames": np.concatenate([frames, autoencoder.recode(frames)]), "success": np.tile(success, 2), "instruction": np.tile(episodes["instruction"], 2 * len(ends))}
 
 
 def record(env, kind: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0) -> list[Path]:

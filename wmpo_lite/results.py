@@ -85,3 +85,20 @@ def table(path: Path = PATH) -> str:
         gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(100 * r["gain"], 100 * r["gain_low"], 100 * r["gain_high"])
         rows.append(f"| {r['task']} | {r['seed']} | {r['rollout_budget']} | {r['n']} | {' | '.join(cells)} | {gain} | {r['agreement_auc']:.3f} |")
     return "\n".join(rows)
+
+
+SPEEDS = {"default": "LIBERO as it comes (128 px, 2 views)", "official_128_wrist": "128 px, 2 views, official look", "fast_128_wrist": "128 px, 2 views",
+          "fast_128": "128 px", "smooth_64": "64 px, antialiased", "fast_64": "64 px", "fast_64_two_workers": "64 px, 2 workers", "per_policy_step_64": "64 px, a frame a policy step"}
+
+
+def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
+    """What tests/bench/bench_libero.py measured: rendered simulator steps a second by suite and look (how many times LIBERO's default), then imagination."""
+    found = checkpoint.read_json(path)
+    suites = [name for name in found if isinstance(found[name], dict)]
+    rows = [f"| rendered simulator steps a second | {' | '.join(suites)} |", "|---" * (1 + len(suites)) + "|"]
+    for name, words in SPEEDS.items():
+        rows.append(f"| {words} | " + " | ".join(f"{found[s][name]['steps_s']:.0f} ({found[s][name]['times_default']:.1f} x)" for s in suites) + " |")
+    for key, words in (("simulator_frames_s", "**frames of policy steps a second**: simulator, 64 px, all workers"), ("frames_s", "the same, imagined and judged"),
+                       ("ratio", "imagination, times the simulator")):
+        rows.append(f"| {words} | " + " | ".join(f"{found[s]['imagination'][key]:.3g}" for s in suites) + " |")
+    return "\n".join(rows)

@@ -117,3 +117,19 @@ def test_actions_out_of_range_are_clipped(env, states):
         action = scale * np.ones((1, 2, 7))
         results.append(env.step_chunk(action)[2]["states"])
     assert (results[0] == results[1]).all()
+
+
+def test_a_world_that_goes_on_after_success(env, states):
+    """With stop=False the can falls into the basket and the hand goes away, and `done` stays; up to then both episodes are the same."""
+    from wmpo_lite.envs.libero.env import LiberoEnv
+    from wmpo_lite.envs.libero.expert import demonstrate
+    stood = demonstrate(env, states[:1], np.random.default_rng(0))
+    with LiberoEnv(env.task, workers=1, stop=False) as free:
+        went_on = demonstrate(free, states[:1], np.random.default_rng(0))
+        can = free.objects.index("alphabet_soup_1")
+    solved = int(stood["done"][0].argmax())
+    assert (stood["done"] == went_on["done"]).all() and stood["done"][0, -1] and solved < 50
+    assert (stood["frames"][0, : solved + 1] == went_on["frames"][0, : solved + 1]).all()
+    assert (stood["frames"][0, solved + 2:] == stood["frames"][0, solved + 1]).all()
+    assert went_on["objects"][0, -1, can, 2] < stood["objects"][0, -1, can, 2] - 0.03
+    assert np.linalg.norm(went_on["tip"][0, -1] - went_on["tip"][0, solved + 1]) > 0.05

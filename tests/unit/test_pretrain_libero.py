@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.pretrain_libero import cover, goal_zone, in_zone, make_libero_assets, stills_of
+from wmpo_lite.pretrain_libero import cover, goal_zone, in_zone, make_libero_assets, stills_of, zone_clips
 
 ABOVE = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]], np.float32)  # straight from above: x right, y down
 
@@ -45,6 +45,18 @@ def test_the_goal_zone_is_where_solved_episodes_came_to_their_goal():
     scenes = np.repeat(points[:1, 0], 4, axis=0)
     scenes[:, 0] = (1.03, 2.03, 0.1), (1.03, 2.05, 0.1), (1.0, 2.0, 0.21), (1.0, 2.0, -0.1)
     assert list(in_zone(scenes, zone)) == [True, False, False, True]
+
+
+def test_clips_are_labelled_by_where_the_object_is_in_their_last_frame():
+    from types import SimpleNamespace
+    frames = np.broadcast_to(np.arange(2 * 8).reshape(2, 8, 1, 1, 1), (2, 8, 4, 4, 3)).astype(np.uint8)  # frame t of episode e is all 8 e + t
+    points = np.zeros((2, 8, 5, 3))
+    points[0, 5:, 0, 2], points[0, :5, 0, 2], points[1, :, 0, 2] = 0.1, 0.3, 0.3  # the first episode's object comes down at frame 5
+    found = zone_clips({"frames": frames, "points": points, "instruction": np.array(["a", "b"])}, (0.05, 0.2), SimpleNamespace(recode=lambda x: x + 100), length=4, every=2)
+    # ends at frames 3, 5, 7, of both episodes each; then the same recoded
+    assert found["frames"].shape == (12, 4, 4, 4, 3) and list(found["frames"][:6, -1, 0, 0, 0]) == [3, 11, 5, 13, 7, 15] and list(found["frames"][0, :, 0, 0, 0]) == [0, 1, 2, 3]
+    assert (found["frames"][6:] == found["frames"][:6] + 100).all()
+    assert list(found["success"]) == [False, False, True, False, True, False] * 2 and list(found["instruction"]) == ["a", "b"] * 6
 
 
 def test_an_unknown_profile_is_named():

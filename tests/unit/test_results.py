@@ -62,3 +62,12 @@ def test_the_table_gives_percent_with_wilson_intervals(tmp_path):
     # 16 of 64: Wilson (0.160, 0.368); 32 of 64: (0.381, 0.619)
     assert results.table(tmp_path / "main_job.json").splitlines()[-1] == (
         "| place | 0 | 128 | 64 | 25.0 [16, 37] | 25.0 [16, 37] | 25.0 [16, 37] | 50.0 [38, 62] | +25.0 [+12.5, +37.5] | 0.900 |")
+
+
+def test_the_speed_table_has_a_row_a_look_and_a_column_a_suite(tmp_path):
+    row = lambda x: {**{name: {"steps_s": 10.0 * x, "times_default": 1.0 * x} for name in results.SPEEDS},  # noqa: E731
+                     "imagination": {"simulator_frames_s": 80.0, "frames_s": 800.0 * x, "ratio": 10.0 * x}}
+    (tmp_path / "speed.json").write_text(json.dumps({"libero_goal": row(1), "libero_object": row(2), "mujoco": "3.17.0"}))
+    lines = results.speed_table(tmp_path / "speed.json").splitlines()
+    assert lines[0].endswith("| libero_goal | libero_object |") and len(lines) == 2 + len(results.SPEEDS) + 3
+    assert "| 64 px | 10 (1.0 x) | 20 (2.0 x) |" in lines and lines[-1].endswith("| 10 | 20 |")

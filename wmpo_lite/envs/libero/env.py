@@ -35,7 +35,7 @@ class LiberoEnv:
     task: from `states.get_task`; size: pixels of the square RGB image of the agent view; wrist: the wrist camera too, in `wrist` after a reset and in
     `info["wrist"]`; workers: processes (default: one a core, at most 8), each builds the scene once, resets it once and then only puts states into it.
     look: see `Look`. stride: simulator steps (0.05 s) that one action is held, the task's by default. settle: simulator steps before the first frame.
-    Episodes already solved stand still. After a reset `premises` says of every episode whether its initial state is what the task says.
+    stop: episodes already solved stand still; False: they go on, as what a world model is to learn from has to. After a reset `premises` says of every episode whether its initial state is what the task says.
     Construction takes 5 to 20 s. A context manager; `close` ends the processes, and so does the end of the program, however it comes.
     """
 
@@ -43,7 +43,7 @@ class LiberoEnv:
     action_names = ACTION_NAMES
 
     def __init__(self, task: LiberoTask, size: int = 64, workers: int | None = None, look: Look = Look(), wrist: bool = False, stride: int | None = None,
-                 settle: int = SETTLE):
+                 settle: int = SETTLE, stop: bool = True):
         stride = task.stride if stride is None else stride
         for name, value, least in (("size", size, 16), ("stride", stride, 1), ("settle", settle, 0), ("workers", 1 if workers is None else workers, 1)):
             if value < least:
@@ -52,7 +52,7 @@ class LiberoEnv:
         count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
-        settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride}
+        settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride, "stop": stop}
         try:
             for _ in range(count):
                 self._workers.append(Worker(threads=max(1, cores() // count) if count < cores() else 0))

@@ -154,13 +154,15 @@ class Simulation:
         if not np.isfinite(data.qpos).all():
             raise UserError("the simulation diverged (non-finite state); please report the task, the split and the index of the initial state")
 
-    def hold(self, action: np.ndarray, times: int) -> bool:
-        """The same action for `times` control steps; True, and no further step, once the task is solved."""
+    def hold(self, action: np.ndarray, times: int, stop: bool = True) -> bool:
+        """The same action for `times` control steps; whether the task was solved on the way, after which, with `stop`, nothing moves any more."""
+        solved = False
         for _ in range(times):
             self.step(action)
-            if self.success():
-                return True
-        return False
+            solved = solved or self.success()
+            if solved and stop:
+                break
+        return solved
 
     def success(self) -> bool:
         return bool(self.env._check_success())

@@ -116,7 +116,7 @@ class Host:
             if not any(word in f"{error!r}{traceback.format_exc()}".lower() for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")):
                 raise
             raise UserError(NO_GL.format(_first(error))) from error
-        self.stride, self.cache = head["stride"], collections.OrderedDict()
+        self.stride, self.stop, self.cache = head["stride"], head["stop"], collections.OrderedDict()
         return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects, "goal": self.simulation.goal}, "placement": self.simulation.placement, "camera": self.simulation.camera}
 
     def draw(self, head: dict, arrays: dict) -> dict:
@@ -149,15 +149,15 @@ class Host:
         actions, every, out = arrays["actions"], head["every_frame"], collections.defaultdict(list)
         for b, episode in enumerate(self.episodes):
             self.simulation.load(episode)
-            if self.done[b]:
+            if self.done[b] and self.stop:
                 self.simulation._mujoco.mj_forward(self.simulation.model, self.simulation.data)
             frames, done, measures = [], [], []
             for k, action in enumerate(actions[b]):
-                moved = not self.done[b]
+                moved = not (self.done[b] and self.stop)
                 if moved:
-                    self.done[b] = self.simulation.hold(action, self.stride)
+                    self.done[b] = self.simulation.hold(action, self.stride, self.stop) or self.done[b]
                 done.append(self.done[b]), measures.append(self.simulation.measures())
-                if moved and (every or k == len(actions[b]) - 1 or self.done[b]):
+                if moved and (every or k == len(actions[b]) - 1 or self.done[b] and self.stop):
                     self.shown[b] = self.simulation.frames()
                 frames.append(self.shown[b])
             self.episodes[b] = self.simulation.save()
