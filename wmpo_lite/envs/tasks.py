@@ -27,7 +27,7 @@ def make_env(task, **options):
     """The simulator of `task`: an environment with the contract that the README states. options: of its class."""
     if hasattr(task, "suite"):
         from wmpo_lite.envs.libero.env import LiberoEnv
-        return LiberoEnv(task, **options)
+        return LiberoEnv(task, **{"stop": False, **options})  # the world goes on after success, as on the table-top, and a world model learns that it does
     from wmpo_lite.envs.tabletop.env import TabletopEnv
     return TabletopEnv(task, **options)
 
