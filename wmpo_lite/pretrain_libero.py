@@ -17,8 +17,8 @@ _LAPTOP = AssetSettings(demos=160, clone_demos=96, demo_noise=0.4, demo_burst=0.
                         reward_steps=1200, imagined_starts=384)
 # Few demonstrations and updates leave room to learn; how few, the base policy's success on validation states decides: two demonstrations gave 2 % whatever the
 # updates, four gave 4, 31, 88 and 94 % after 120, 140, 160 and 200 updates, and 100 % more of either.
-TASK_SETTINGS = {"libero_object/0": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 4, "clone_steps": 140, "paint_steps": 3600, "settle_steps": 800},
-                 "libero_spatial/2": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 150, "paint_steps": 3600, "settle_steps": 800}}
+TASK_SETTINGS = {"libero_object/0": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 4, "clone_steps": 140, "paint_steps": 3600, "settle_steps": 800, "follow_steps": 800},
+                 "libero_spatial/2": {"demos": 64, "play": 320, "attempts": 192, "clone_demos": 3, "clone_steps": 150, "paint_steps": 3600, "settle_steps": 800, "follow_steps": 800}}
 _SMOKE = dataclasses.replace(_LAPTOP, demos=4, clone_demos=4, play=4, attempts=4, autoencoder_steps=2, vision_steps=2, clone_steps=2, read_steps=2, move_steps=2,
                              follow_steps=2, paint_steps=2, settle_steps=2, world_steps=2, world_batch=4, held_out=1, reward_steps=2, imagined_starts=0)
 LIBERO_PROFILES = {"laptop": _LAPTOP, "libero": _LAPTOP, "gpu": dataclasses.replace(_LAPTOP, demos=400, play=4000, attempts=2000, paint_steps=20000, world_steps=60000,

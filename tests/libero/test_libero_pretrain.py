@@ -39,6 +39,18 @@ def test_some_attempts_fail(env):
     assert 0 < (~done).sum()
 
 
+def test_some_attempts_keep_what_they_carry_and_go_on():
+    from wmpo_lite.envs.libero.env import LiberoEnv
+    from wmpo_lite.envs.libero.states import get_task
+    with LiberoEnv(get_task("libero_object", 0), size=16, stop=False) as free:
+        found = attempt(free, free.initial_states("play", np.arange(12)), np.random.default_rng(0))
+        can = found["objects"][:, :, goal_of(free)[0]]
+    closed = found["executed"][:, -1, 6] > 0
+    held = np.linalg.norm(can[:, -1] - found["tip"][:, -1], axis=-1) < 0.03
+    assert 2 <= closed.sum() <= 8 and held[closed].sum() >= 2 and not held[~closed].any() and not found["done"][closed & held, -1].all()
+    assert (np.ptp(can[closed & held][:, -12:], axis=1).max(axis=-1) > 0.05).any()  # they do not just stand there
+
+
 def test_shards_are_kept_and_hold_only_what_is_of_use(env, tmp_path):
     paths = record(env, "demos", 2, tmp_path, noise=0.4, burst=0.15)
     shard = np.load(paths[0])

@@ -45,15 +45,17 @@ class PickAndPlace:
     """Closed-loop expert for the B episodes of the environment's last reset. `act` gives the intended action (B, 7) for its present state.
 
     things (B,): numbers of the objects to move, by default the task's; spots (B, 2): where to on the table, by default to the task's goal.
-    pick_offset, place_offset (B, 2): metres by which the hand closes and lets go elsewhere.
+    pick_offset, place_offset (B, 2): metres by which the hand closes and lets go elsewhere. keeps (B,): whose hand neither lowers what it carries nor lets
+    go of it, and goes on with it to one point of `wander` (T, B, 3) after the other, 8 steps each.
     """
 
-    def __init__(self, env, things=None, spots=None, pick_offset=0.0, place_offset=0.0):
+    def __init__(self, env, things=None, spots=None, pick_offset=0.0, place_offset=0.0, keeps=False, wander=None):
         thing, self.place = goal_of(env)
         self.batch = len(env.now["tip"])
         self.pick_offset, self.place_offset = (np.broadcast_to(x, (self.batch, 2)).copy() for x in (pick_offset, place_offset))
         self.things, self.spots = np.full(self.batch, thing) if things is None else np.array(things), spots
         self.carry, self.low = GOALS[kind(env.objects[self.place])] if spots is None else TABLE
+        self.keeps, self.wander = np.broadcast_to(keeps, self.batch), wander
         self.dwell = max(2, 12 // env.stride)
         self.phase, self.timer = np.full(self.batch, ABOVE), np.zeros(self.batch, dtype=int)
         self.stood, self.held = self._thing(env).copy(), np.zeros((self.batch, 3))
@@ -73,14 +75,17 @@ class PickAndPlace:
         aim, up = np.concatenate([there, self.stood[:, 2:]], axis=1) + self.held, [0, 0, self.carry]
         goals = np.select([(phase == p)[:, None] for p in range(8)], [
             grip + [0, 0, HOVER], grip, grip, self.stood + self.held + up, aim + up, aim + [0, 0, self.low], tip, aim + up])
+        if self.keeps.any():
+            on = self.keeps & (phase == AWAY)
+            goals[on] = self.wander[np.minimum(self.timer // 8, len(self.wander) - 1), np.arange(self.batch)][on]
         error = goals - tip
         reached = np.linalg.norm(error, axis=1) < np.select([phase == ABOVE, phase == DOWN, phase == LIFT], [0.008, 0.01, 0.04], 0.015)
         # Where the arm cannot quite get to, near the end of its reach or against something, it goes on after a while.
         waited = self.timer >= np.select([phase == CLOSE, phase == OPEN, phase == ABOVE], [self.dwell, 1, 14], 8)
         advance = np.where((phase == CLOSE) | (phase == OPEN), waited, reached | waited) & (phase < AWAY)
-        closed = (phase >= CLOSE) & (phase <= LOWER)
+        closed = (phase >= CLOSE) & ((phase <= LOWER) | self.keeps)
         action = np.concatenate([np.clip(error / FULL, -1, 1), np.zeros((self.batch, 3)), np.where(closed, 1.0, -1.0)[:, None]], axis=1)
-        self.phase, self.timer = phase + advance, np.where(advance, 0, self.timer + 1)
+        self.phase, self.timer = np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance), np.where(advance, 0, self.timer + 1)
         return action
 
     def restart(self, which: np.ndarray):
@@ -115,11 +120,17 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
 
 
 def attempt(env, states, rng: np.random.Generator) -> dict:
-    """The expert, off by centimetres in half of its grasps and two thirds of its placements. Returns the dict of `demonstrate`; `done` tells which came out well."""
+    """The expert, off by centimetres in half of its grasps and two thirds of its placements; in a third of the episodes it comes to the goal, keeps hold and
+    goes on from there, or a world model would take the way up for letting go. Returns the dict of `demonstrate`; `done` tells which came out well."""
     def off(spread, share):
         return spread * (rng.random((len(states), 1)) < share) * rng.normal(size=(len(states), 2))
 
-    return _record(env, states, rng, 0.3, 0.2, lambda: PickAndPlace(env, pick_offset=off(0.03, 0.5), place_offset=off(0.08, 0.67)))
+    def make():
+        place = env.now["objects"][:, goal_of(env)[1]]
+        wander = place + rng.uniform((-0.15, -0.15, 0.12), (0.15, 0.15, 0.55), (env.task.horizon // 8, len(states), 3))
+        return PickAndPlace(env, pick_offset=off(0.03, 0.5), place_offset=off(0.08, 0.67), keeps=rng.random(len(states)) < 1 / 3, wander=wander)
+
+    return _record(env, states, rng, 0.3, 0.2, make)
 
 
 def play(env, states, rng: np.random.Generator) -> dict:
