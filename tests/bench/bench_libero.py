@@ -8,7 +8,7 @@
 "default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every simulator step. A rendered step is one simulator step
 (0.05 s) with its pictures; "per_policy_step" draws once per control stride, as training does. Of each: steps a second, and processor seconds a step, which
 say the same on a machine that has other work. "imagination" is the world model in the simulator's place behind the same call: 64 episodes, chunks of 8
-policy steps, every frame drawn and judged by the success classifier; "ratio" compares its frames a second with those of the simulator with all its workers,
+policy steps, every frame drawn, and judged by the success classifier as the profile `libero` has it; "ratio" compares its frames a second with those of the simulator with all its workers,
 fast and at 64 pixels, which draws the same frames, measured by turns. Weights are untrained: the time does not depend on them. Results go to assets/results/libero_speed.json, libero_premises.json and libero_experts.json, merged by suite.
 """
 import argparse
@@ -84,13 +84,15 @@ def imagination_speed(task, seconds: float) -> dict:
 
     from wmpo_lite.envs.imagined import ImaginedEnv
     from wmpo_lite.envs.libero.env import ACTION_DIM, LiberoEnv
+    from wmpo_lite.profiles import PROFILES
     from wmpo_lite.reward import RewardModel
     from wmpo_lite.trajectory import InitialStates
     from wmpo_lite.train import set_threads
     from wmpo_lite.world_model import Autoencoder, WorldModel, WorldModelConfig
     set_threads()
-    episodes, chunk = 64, 8
-    imagined = ImaginedEnv(Autoencoder().eval(), WorldModel(WorldModelConfig(action_dim=ACTION_DIM)).eval(), RewardModel().eval(), threshold=2.0, stride=2, steps=1)
+    episodes, chunk, settings = 64, 8, PROFILES["libero"]
+    imagined = ImaginedEnv(Autoencoder().eval(), WorldModel(WorldModelConfig(action_dim=ACTION_DIM)).eval(), RewardModel().eval(), threshold=2.0, steps=settings.sample_steps,
+                           stride=settings.judge_stride, hold=settings.judge_hold)
     with LiberoEnv(task, size=64) as env:
         real_states = env.initial_states("evaluation", np.arange(2 * len(env._workers)))
         frames = env.reset(real_states)
