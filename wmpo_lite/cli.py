@@ -101,10 +101,11 @@ class Ship:
     """Copy a finished run into assets/<task>/run, where the notebooks find it."""
 
     run: Annotated[Path, tyro.conf.Positional]
+    rollouts: int | None = None  # keep only so many of the recorded rollouts
 
     def __call__(self):
         from wmpo_lite.shipped import ship_run
-        print(ship_run(self.run))
+        print(ship_run(self.run, rollouts=self.rollouts))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Shipped:
         return policy if name == "base" else self._changed(policy, name)
 
     def rollouts(self):
-        """The P real rollouts of the shipped run, as Trajectory objects."""
+        """The P real rollouts of the shipped run, or the first of them, as Trajectory objects."""
         from wmpo_lite.trajectory import load_trajectories
         return load_trajectories(self._file("rollouts.hdf5"))
 
@@ -84,8 +84,11 @@ class Shipped:
         return self.run / name
 
 
-def ship_run(run: Path, assets: Path = ASSETS) -> Path:
-    """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision."""
+def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> Path:
+    """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision.
+
+    rollouts: keep so many of the P recorded ones, the first (all by default); pictures of meshes are many bytes.
+    """
     import shutil
 
     from wmpo_lite.envs.tasks import folder_name
@@ -104,6 +107,9 @@ def ship_run(run: Path, assets: Path = ASSETS) -> Path:
     target.mkdir(exist_ok=True)
     for name in FILES:
         shutil.copy(run / name, target / name)
+    if rollouts is not None:
+        from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
+        save_trajectories(target / "rollouts.hdf5", load_trajectories(run / "rollouts.hdf5")[:rollouts], **load_metadata(run / "rollouts.hdf5"))
     checkpoint.write_json(target / "reward.json", checkpoint.read_json(run / "stages" / "reward.json")["result"])
     for name, before, after in [("world_model", home / "world_model", run / "world_model")] + [
             (name, home / "policy", run / "policies" / name) for name in POLICIES]:

@@ -94,7 +94,9 @@ def test_shipping_a_run_keeps_what_it_changed_and_nothing_else(finished, shipped
     env = ours.imagined_env(doubt=0.01)
     assert (env.threshold, float(env.reward_model.threshold), env.steps, env.stride, env.doubt) == (0.75, 0.25, 3, 4, 0.01)
     assert ours.imagined_env(threshold=0.6, stride=1).threshold == 0.6 and len(ours.rollouts()) == 128 and ours.metrics() == shipped.metrics()
-    assert ship_run(run, assets) == target  # again: nothing in the way
+    assert ship_run(run, assets, rollouts=5) == target  # again: nothing in the way
+    few, all_of_them = ours.rollouts(), shipped.rollouts()
+    assert len(few) == 5 and all((a.frames == b.frames).all() and a.success == b.success for a, b in zip(few, all_of_them))
 
 
 @pytest.mark.parametrize("make, message", [
