@@ -58,7 +58,8 @@ class Shipped:
         """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
         from wmpo_lite.envs.imagined import ImaginedEnv
         config = self.read("config")
-        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": config["sample_steps"], "stride": config["judge_stride"], "hold": config.get("judge_hold", 1), **options}
+        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": config["sample_steps"], "stride": config["judge_stride"], "hold": config.get("judge_hold", 1),
+                   "action_names": checkpoint.read_json(self.home / "policy" / "actions.json")["names"], **options}
         return ImaginedEnv(self.autoencoder(), self.world_model(), self.reward_model(), seed=seed, **options)
 
     def read(self, name: str):

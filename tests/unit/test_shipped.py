@@ -125,3 +125,12 @@ def test_a_missing_run_is_named(tmp_path):
     (tmp_path / "place" / "policy").mkdir(parents=True)
     with pytest.raises(UserError, match="wmpo-lite ship"):
         Shipped("place", tmp_path).rollouts()
+
+
+@pytest.mark.parametrize("task", ["place", pytest.param("libero_object/0", marks=pytest.mark.libero)])
+def test_the_shipped_policies_fit_the_shipped_imagination(task):
+    if "/" in task:
+        pytest.importorskip("libero.libero", reason="needs the extra: pip install 'wmpo_lite[libero]'")
+    shipped = Shipped(task)
+    for name in ("base", "wmpo"):
+        shipped.policy(name).check_environment(shipped.imagined_env())
