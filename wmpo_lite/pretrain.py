@@ -153,7 +153,8 @@ class AssetSettings:
 # What a task needs otherwise than the rest, smoke tests aside; never shortened. A nut has 4.5 mm of play: more practice over the peg and 30 times the demonstrations,
 # for the world model and the success classifier too: nothing else shows them what a peg inside a nut looks like.
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
-                            "follow_steps": 1000, "follow_shares": (0.2, 0.25, 0.2, 0.35), "draft_fine": 10.0,
+                            "attempts": 4096, "attempts_shown": True,
+                            "follow_steps": 1000, "follow_shares": (0.2, 0.2, 0.35, 0.25), "draft_fine": 10.0,
                             "imagined_starts": 1024, "reward_steps": 800}}
 
 ASSET_PROFILES = {
