@@ -57,8 +57,9 @@ def of_the_suite(task: str, folder: Path) -> dict:
     return more
 
 
-def picture(run: Path, path: Path = RESULTS.parent / "figures" / "real_and_imagined.png"):
-    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows)."""
+def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
+    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows). Of a task of LIBERO it
+    is real_and_imagined_libero.png in `folder`, else real_and_imagined.png."""
     import io
 
     import numpy as np
@@ -70,7 +71,8 @@ def picture(run: Path, path: Path = RESULTS.parent / "figures" / "real_and_imagi
     with np.load(films) as data:
         rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
     buffer = io.BytesIO()
-    grid = np.concatenate(rows)
+    grid, of_libero = np.concatenate(rows), "/" in checkpoint.read_json(run / "config.json")["task"]
+    path = Path(folder) / f"real_and_imagined{'_libero' if of_libero else ''}.png"
     Image.fromarray(grid).resize((grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
     checkpoint.write_atomic(path, buffer.getvalue())
 

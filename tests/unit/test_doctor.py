@@ -101,6 +101,9 @@ def test_a_good_run_has_no_problem(run):
 
 @pytest.mark.parametrize("name, change, topic, level", [
     ("trust.json", {"sensitivity": {"shuffled_cost": 1.0}}, "actions", "problem"),
+    # 2 of 3 dB over a copied frame: the episodes are alike; 1 of 3 dB is too little even so
+    ("trust.json", {"sensitivity": {"shuffled_cost": 2.0}, "psnr": {"horizons": [8, 16], "model": [25.0, 23.0], "copy_last": [21.0, 21.0]}}, "actions", "note"),
+    ("trust.json", {"sensitivity": {"shuffled_cost": 1.0}, "psnr": {"horizons": [8, 16], "model": [25.0, 23.0], "copy_last": [21.0, 21.0]}}, "actions", "problem"),
     ("trust.json", {"agreement": {"auc": 0.8, "n": 12}}, "agreement", "problem"),
     ("trust.json", {"scores": [0.1] * 12}, "threshold", "problem"),
     ("trust.json", {"threshold": 1.5}, "threshold", "problem"),

@@ -71,3 +71,15 @@ def test_the_speed_table_has_a_row_a_look_and_a_column_a_suite(tmp_path):
     lines = results.speed_table(tmp_path / "speed.json").splitlines()
     assert lines[0].endswith("| libero_goal | libero_object |") and len(lines) == 2 + len(results.SPEEDS) + 3
     assert "| 64 px | 10 (1.0 x) | 20 (2.0 x) |" in lines and lines[-1].endswith("| 10 | 20 |")
+
+
+@pytest.mark.parametrize("task, name", [("place", "real_and_imagined.png"), ("libero_object/0", "real_and_imagined_libero.png")])
+def test_the_picture_has_two_rows_an_episode(tmp_path, task, name):
+    import numpy as np
+    from PIL import Image
+    real, imagined = (np.full((8, 9, 16, 16, 3), value, np.uint8) for value in (200, 50))
+    np.savez(tmp_path / "trust_films.npz", real=real, imagined=imagined)
+    (tmp_path / "config.json").write_text(json.dumps({"task": task}))
+    results.picture(tmp_path, tmp_path)
+    grid = np.asarray(Image.open(tmp_path / name))
+    assert grid.shape == (8 * 24, 3 * 24, 3) and (grid[:24] == 200).all() and (grid[24:48] == 50).all()  # frames 0, 4 and 8, enlarged by half
