@@ -269,7 +269,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         if s.imagined_starts:
             first, texts = (np.concatenate([demos[key], attempts[key]])[: s.imagined_starts] for key in ("frames", "instruction"))
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
-                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed))
+                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed, meddle=0.1))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
