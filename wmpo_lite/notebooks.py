@@ -119,12 +119,16 @@ def problems(path: Path) -> list[str]:
     checked = [cell for cell in code if CHECK in cell.metadata.get("tags", [])]
     if not checked:
         found.append("no cell's output is checked")
+    past_needs = False
     for cell in code:
         start = cell.source.splitlines()[0] if cell.source else "(empty)"
         if len(cell.source.splitlines()) > MAX_LINES:
             found.append(f"the cell '{start}' has more than {MAX_LINES} lines")
         if cell in checked and not cell.outputs:
             found.append(f"the checked cell '{start}' has no stored output")
+        if cell in checked and past_needs:
+            found.append(f"the checked cell '{start}' stands after needs(...): without the extra it has no output to compare")
+        past_needs = past_needs or bool(re.search(r"^needs\(", cell.source, re.MULTILINE))
         if any(output.output_type == "error" for output in cell.outputs):
             found.append(f"the cell '{start}' ended in an error")
     if Path(path).stat().st_size > MAX_BYTES:

@@ -52,6 +52,7 @@ def test_executing_twice_stores_the_same_bytes(stored):
     (lambda cells: cells[1].update(execution_count=7), "in order"),
     (lambda cells: cells[2]["metadata"].pop("tags"), "no cell's output is checked"),
     (lambda cells: cells[1].update(source="\n".join(["x = 2"] * 41)), "more than 40 lines"),
+    (lambda cells: cells.insert(1, new_code_cell("needs('json', 'how');")), "stands after needs"),
     (lambda cells: cells[0].update(source="small"), "does not open with a title"),
     (lambda cells: cells.extend(new_code_cell("") for _ in range(30)), "at most 30"),
 ])
