@@ -72,13 +72,14 @@ def still_clips(paths, autoencoder) -> dict:
 
 
 def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, frames: np.ndarray, instructions, *, seed: int, temperature: float = 1.0,
-                   meddle: float = 0.0, length: int = 4, batch: int = 128) -> dict:
+                   meddle: float = 0.0, nearly=None, length: int = 4, batch: int = 128) -> dict:
     """Clips of what `policy` does in imagination from first frames (N, H, W, 3): frames (M, length, H, W, 3), instruction (M,), and success (M,) of the
     scene that the last frame was painted from. Of each chunk they end with the last frame, the third last but that, and so on.
 
     fulfilled: of points (B, S, 3) in metres, the gripper's opening (B,) and B sentences, which of these scenes are successes, bool (B,). meddle: share of
     the chunks whose gripper is held closed, of those whose gripper is held open and of those whose motion is another episode's: a policy that learns in
-    imagination will try all of it, its clone does not.
+    imagination will try all of it, its clone does not. nearly: of the same as `fulfilled`, which scenes are no success by a little; then the clips have
+    `nearly` (M,) too, and `reward.reward_loss` shows more of those.
 
     What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
     calls it as it likes; here it learns to.
@@ -89,7 +90,7 @@ def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, fr
     from wmpo_lite.trajectory import InitialStates
     env, generator = ImaginedEnv(autoencoder, world_model, stop=False, seed=seed, steps=1), torch.Generator().manual_seed(seed)
     rng = np.random.default_rng([seed, 13])
-    found, chunk = {"frames": [], "instruction": [], "success": []}, policy.config.chunk
+    found, chunk = {"frames": [], "instruction": [], "success": []} | ({"nearly": []} if nearly else {}), policy.config.chunk
     for i in progress(range(0, len(frames), batch), desc="imagine clips"):
         texts = [str(text) for text in instructions[i: i + batch]]
         rows = np.arange(len(texts))
@@ -106,6 +107,8 @@ def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, fr
                 end, k = film.shape[1] - back, chunk - 1 - back
                 found["frames"].append(film[:, end - length: end]), found["instruction"].append(np.array(texts))
                 found["success"].append(fulfilled(points[:, k], opening[:, k], texts))
+                if nearly:
+                    found["nearly"].append(nearly(points[:, k], opening[:, k], texts) & ~found["success"][-1])
     return {key: np.concatenate(value) for key, value in found.items()}
 
 
@@ -134,7 +137,7 @@ class AssetSettings:
     read_steps: int = 2000  # of the draft's three parts
     move_steps: int = 7000
     follow_steps: int = 1400  # of the mover over whole episodes
-    follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice
+    follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
     draft_fine: float = 0.0  # see `draft.Mover`
     practice: int = 2560  # episodes of play by the policy before it is cloned
     paint_steps: int = 5000
@@ -144,6 +147,7 @@ class AssetSettings:
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
     attempts_shown: bool = False  # to reader, painter and transformer too
+    releases: int = 0  # things let go near the target, for the mover alone; those that did not come well are kept
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
@@ -154,8 +158,8 @@ class AssetSettings:
 # for the world model and the success classifier too: nothing else shows them what a peg inside a nut looks like.
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
                             "attempts": 4096, "attempts_shown": True,
-                            "follow_steps": 1000, "follow_shares": (0.2, 0.2, 0.35, 0.25), "draft_fine": 10.0,
-                            "imagined_starts": 1024, "reward_steps": 800}}
+                            "follow_steps": 2500, "releases": 8192, "follow_shares": (0.15, 0.2, 0.15, 0.2, 0.3), "draft_fine": 10.0,
+                            "imagined_starts": 1024, "reward_steps": 1600}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
@@ -183,6 +187,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     from wmpo_lite.checkpoint import load_tensors, save_tensors
     from wmpo_lite.envs.tabletop import scene
+    from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.errors import UserError
     from wmpo_lite.policy import Policy
@@ -250,11 +255,14 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         data = world_model_data(autoencoder, demos, [*attempt_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors")
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
+        if s.releases:
+            more["releases"] = collect("releases", task, s.releases, home)
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
         model = with_fine_distances(begin("world_model", WorldModel), s.draft_fine)
         data = {key: value[: -s.held_out] for key, value in data.items()}
         if start is None:  # else the coordinates stay as they were learnt
             model.draft.calibrate(torch.as_tensor(scene.camera_matrix()), data["points"][data["present"] > 0.5].mean(0), 0.1)
+        model = with_controller(model, MAX_STEP, WORKSPACE)
         records = train_world_model(model, data, more, s, seed=seed, home=home)
         model.save(home / "world_model", note(records))
 
@@ -269,7 +277,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         if s.imagined_starts:
             first, texts = (np.concatenate([demos[key], attempts[key]])[: s.imagined_starts] for key in ("frames", "instruction"))
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
-                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed, meddle=0.1))
+                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed, meddle=0.1, nearly=let_go_beside))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
@@ -282,6 +290,13 @@ def fulfilled(task, points: np.ndarray, opening: np.ndarray, instructions) -> np
     from wmpo_lite.envs.tabletop.tasks import pair
     named = points[np.arange(len(points)), [pair.named_slot(text) for text in instructions]]
     return task.fulfilled(named, points[:, -2], points[:, -1], opening)
+
+
+def let_go_beside(points: np.ndarray, opening: np.ndarray, instructions, beside: float = 0.04) -> np.ndarray:
+    """Which scenes, as in `fulfilled`, have the named thing let go and at most `beside` metres from the target, seen from above: bool (B,)."""
+    from wmpo_lite.envs.tabletop.tasks import pair
+    named = points[np.arange(len(points)), [pair.named_slot(text) for text in instructions]]
+    return (np.linalg.norm((named - points[:, -2])[:, :2], axis=1) < beside) & (opening > 0.5)
 
 
 def with_fine_distances(model, fine: float):
@@ -297,12 +312,25 @@ def with_fine_distances(model, fine: float):
     return finer
 
 
+def with_controller(model, step: float, box):
+    """A world model like `model`, as trained as it is but for the hand's part of its mover, which begins anew on top of the arm's controller (see `draft.Mover`
+    and `Draft.calibrate_controller`)."""
+    from wmpo_lite.world_model import WorldModel
+    if model.config.draft_controller:
+        return model
+    known = WorldModel(dataclasses.replace(model.config, draft_controller=True))
+    kept = {key: value for key, value in model.state_dict().items() if not key.startswith(("draft.mover.hand", "draft.mover.follow_command"))}
+    known.load_state_dict(known.state_dict() | kept)
+    known.draft.calibrate_controller(step, box)
+    return known
+
+
 def first_frames_and_labels(autoencoder, paths) -> dict:
     """Of attempts or practice: latents of the first frames (E, C, h, w), actions (E, T, D) and labels as in `world_model_data`."""
     import torch
     parts = []
     for shard in map(np.load, paths):
-        frames = shard["first"] if "first" in shard else shard["frames"][:, 0]
+        frames = shard["first"] if "first" in shard else shard["frames"][:, 0]  # releases have no other frame
         actions = shard["actions"] if "actions" in shard else shard["executed"]
         present = np.repeat(shard["present"][:, None], actions.shape[1] + 1, axis=1).astype(np.float32)
         parts.append({"latents": autoencoder.encode_uint8(torch.from_numpy(frames)),
@@ -314,7 +342,7 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
 def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    data: see `world_model_data`; more: 'attempts' and 'practice' from `first_frames_and_labels`, for the mover alone.
+    data: see `world_model_data`; more: 'attempts', 'practice' and perhaps 'releases' from `first_frames_and_labels`, for the mover alone.
     """
     import torch
 
@@ -339,7 +367,7 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
     first = Scene(*(part[:, 0] for part in seen))
     parts = [(share, *(Scene(*(part[:count] for part in scene)) for scene in (first, labels)), actions[:count])
              for share, count in zip(s.follow_shares, (len(actions), s.demos)) if share]
-    for share, rows in zip(s.follow_shares[2:], (more["attempts"], more["practice"])):
+    for share, rows in zip(s.follow_shares[2:], (more[name] for name in ("attempts", "practice", "releases") if name in more)):
         with torch.no_grad():
             first = draft.read(rows["latents"])[0]._replace(present=rows["present"][:, 0], look=rows["points"][:, 0, :, :0])
         parts.append((share, first, draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"]))

@@ -9,7 +9,7 @@ from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
 SHARD = 64  # episodes a worker steps together
-ATTEMPTS_FROM = 50_000_000  # in the pretraining split, whose first states are random scenes
+ATTEMPTS_FROM, RELEASES_FROM = 50_000_000, 60_000_000  # in the pretraining split, whose first states are random scenes
 LABELS = ("points", "present", "opening")
 PRACTICE_FROM, PRACTICE_SHARD = 2_000_000, 128  # in the play split
 
@@ -18,19 +18,19 @@ def _collect_shard(arguments):
     """One shard of play, attempts or demonstrations (runs in a worker process; the shard's number is its seed, so any number of workers gives one result)."""
     kind, task_name, shard, count, noise, burst, size, path = arguments
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
-    from wmpo_lite.envs.tabletop.expert import attempt, demonstrate, play
+    from wmpo_lite.envs.tabletop.expert import attempt, demonstrate, play, release
     from wmpo_lite.envs.tabletop.tasks import get_task
 
     task = get_task(task_name)
     env = TabletopEnv(task, size=size, threads=1)
-    first = shard * SHARD + (ATTEMPTS_FROM if kind == "attempts" else 0)
-    states = initial_states(task, "pretraining" if kind == "attempts" else kind, np.arange(first, first + count))
+    from_ = {"attempts": ATTEMPTS_FROM, "releases": RELEASES_FROM}.get(kind, 0)
+    states = initial_states(task, "pretraining" if from_ else kind, np.arange(from_ + shard * SHARD, from_ + shard * SHARD + count))
     rng = np.random.default_rng([shard, 11])
     if kind == "play":
         data = play(env, states, rng, task.horizon)
         keep = data.pop("clean")
-    elif kind == "attempts":
-        data = attempt(env, states, rng)
+    elif kind in ("attempts", "releases"):
+        data = {"attempts": attempt, "releases": release}[kind](env, states, rng)
         keep = ~data["done"][:, -1]
     else:
         data = demonstrate(env, states, rng, noise=noise, burst=burst, recover=task.collides)
@@ -45,9 +45,9 @@ def _collect_shard(arguments):
 
 
 def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
-    """Record `episodes` of 'play', 'attempts' or expert 'demos' as npz shards; existing shards are kept.
+    """Record `episodes` of 'play', 'attempts', 'releases' (of first frames alone) or expert 'demos' as npz shards; existing shards are kept.
 
-    Thrown away are demonstrations that failed, attempts that did not, and play that came to the goal by accident.
+    Thrown away are demonstrations that failed, attempts and releases that did not, and play that came to the goal by accident.
 
     Shards are always full, so what a shard holds does not depend on how many are asked for.
 

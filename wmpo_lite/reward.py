@@ -168,17 +168,20 @@ def reward_loss(model: RewardModel, episodes: dict, half: int = 16, still=()):
     """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, with a little brightness jitter.
 
     still: sets of further labelled clips, each with frames uint8 (N, L, H, W, 3), success bool (N,) and instruction (N,); every batch gets another
-    2 x half of each set.
+    2 x half of each set. Where a set says of which failures it is nearly true that they are none, `nearly` bool (N,), every other failure is of those.
     """
     both = [[np.flatnonzero(np.asarray(part["success"]) == wanted) for wanted in (True, False)] for part in still]
+    hard = [np.flatnonzero(part["nearly"]) if "nearly" in part else [] for part in still]
     for part, (good, bad) in zip(still, both):
         if not len(good) or not len(bad):
             raise UserError(f"{len(good)} of {len(part['success'])} further clips are successes; a success classifier needs both, make more of them")
 
     def loss_fn(generator, rng, step):
         clips, texts, labels = sample_clips(episodes, model.config, rng, half)
-        for part, kinds in zip(still, both):
+        for part, kinds, close in zip(still, both, hard):
             rows = np.concatenate([rng.choice(kind, half) for kind in kinds])
+            if len(close):
+                rows[half::2] = rng.choice(close, half - half // 2)
             clips = torch.cat([clips, torch.from_numpy(part["frames"][rows][:, -model.config.clip:])])
             texts, labels = texts + [str(part["instruction"][row]) for row in rows], torch.cat([labels, torch.from_numpy(part["success"][rows]).float()])
         jitter = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) * 0.1 + 0.95

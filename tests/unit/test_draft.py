@@ -144,8 +144,70 @@ def test_a_trained_world_model_stays_what_it_is_when_told_small_distances_too():
     assert weight.grad[:, -15:].abs().sum() > 0  # and can learn from them
 
 
-def test_chunk_after_chunk_is_one_long_chunk():
-    net, context, actions = draft(), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 2)
+def test_the_controllers_command_moves_the_hand_by_hand():
+    net = draft(action_dim=4, controller=True)
+    for last in (net.mover.hand_out[-1], net.mover.follow_command):
+        torch.nn.init.zeros_(last.weight), torch.nn.init.zeros_(last.bias)
+    net.calibrate(torch.eye(3, 4), (0.0, 0.0, 0.0), 0.1)
+    net.calibrate_controller(0.03, [[-0.05, 0.05], [-1, 1], [0.012, 0.125]])  # a full step is 0.3 units; the box +-0.5, +-10, 0.12 to 1.25
+    now = scene(1)
+    now.points[0, -1] = torch.tensor([0.0, 0.0, 1.0])
+    actions = torch.tensor([[[1.0, 0.5, -1, 1], [1, 0.5, -1, 1], [1, 7, -1, 1], [-0.5, 0, -1, 1]]])  # 7 counts as 1
+    hand = roll(net, now, actions).points[0, :, -1]
+    assert torch.allclose(hand, torch.tensor([[0.3, 0.15, 0.7], [0.5, 0.3, 0.4], [0.5, 0.6, 0.12], [0.35, 0.6, 0.12]]), atol=1e-6)
+    # the command leads a hand that is held back by a step and a half at the most
+    command = net.mover._command(torch.zeros(1, 3), torch.tensor([[0.0, 0.4, 0.2]]), torch.tensor([[0.0, 1, 0, 0]]))
+    assert torch.allclose(command, torch.tensor([[0.0, 0.45, 0.2]]))
+    # a hand that moves is taken to be behind its command
+    net.mover.lag.data.fill_(0.1)
+    before = Scene(now.points - torch.tensor([0.2, 0, 0]), *now[1:])
+    assert torch.allclose(net.mover.start(before, now)[0][:, -3:], torch.tensor([[0.02, 0.0, 1.0]]))
+
+
+def test_an_untrained_mover_with_the_controller_knows_where_the_real_arm_goes():
+    from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE, TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.expert import labels
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    env, n, steps = TabletopEnv(get_task("place"), size=32, threads=1), 8, 24
+    env.reset(initial_states(get_task("place"), "pretraining", np.arange(n)))
+    net = Draft(channels=4, size=8, action_dim=4, width=16, memory=8, slots=5, looks=2, controller=True)
+    net.calibrate(torch.eye(3, 4), (0.19, 0.0, 0.05), 0.1), net.calibrate_controller(MAX_STEP, WORKSPACE)
+    start = {key: torch.from_numpy(value) for key, value in labels(env).items()}
+    now = net.scene(start["points"], start["present"].float(), start["opening"])
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (n, steps, 4)) * [0.8, 0.8, 0.4, 1]
+    actions[..., 2] += 0.1  # stays above what stands about
+    real = []
+    for k in range(steps):
+        env.step_chunk(actions[:, k: k + 1])
+        real.append(env.tip)
+    env.close()
+    with torch.no_grad():
+        hand = roll(net, now, torch.from_numpy(actions).float()).points[:, :, -1] * net.unit + net.centre
+    error = np.linalg.norm(hand.numpy() - np.stack(real, axis=1), axis=-1)
+    moved = np.linalg.norm(np.diff(np.stack(real, axis=1), axis=1), axis=-1)
+    assert np.median(moved) > 0.01 and np.median(error[:, -1]) < 0.005 and error.max() < 0.02  # does not grow: it lags, and catches up
+
+
+def test_a_trained_world_model_is_given_the_controller_and_keeps_all_but_the_hand(tmp_path):
+    from wmpo_lite.pretrain import with_controller
+    model = tiny.world_model(draft_width=16, draft_fine=10.0)
+    known = with_controller(model, 0.03, [[0, 1], [0, 1], [0, 1]])
+    assert known.config.draft_controller and with_controller(known, 1.0, None) is known
+    before, after = model.state_dict(), known.state_dict()
+    changed = {key for key in after if key not in before or before[key].shape != after[key].shape or not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith(("draft.mover.hand", "draft.mover.follow_command", "draft.mover.step", "draft.mover.low", "draft.mover.high", "draft.mover.lag"))
+                           for key in changed)
+    assert set(before) <= set(after)
+    known.save(tmp_path / "w", {})
+    context, actions = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 4, tiny.ACTIONS) * 2 - 1
+    for a, b in zip(known.eval().draft(context, actions), type(known).load(tmp_path / "w").draft(context, actions)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("controller", [False, True])
+def test_chunk_after_chunk_is_one_long_chunk(controller):
+    net, context, actions = draft(action_dim=4, controller=controller), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 4)
     _, whole, _ = net(context, actions)
     past, parts = None, []
     for piece in actions.split(K, dim=1):

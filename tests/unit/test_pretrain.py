@@ -71,6 +71,16 @@ def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_
     assert all((found[key] == again[key]).all() for key in found)
     other = make(meddle=0.3)
     assert (other["frames"] != found["frames"]).any()
+    nearly = make(nearly=lambda points, *_: np.ones(len(points), bool))
+    assert (nearly["nearly"] == ~expected).all() and "nearly" not in found  # a success is not nearly one
+
+
+def test_what_is_let_go_beside_the_target():
+    from wmpo_lite.pretrain import let_go_beside
+    points = np.zeros((4, 5, 3))
+    points[:, 0, 0], points[:, 1, 0] = 0.5, [0.039, 0.041, 0.039, 0.0]  # metres: the red thing far off, the green one near
+    points[:, 3, 1], points[:, 1, 2] = 0.0, [0.0, 0.0, 0.2, 0.0]  # height does not count
+    assert let_go_beside(points, np.array([1.0, 1.0, 1.0, 0.4]), ["put the green nut over the peg"] * 4).tolist() == [True, False, True, False]
 
 
 def test_meddling_holds_grippers_and_swaps_motions():

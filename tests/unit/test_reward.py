@@ -282,5 +282,10 @@ def test_further_clips_join_every_batch_and_need_both_outcomes(monkeypatch):
     clips, texts = seen[0]
     assert clips.shape[:2] == (12, length) and texts[6:] == [tiny.RED] * 6 and logs["accuracy"] == 0.5  # as many successes as failures
     assert all(clip.unique().numel() == 1 for clip in clips[6:])
+    marked = still | {"frames": still["frames"] * (1 - 0.1 * np.arange(6)[:, None, None, None, None]).astype(np.float32), "nearly": np.arange(6) == 5}
+    for step in range(4):  # half of the failures, rounded up, are of those that nearly are none
+        reward_loss(model, data, half=3, still=[marked])(torch.Generator().manual_seed(step), np.random.default_rng(step), step)
+        brightness = seen[-1][0][6:].flatten(1).mean(1) / 77
+        assert {3, 5} <= set(((brightness - 0.5).abs() < 0.04).nonzero().flatten().tolist()) and (brightness[:3] > 0.9).all()
     with pytest.raises(UserError, match="0 of 6 further clips"):
         reward_loss(model, data, still=[still, {**still, "success": np.zeros(6, bool)}])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, TabletopEnv, initial_states
-from wmpo_lite.envs.tabletop.expert import PickAndPlace, attempt, demonstrate, play
+from wmpo_lite.envs.tabletop.expert import PickAndPlace, attempt, demonstrate, play, release
 from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
 SQUARE = get_task("square")
@@ -129,6 +129,20 @@ def test_success_can_be_told_from_where_things_are(env, sideways):
         both.append((told, done))
     told, done = both[-1]
     assert (told == done).all() and done.any() == (sideways == 0)
+
+
+def test_releases_fall_from_all_heights_and_catch_more_often(env):
+    data = release(env, states(48, split="pretraining"), np.random.default_rng(0))
+    assert data["frames"].shape[:2] == (48, 1) and data["points"].shape == (48, 49, 5, 3) and data["executed"].shape == (48, 48, 4)
+    named = np.array([pair.COLOURS.index(text.split()[2]) for text in env.instructions])
+    nut, peg, hand = (data["points"][np.arange(48), :, slot] for slot in (named, 3, 4))
+    aside = np.linalg.norm(nut[:, -1, :2] - peg[:, -1, :2], axis=1)
+    caught = (nut[:, -1, 2] > 0.013) & (nut[:, -1, 2] < 0.045) & (aside < 0.035) & (np.linalg.norm(hand[:, -1] - nut[:, -1], axis=1) > 0.03)
+    assert caught.sum() >= 10
+    opened = [int(np.flatnonzero((closed[:-1] > 0) & (closed[1:] < 0))[-1]) if ((closed[:-1] > 0) & (closed[1:] < 0)).any() else -1 for closed in data["executed"][:, :, 3]]
+    heights = np.array([hand[b, k, 2] for b, k in enumerate(opened) if k >= 0])
+    assert heights.min() < 0.03 and heights.max() > 0.06 and heights.std() > 0.01
+    assert data["done"][:, -1].any() and not data["done"][:, -1].all()
 
 
 def test_failed_attempts_often_catch_on_the_rim(env):

@@ -210,11 +210,13 @@ def test_chunking_and_a_second_reset_change_no_bit(env):
 
 
 def test_newest_frame_only_is_the_last_of_all(make_env):
-    full, quick, part, actions = make_env(), make_env(), states(3), random_actions(3, 8)
-    full.reset(part), quick.reset(part)
+    full, quick, blind, part, actions = make_env(), make_env(), make_env(), states(3), random_actions(3, 8)
+    full.reset(part), quick.reset(part), blind.reset(part)
     for k in (0, 4):
         frames, done, info = full.step_chunk(actions[:, k : k + 4])
         newest, flags, quick_info = quick.step_chunk(actions[:, k : k + 4], every_frame=False)
+        blind_frames, blind_flags, blind_info = blind.step_chunk(actions[:, k : k + 4], every_frame=None)
+        assert blind_frames.shape == (3, 0, 32, 32, 3) and (blind_flags == flags).all() and (blind_info["states"] == quick_info["states"]).all()
         assert newest.shape == (3, 1, 32, 32, 3)
         np.testing.assert_array_equal(newest[:, 0], frames[:, -1])
         np.testing.assert_array_equal(flags, done)

@@ -100,10 +100,11 @@ class TabletopEnv:
         self.done = np.zeros(batch, dtype=bool)
         return np.stack([self._render(b) for b in range(batch)])
 
-    def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
+    def step_chunk(self, actions: np.ndarray, every_frame: bool | None = True):
         """Execute K control steps in every episode. actions (B, K, D) in [-1, 1] (clipped). Returns frames, done, info of the contract.
 
-        every_frame=False renders only the newest frame, (B, 1, H, W, 3): all that a policy looks at, and several times faster.
+        every_frame=False renders only the newest frame, (B, 1, H, W, 3): all that a policy looks at, and several times faster. None renders
+        nothing, (B, 0, H, W, 3).
 
         info holds `states` (B, K, nq): the joint state after every step, which only experts, tests and teleoperation may look at.
         """
@@ -111,14 +112,14 @@ class TabletopEnv:
         if not np.isfinite(actions).all():
             raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
         batch, steps, _ = actions.shape
-        frames = np.zeros((batch, steps if every_frame else 1, self.size, self.size, 3), dtype=np.uint8)
+        frames = np.zeros((batch, 0 if every_frame is None else steps if every_frame else 1, self.size, self.size, 3), dtype=np.uint8)
         done = np.zeros((batch, steps), dtype=bool)
         states = np.zeros((batch, steps, self.model.nq))
         for k in range(steps):
             self._step(actions[:, k])
             self.done = self.done | self.task.success(self)
             done[:, k], states[:, k] = self.done, self.qpos
-            if every_frame or k == steps - 1:
+            if every_frame or (k == steps - 1 and every_frame is not None):
                 frames[:, k if every_frame else 0] = [self._render(b) for b in range(batch)]
         return frames, done, {"states": states}
 
