@@ -165,7 +165,7 @@ ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), releases=16, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -252,7 +252,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     if not made("world_model"):
         attempt_paths = collect("attempts", task, s.attempts, home)
-        data = world_model_data(autoencoder, demos, [*attempt_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors")
+        data = world_model_data(autoencoder, demos, [*attempt_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors",
+                                getattr(get_task(task), "small_target", False))
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         if s.releases:

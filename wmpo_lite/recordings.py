@@ -146,11 +146,11 @@ def load_demonstrations(paths, count: int) -> dict:
     return data
 
 
-def world_model_data(autoencoder, demos: dict, play_paths, cache: Path) -> dict:
+def world_model_data(autoencoder, demos: dict, play_paths, cache: Path, target: bool = False) -> dict:
     """Tensors of the demonstrations, then of all play: latents half (E, T + 1, C, h, w), executed actions (E, T, D), object maps half (E, T + 1, h, w)
     and labels, points (E, T + 1, S, 3) in metres, present (E, T + 1, S), opening (E, T + 1).
 
-    Kept in `cache`.
+    Kept in `cache`. target: see `scene.object_map`.
     """
     import torch
 
@@ -163,7 +163,7 @@ def world_model_data(autoencoder, demos: dict, play_paths, cache: Path) -> dict:
             present = np.repeat(data["present"][:, None], frames.shape[1], axis=1).astype(np.float32)
             arrays = {"actions": data["executed"], "points": data["points"], "present": present, "opening": data["opening"]}
             parts.append({"latents": autoencoder.encode_uint8(torch.from_numpy(frames)).half(),
-                          "objects": torch.from_numpy(object_map(frames, autoencoder.config.latent_size)).half(),
+                          "objects": torch.from_numpy(object_map(frames, autoencoder.config.latent_size, target)).half(),
                           **{key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}})
         save_tensors(cache, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
     return load_tensors(cache)

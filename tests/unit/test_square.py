@@ -131,6 +131,13 @@ def test_success_can_be_told_from_where_things_are(env, sideways):
     assert (told == done).all() and done.any() == (sideways == 0)
 
 
+def test_the_peg_counts_as_an_object_of_the_picture(env):
+    from wmpo_lite.envs.tabletop import scene
+    frames = env.reset(states(12))
+    more = scene.object_map(frames, 8, target=True) - scene.object_map(frames, 8)
+    assert (more >= 0).all() and ((more > 0).sum(axis=(1, 2)) <= 4).all() and ((more > 0).any(axis=(1, 2))).sum() >= 9  # elsewhere the arm hides it
+
+
 def test_releases_fall_from_all_heights_and_catch_more_often(env):
     data = release(env, states(48, split="pretraining"), np.random.default_rng(0))
     assert data["frames"].shape[:2] == (48, 1) and data["points"].shape == (48, 49, 5, 3) and data["executed"].shape == (48, 48, 4)

@@ -45,3 +45,7 @@ def test_covered_cells_are_told_by_colour_where_objects_have_pure_ones():
     expected = np.zeros((2, 3, 2, 2))
     expected[1, 2, 0, 1] = 1
     assert (found.numpy() == expected).all() and tasks.object_map(ELSEWHERE, frames, 2) is None
+    frames[0, 0, 8:, :8] = 250  # a white target: no object of `place`, whose plate is large, but of `square`, whose peg is small
+    assert (tasks.object_map(tasks.get_task("place"), frames, 2).numpy() == expected).all()
+    expected[0, 0, 1, 0] = 1
+    assert (tasks.object_map(tasks.get_task("square"), frames, 2).numpy() == expected).all()

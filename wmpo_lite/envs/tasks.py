@@ -60,4 +60,4 @@ def object_map(task, frames, cells: int):
     import torch
 
     from wmpo_lite.envs.tabletop.scene import object_map as by_colour
-    return torch.from_numpy(by_colour(frames, cells))
+    return torch.from_numpy(by_colour(frames, cells, getattr(task, "small_target", False)))

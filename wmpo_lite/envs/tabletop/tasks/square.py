@@ -13,6 +13,7 @@ place_tolerance = 0.0025  # m, how well the expert aims before it lowers
 OUTER, INNER, HALF_HEIGHT = 0.021, 0.0135, 0.008  # m, half sizes of the frame
 PEG_HALF, PEG_HEIGHT = 0.009, 0.030  # m: a play of 4.5 mm on each side
 AREA = np.array([[0.150, 0.225], [-0.090, 0.090]])  # m, where objects start
+small_target = True  # a few pixels, which losses over pictures have to be told of (`scene.object_map`)
 collides = True  # a descent beside the peg does, and the expert then tries again
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
 drop_spread, drop_height = 0.030, 0.046  # m: where `scenes.dropped` lets go of things, seen from the target
