@@ -105,7 +105,7 @@ class Mover(nn.Module):
         self.object, self.object_out = nn.GRUCell(width, memory), mlp(memory + width, 4, width)
         for last in (self.hand_out[-1], self.object_out[-1]):
             nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
-        if controller:  # in network units; until `Draft.calibrate`: a full step is 1, the box endless
+        if controller:  # in network units; until `Draft.calibrate_controller`: a full step is 1, the box endless
             self.register_buffer("step", torch.ones(())), self.register_buffer("low", torch.full((3,), -torch.inf)), self.register_buffer("high", torch.full((3,), torch.inf))
             self.lag = nn.Parameter(torch.full((3,), 0.1))  # of its newest motion, by which a moving hand is behind its command
             with torch.no_grad():
