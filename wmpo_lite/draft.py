@@ -215,12 +215,16 @@ class Painter(nn.Module):
 
 
 class Draft(nn.Module):
-    """Read, move, paint: context latents and actions -> a first guess at the next K frames' latents."""
+    """Read, move, paint: context latents and actions -> a first guess at the next K frames' latents.
+
+    keyframe: every frame is painted from the newest one that was recorded, however long ago, instead of from the newest one, which in imagination is
+    painted itself. What nothing has touched since then is copied from a camera's picture, so it cannot fade from chunk to chunk.
+    """
 
     def __init__(self, channels: int, size: int, action_dim: int, width: int = 128, memory: int = 64, slots: int = 5, looks: int = 6, fine: float = 0.0,
-                 controller: bool = False):
+                 controller: bool = False, keyframe: bool = False):
         super().__init__()
-        self.slots = slots
+        self.slots, self.keyframe, self.shape = slots, keyframe, (channels, size, size)
         self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory, fine, controller)
         self.painter = Painter(channels, size, width, width, slots, looks)
         # Homogeneous point in the room -> homogeneous picture coordinates, (right, down) in [-1, 1]; until `calibrate`: from straight above.
@@ -264,25 +268,40 @@ class Draft(nn.Module):
         past=None reads where things are off the two newest frames. Imagined frames need not be read: how they were made is known, and so is what no
         picture shows, such as a firm grasp.
         """
-        newest = context[:, -1]
-        read, features, _, _ = self.read(newest)
-        now, memory = self._unpack(self.recall(context, read) if past is None else past, read.look)
+        past = self.recall(context) if past is None else past
+        past, picture, points = self._split_keyframe(past) if self.keyframe else (past, context[:, -1], None)
+        old, features, _, _ = self.read(picture)
+        now, memory = self._unpack(past, old.look)
+        old = old._replace(points=points, present=now.present) if self.keyframe else now
         new, memory = self.mover.roll(now, actions, memory)
-        painted = self.painter(newest, features, now, self.project(now.points), new, self.project(new.points))
-        last = Scene(*(part[:, -1] for part in new))
-        return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1), self._pack(last, memory)
+        painted = self.painter(picture, features, old, self.project(old.points), new, self.project(new.points))
+        past = self._pack(Scene(*(part[:, -1] for part in new)), memory)
+        past = self._with_keyframe(past, picture, points) if self.keyframe else past
+        return painted, torch.cat([new.points.flatten(2), new.present, new.opening[..., None]], dim=-1), past
 
-    def recall(self, context: torch.Tensor, now: Scene | None = None, doubt: float = 0.0, generator=None) -> torch.Tensor:
-        """What `past` is (B, M) after frames that were recorded, from the two newest of them. now: the newest one's Scene where it was read already.
+    def recall(self, context: torch.Tensor, doubt: float = 0.0, generator=None, keyframe: torch.Tensor | None = None) -> torch.Tensor:
+        """What `past` is (B, M) after frames that were recorded, from the two newest of them.
 
-        doubt: standard deviation in metres of a random shift across the table of everything but the hand.
+        doubt: standard deviation in metres of a random shift across the table of everything but the hand. keyframe: an older recorded frame
+        (B, C, h, w) of the same episodes to paint from; None: the newest one.
         """
-        now = self.read(context[:, -1])[0] if now is None else now
+        now = self.read(context[:, -1])[0]
         before = self.read(context[:, -2])[0] if context.shape[1] > 1 else now
+        old = self.read(keyframe)[0] if self.keyframe and keyframe is not None else now
         if doubt:
             shift = F.pad(torch.randn(len(context), self.slots - 1, 2, generator=generator).to(context) * doubt / self.unit, (0, 1, 0, 1))
-            now, before = (scene._replace(points=scene.points + shift) for scene in (now, before))
-        return self._pack(now, self.mover.start(before, now))
+            now, before, old = (scene._replace(points=scene.points + shift) for scene in (now, before, old))
+        past = self._pack(now, self.mover.start(before, now))
+        return self._with_keyframe(past, context[:, -1] if keyframe is None else keyframe, old.points) if self.keyframe else past
+
+    @staticmethod
+    def _with_keyframe(past, picture, points):
+        return torch.cat([picture.flatten(1), points.flatten(1), past], dim=1)
+
+    def _split_keyframe(self, past):
+        """past -> what it is without a keyframe, the keyframe (B, C, h, w) and where things were in it (B, S, 3)."""
+        picture, points, past = past.split([(size := self.shape[0] * self.shape[1] * self.shape[2]), 3 * self.slots, past.shape[1] - size - 3 * self.slots], dim=1)
+        return past, picture.unflatten(1, self.shape), points.unflatten(1, (self.slots, 3))
 
     @torch.no_grad()
     def foresee(self, context, actions, past=None):
@@ -292,6 +311,13 @@ class Draft(nn.Module):
 
     def _pack(self, scene: Scene, memory) -> torch.Tensor:
         return torch.cat([scene.points.flatten(1), scene.present, scene.opening[:, None], memory[0], memory[1].flatten(1)], dim=-1)
+
+    def scene_of(self, past):
+        """Where things are in what `past` (B, M) remembers: points (B, S, 3) in metres and the gripper's opening (B,)."""
+        if self.keyframe:
+            past = self._split_keyframe(past)[0]
+        now, _ = self._unpack(past, past[:, :0])
+        return now.points * self.unit + self.centre, now.opening
 
     def _unpack(self, past, look):
         n, width, of_one = self.slots, self.mover.hand_memory, self.mover.object.hidden_size
@@ -397,9 +423,11 @@ def following(draft: Draft, parts, batch: int = 96, noise: float = 0.001):
 
 
 def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96, reach: int = 8, emphasis: float = 3.0, weight: float = 12.0,
-             noise: float = 0.05, own: float = 0.4, read: float = 0.0, first: int = 0):
+             noise: float = 0.05, own: float = 0.4, read: float = 0.0, first: int = 0, begin: float = 0.0,
+             perception=None, perceived: float = 5.0):
     """`loss_fn` for `fit`: how frames look, up to `reach` frames after a known one. objects (E, T + 1, h, w): cover of each latent position.
 
+    begin: share of known frames that are an episode's first. perception: a `perception.LatentPerception`, whose error counts `perceived` times, or None.
     own: share of known frames that are the painter's own work, as all are in imagination but the first. read: weight of reading those frames, for
     training the reader too, which must find its way in them. first: so many episodes at the beginning make up a quarter of the batch.
     """
@@ -407,7 +435,10 @@ def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96
         episode, frame = rng.integers(latents.shape[0], size=batch), rng.integers(latents.shape[1] - 1, size=batch)
         if first:
             episode[: batch // 4] %= first
-        then = np.minimum(frame[:, None] + rng.integers(1, reach + 1, size=(batch, 2)), latents.shape[1] - 1)
+        if begin:
+            frame[rng.random(batch) < begin] = 0
+        ahead = np.minimum(reach, latents.shape[1] - 1 - frame)[:, None]
+        then = frame[:, None] + 1 + (rng.random((batch, 2)) * ahead).astype(int)
         newest, future = latents[episode, frame].float(), latents[episode[:, None], then].float()
         mine = np.flatnonzero((rng.random(batch) < own) & (frame > 0))
         if len(mine):
@@ -420,6 +451,9 @@ def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96
         if objects is not None:
             importance = importance + weight * objects[episode[:, None], then].float().unsqueeze(2)
         loss, logs = (error * importance).mean(), {"paint_mse": float(error.detach().mean())}
+        if perception is not None:
+            unlike = perception.error(painted.flatten(0, 1), future.flatten(0, 1), rng)
+            loss, logs = loss + perceived * unlike, logs | {"perception": float(unlike.detach())}
         if read:
             found, more = draft.read_loss(newest, _pick(labels, episode, frame), noise, generator)
             loss, logs = loss + read * found, logs | more

@@ -32,6 +32,7 @@ def align_world_model(w: Workspace) -> dict:
     import torch
 
     from wmpo_lite.envs.tasks import object_map
+    from wmpo_lite.perception import LatentPerception
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
     from wmpo_lite.world_model import WorldModel
 
@@ -44,7 +45,8 @@ def align_world_model(w: Workspace) -> dict:
     if model.config.draft_width:
         model.draft.requires_grad_(False)
     windows = WindowConfig(batch=s.align_batch, own_from=0.0)
-    records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects), FitConfig(
+    perception = LatentPerception(w.base().vision, w.autoencoder(), latents[:, latents.shape[1] // 2]) if s.align_perceived else None
+    records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects, perception=perception, perceived=s.align_perceived), FitConfig(
         steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
         log_every=20, on_log=w.log)
     model.save(w.folder / "world_model", w.provenance(stage="align"))
@@ -110,9 +112,10 @@ def train_online(w: Workspace) -> dict:
 
     s = w.settings
     policy = w.base()
-    groups = min(s.online_groups, w.run.rollout_budget // s.group_size)
-    per_iteration = groups * s.group_size
-    config = GRPOConfig(groups=groups, group_size=s.group_size, lr=s.online_lr, warmup=s.online_warmup, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    size = min(s.online_group_size, w.run.rollout_budget)
+    groups = min(s.online_groups, w.run.rollout_budget // size)
+    per_iteration = groups * size
+    config = GRPOConfig(groups=groups, group_size=size, lr=s.online_lr, warmup=s.online_warmup, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
     records = optimise(policy, lambda seed: w.env, states, config, iterations=w.run.rollout_budget // per_iteration, horizon=w.horizon,
                        seed=w.run.seed, stage="grpo", folder=w.folder / "fit_grpo", on_log=w.log, refill=0, freeze_vision=s.freeze_vision, tolerate_silence=True)

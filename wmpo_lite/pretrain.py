@@ -11,14 +11,19 @@ from wmpo_lite.recordings import collect, collect_practice, collect_scenes, load
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
 
 
-def train_autoencoder(frames: np.ndarray, model, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1):
+def train_autoencoder(frames: np.ndarray, model, fit_config, *, seed: int, folder: Path, batch: int = 48, emphasis: float = 6.0, latent_noise: float = 0.1,
+                      tower=None, perceived: float = 10.0, name: str = "autoencoder"):
     """Fit the per-frame autoencoder `model`. frames uint8 (N, T, H, W, 3).
+
+    tower: a policy's vision tower; then the decoder alone is trained, on what the policy makes of its pictures too (`perception`, counted `perceived` times).
+    The latents stay what they are.
 
     emphasis: extra weight of pixels that differ from the mean frame (arm and objects are a tenth of the picture and all of the task).
     latent_noise: noise on the latents in training, in units of their spread, so that the decoder forgives a world model's small errors.
     """
     import torch
 
+    from wmpo_lite.perception import Perception
     from wmpo_lite.train import fit
     from wmpo_lite.world_model import to_float
 
@@ -26,17 +31,30 @@ def train_autoencoder(frames: np.ndarray, model, fit_config, *, seed: int, folde
     flat = frames.reshape(-1, *frames.shape[2:])
     mean = to_float(torch.from_numpy(np.median(flat[:: max(1, len(flat) // 400)], axis=0).astype(np.uint8))[None])
 
+    if tower is not None:
+        perception = Perception(tower, to_float(torch.from_numpy(flat[:: max(1, len(flat) // 500)])))
+        for part in (model.net.encoder, getattr(model.net, "quant_conv", None)):
+            if part is not None:
+                part.requires_grad_(False)
+
     def loss_fn(generator, rng, step):
         x = to_float(torch.from_numpy(flat[np.sort(rng.integers(len(flat), size=batch))]))
         z = model.encode_raw(x)
         spread = z.detach().std(dim=(0, 2, 3), keepdim=True)
         noisy = z + latent_noise * spread * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
         weight = 1 + emphasis * ((x - mean).abs().amax(dim=1, keepdim=True) > 0.15)
-        error = model.decode_raw(noisy) - x
-        loss = (weight * (error.abs() + 2 * error.square())).mean() + 1e-4 * z.square().mean()
-        return loss, {"psnr": float(10 * torch.log10(4 / error.detach().square().mean()))}
+        given = model.decode_raw(noisy)
+        error = given - x
+        loss, logs = (weight * (error.abs() + 2 * error.square())).mean() + 1e-4 * z.square().mean(), {"psnr": float(10 * torch.log10(4 / error.detach().square().mean()))}
+        if tower is None:
+            return loss, logs
+        unlike = perception.error(given, x)
+        return loss + perceived * unlike, logs | {"perception": float(unlike.detach())}
 
-    records = fit(model, loss_fn, fit_config, seed=seed, name="autoencoder", folder=folder)
+    records = fit(model, loss_fn, fit_config, seed=seed, name=name, folder=folder)
+    if tower is not None:
+        model.requires_grad_(True)
+        return records
     with torch.no_grad():
         sample = to_float(torch.from_numpy(flat[np.random.default_rng(seed).integers(len(flat), size=2048)]))
         z = torch.cat([model.encode_raw(part) for part in sample.split(256)])
@@ -128,6 +146,7 @@ class AssetSettings:
     autoencoder_demos: int = 200
     autoencoder_shards: int = 24  # of play, besides the demonstrations
     autoencoder_steps: int = 6000
+    decoder_steps: int = 3000  # of its decoder, so that the policy's eye sees in its pictures what it sees in a camera's (`perception`)
     vision_steps: int = 2200
     ground_steps: int = 900
     reach_steps: int = 2500
@@ -139,6 +158,8 @@ class AssetSettings:
     follow_steps: int = 1400  # of the mover over whole episodes
     follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
     draft_fine: float = 0.0  # see `draft.Mover`
+    draft_keyframe: bool = False  # see `draft.Draft`; then painting takes `settle_steps` more and nothing settles
+    perceived: float = 0.0  # weight of what the policy's eye makes of painted pictures
     practice: int = 2560  # episodes of play by the policy before it is cloned
     paint_steps: int = 5000
     settle_steps: int = 1100  # of reader and painter on the painter's own work
@@ -159,12 +180,13 @@ class AssetSettings:
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
                             "attempts": 4096, "attempts_shown": True,
                             "follow_steps": 2500, "releases": 8192, "follow_shares": (0.15, 0.2, 0.15, 0.2, 0.3), "draft_fine": 10.0,
+                            "draft_keyframe": True, "perceived": 5.0,
                             "imagined_starts": 1024, "reward_steps": 1600}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
-    "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
+    "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
                            read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), releases=16, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
@@ -190,6 +212,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.errors import UserError
+    from wmpo_lite.perception import LatentPerception
     from wmpo_lite.policy import Policy
     from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
     from wmpo_lite.reward import RewardModel, reward_loss
@@ -224,18 +247,25 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         shards = [np.load(path) for path in collect_scenes(task, s.scenes, home)]
         return {key: np.concatenate([shard[key] for shard in shards]) for key in ("frames", "masks", "points", "present", "opening")}
 
-    if not made("autoencoder"):
-        frames = np.concatenate([demos["frames"][: s.autoencoder_demos], load_frames(play_paths[: s.autoencoder_shards])])
-        model = begin("autoencoder", Autoencoder)
-        records = train_autoencoder(frames, model, FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed, folder=home / "fit_autoencoder")
-        model.save(home / "autoencoder", note(records))
-    autoencoder = Autoencoder.load(home / "autoencoder")
-
     if not (home / "vision.safetensors").exists():
         tower = begin("policy", Policy).vision
         train_vision(scenes(), tower, FitConfig(
             steps=s.vision_steps, lr=1.5e-3, warmup=200, ema=0.995, save_every=500, weight_decay=0.02), seed=seed, folder=home / "fit_vision")
         save_tensors(home / "vision.safetensors", tower.state_dict())
+
+    def eye():
+        tower = begin("policy", Policy).vision
+        tower.load_state_dict(load_tensors(home / "vision.safetensors"))
+        return tower
+
+    if not made("autoencoder"):
+        frames = np.concatenate([demos["frames"][: s.autoencoder_demos], load_frames(play_paths[: s.autoencoder_shards])])
+        model = begin("autoencoder", Autoencoder)
+        train_autoencoder(frames, model, FitConfig(steps=s.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, save_every=1000), seed=seed, folder=home / "fit_autoencoder")
+        records = train_autoencoder(frames, model, FitConfig(steps=s.decoder_steps, lr=1.5e-3, warmup=50, ema=0.995, decay=0.5), seed=seed, folder=home / "fit_decoder",
+                                    tower=eye(), name="decoder")
+        model.save(home / "autoencoder", note(records))
+    autoencoder = Autoencoder.load(home / "autoencoder")
 
     if not made("policy"):
         policy = begin("policy", Policy)
@@ -263,8 +293,9 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         data = {key: value[: -s.held_out] for key, value in data.items()}
         if start is None:  # else the coordinates stay as they were learnt
             model.draft.calibrate(torch.as_tensor(scene.camera_matrix()), data["points"][data["present"] > 0.5].mean(0), 0.1)
-        model = with_controller(model, MAX_STEP, WORKSPACE)
-        records = train_world_model(model, data, more, s, seed=seed, home=home)
+        model = with_keyframe(with_controller(model, MAX_STEP, WORKSPACE), s.draft_keyframe)
+        perception = LatentPerception(eye(), autoencoder, data["latents"][:: max(1, len(data["latents"]) // 200), 20].float()) if s.perceived else None
+        records = train_world_model(model, data, more, s, seed=seed, home=home, perception=perception)
         model.save(home / "world_model", note(records))
 
     if not made("reward"):
@@ -326,6 +357,16 @@ def with_controller(model, step: float, box):
     return known
 
 
+def with_keyframe(model, keyframe: bool):
+    """A world model like `model`, with its weights, that paints from a keyframe or does not (see `draft.Draft`)."""
+    from wmpo_lite.world_model import WorldModel
+    if model.config.draft_keyframe == keyframe:
+        return model
+    other = WorldModel(dataclasses.replace(model.config, draft_keyframe=keyframe))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
 def first_frames_and_labels(autoencoder, paths) -> dict:
     """Of attempts or practice: latents of the first frames (E, C, h, w), actions (E, T, D) and labels as in `world_model_data`."""
     import torch
@@ -340,10 +381,11 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path):
+def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path, perception=None):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
     data: see `world_model_data`; more: 'attempts', 'practice' and perhaps 'releases' from `first_frames_and_labels`, for the mover alone.
+    perception: a `perception.LatentPerception` for the painter, or None.
     """
     import torch
 
@@ -359,10 +401,16 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
 
     learn("read", draft.reader, reading(draft, latents, labels), s.read_steps, 2e-3)
     draft.reader.requires_grad_(False), draft.reader.look.requires_grad_(True)
-    learn("paint", torch.nn.ModuleList([draft.painter, draft.reader.look]), painting(draft, latents, labels, objects), s.paint_steps, 1.5e-3)
-    draft.reader.requires_grad_(True)
-    learn("settle", torch.nn.ModuleList([draft.painter, draft.reader]), painting(draft, latents, labels, objects, batch=64, own=0.6, read=0.5, first=s.demos),
-          s.settle_steps, 1e-3)
+    painter, seen_as = torch.nn.ModuleList([draft.painter, draft.reader.look]), {"perception": perception, "perceived": s.perceived}
+    if draft.keyframe:  # nothing is painted from painted frames, nor read in them, but from first frames all the way to the last ones
+        learn("paint", painter, painting(draft, latents, labels, objects, batch=64, own=0.0, reach=actions.shape[1], first=s.demos, begin=0.7, **seen_as),
+              s.paint_steps + s.settle_steps, 1.5e-3)
+        draft.reader.requires_grad_(True)
+    else:
+        learn("paint", painter, painting(draft, latents, labels, objects, **seen_as), s.paint_steps, 1.5e-3)
+        draft.reader.requires_grad_(True)
+        learn("settle", torch.nn.ModuleList([draft.painter, draft.reader]), painting(draft, latents, labels, objects, batch=64, own=0.6, read=0.5, first=s.demos, **seen_as),
+              s.settle_steps, 1e-3)
     seen = draft.label(latents)
     learn("move", draft.mover, moving(draft, labels, actions, seen), s.move_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
     first = Scene(*(part[:, 0] for part in seen))
@@ -375,7 +423,7 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
     learn("follow", draft.mover, following(draft, parts), s.follow_steps, 1e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)
-    records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects), FitConfig(
+    records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects, **seen_as), FitConfig(
         steps=s.world_steps, lr=8e-4, warmup=100, ema=0.998, save_every=250, weight_decay=0.02, decay=0.6), seed=seed, name="world model",
         folder=home / "fit_world_model")
     draft.requires_grad_(True)

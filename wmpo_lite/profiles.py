@@ -12,6 +12,7 @@ class Profile:
     align_steps: int = 80
     align_lr: float = 2e-4
     align_batch: int = 16
+    align_perceived: float = 0.0  # weight of what the policy's eye makes of imagined pictures (`perception`)
     reward_steps: int = 0  # the shipped classifier got worse at every setting tried on 128 rollouts (README)
     reward_lr: float = 3e-4
     # Of imagined video. The best F1 on the P rollouts lay between 0.58 and 0.99 by chance; 0.5 told outcomes as well, and successes better (README).
@@ -27,6 +28,7 @@ class Profile:
     minibatch: int = 64
     freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
     online_groups: int = 4
+    online_group_size: int = 8
     online_lr: float = 3e-4
     online_warmup: int = 2
     online_epochs: int = 2
@@ -51,7 +53,7 @@ TASK_SETTINGS = {"square": {"doubt": 0.002, "judge_hold": 4}}
 
 PROFILES = {
     "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, reward_steps=8, iterations=1, groups=4, group_size=4, align_batch=8,
-                     refill=2, online_groups=2, dpo_pairs=16, dpo_epochs=1, sample_steps=1,
+                     refill=2, online_groups=2, online_group_size=4, dpo_pairs=16, dpo_epochs=1, sample_steps=1,
                      tolerate_silence=True),
     "laptop": Profile(),
     "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),

@@ -182,11 +182,12 @@ def cut_windows(latents, actions, episode, start, context: int, chunk: int):
 
 
 def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, windows: WindowConfig, total_steps: int, last_frame: np.ndarray | None = None,
-                     objects: torch.Tensor | None = None):
+                     objects: torch.Tensor | None = None, perception=None, perceived: float = 5.0):
     """The `loss_fn` for `fit`: rectified flow on random windows of recorded episodes.
 
     objects (E, T + 1, h, w): how much of each latent position an object covers, or None. last_frame (E,): windows never reach past this frame of
-    an episode (paper: none past finish_step); None: whole episodes.
+    an episode (paper: none past finish_step); None: whole episodes. A draft with a keyframe paints from the episode's first frame, as in imagination.
+    perception: a `perception.LatentPerception`, whose error counts `perceived` times, or None.
     """
     c = model.config
     horizon = actions.shape[1]
@@ -201,7 +202,7 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
         start[rng.random(windows.batch) < windows.first] = 0
         context, future, acts = cut_windows(latents, actions, episode, start, c.context, c.chunk)
         with torch.no_grad():
-            past = model.draft.recall(context) if c.draft_width else None
+            past = model.draft.recall(context, keyframe=latents[episode, 0].float()) if c.draft_width else None
         if step >= windows.own_from * total_steps:
             chunks = int(rng.integers(1, windows.own_chunks + 1))
             own = np.flatnonzero((start >= chunks * c.chunk) & (rng.random(windows.batch) < windows.own_rollout))
@@ -213,7 +214,9 @@ def world_model_loss(model, latents: torch.Tensor, actions: torch.Tensor, window
         weight = 1 + windows.emphasis * change
         if objects is not None:
             weight = weight + windows.objects * objects[episode[:, None], start[:, None] + 1 + np.arange(c.chunk)].float().unsqueeze(2)
-        return model.loss(context, future, acts, generator, weight=weight, past=past)
+        if perception is None:
+            return model.loss(context, future, acts, generator, weight=weight, past=past)
+        return model.loss(context, future, acts, generator, weight=weight, past=past, unlike=lambda a, b: perceived * perception.error(a, b, rng))
 
     return loss_fn
 
@@ -223,6 +226,8 @@ def _imagined_context(model, latents, actions, episode, start, chunks: int, gene
     """Context (B, c, C, h, w) at frame `start`, and what goes with it, as the model has it after imagining `chunks` chunks up to there."""
     c, past = model.config, None
     context, _, _ = cut_windows(latents, actions, episode, start - chunks * c.chunk, c.context, c.chunk)
+    if c.draft_width:
+        past = model.draft.recall(context, keyframe=latents[episode, 0].float())
     for back in range(chunks, 0, -1):
         acts = actions[episode[:, None], (start - back * c.chunk)[:, None] + np.arange(c.chunk)]
         future, past = model.go_on(context, acts, past, generator, steps=1)

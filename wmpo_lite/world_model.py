@@ -117,7 +117,7 @@ class WorldModelConfig:
     conditioning: 'gate' (AdaLN with shift, scale and gate; the paper's code) or 'scale' (residual scaled by 1 + alpha; the paper's text).
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
     draft_width, draft_memory: sizes of the `Draft`, a small deterministic network whose guess the transformer corrects; width 0: none, as in the
-    paper. slots: how many things it tells apart, the hand being the last. draft_fine, draft_controller: see `Mover`.
+    paper. slots: how many things it tells apart, the hand being the last. draft_fine, draft_controller: see `Mover`; draft_keyframe: see `Draft`.
     action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. False: own action only.
     prediction: 'data' (the network outputs the clean latents as a correction of the draft, or of the newest context frame without one, and the
     velocity follows from it; a small network need not model the noise) or 'velocity' (the network outputs the velocity).
@@ -142,6 +142,7 @@ class WorldModelConfig:
     draft_memory: int = 64
     draft_fine: float = 0.0
     draft_controller: bool = False
+    draft_keyframe: bool = False
     slots: int = 5
     action_path: bool = True
     prediction: str = "data"
@@ -211,7 +212,8 @@ class WorldModel(nn.Module):
         self.embed_action = nn.Sequential(nn.Linear(c.action_dim * (1 + c.action_path), c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.null_action = nn.Parameter(torch.zeros(c.width))
         if c.draft_width:
-            self.draft = Draft(c.latent_channels, c.latent_size, c.action_dim, c.draft_width, c.draft_memory, c.slots, fine=c.draft_fine, controller=c.draft_controller)
+            self.draft = Draft(c.latent_channels, c.latent_size, c.action_dim, c.draft_width, c.draft_memory, c.slots, fine=c.draft_fine,
+                               controller=c.draft_controller, keyframe=c.draft_keyframe)
             self.embed_draft, self.embed_scene = nn.Linear(features, c.width), nn.Linear(4 * c.slots + 1, c.width)
         self.blocks = nn.ModuleList(Block(c, temporal=bool(i % 2)) for i in range(2 * c.depth))
         self.final = nn.Linear(c.width, 2 * c.width)
@@ -273,10 +275,11 @@ class WorldModel(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------------------------------
 
-    def loss(self, context, future, actions, generator=None, weight=None, past=None):
+    def loss(self, context, future, actions, generator=None, weight=None, past=None, unlike=None):
         """Rectified-flow loss on the future latents. context (B, c, C, h, w), future (B, K, C, h, w), actions (B, K, D) -> (loss, logs).
 
-        weight: (B, K, 1, h, w) or None, importance of each latent position. past: as in `go_on`.
+        weight: (B, K, 1, h, w) or None, importance of each latent position. past: as in `go_on`. unlike: a further loss on the estimate of the clean
+        latents and the true ones, both (B * K, C, h, w), or None.
         """
         c = self.config
         draw = lambda like: torch.randn(like.shape, generator=generator, device=like.device)  # noqa: E731
@@ -296,7 +299,8 @@ class WorldModel(nn.Module):
             logs = {"data_mse": float((clean - future).square().mean())}
             if draft:
                 logs["draft_mse"] = float((draft[0] - future).square().mean())
-        return error.mean(), logs
+        loss = error.mean()
+        return loss if unlike is None else loss + unlike(clean.flatten(0, 1), future.flatten(0, 1)), logs
 
     # -- sampling ------------------------------------------------------------------------------------------------------------------------
 

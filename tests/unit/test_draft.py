@@ -205,16 +205,19 @@ def test_a_trained_world_model_is_given_the_controller_and_keeps_all_but_the_han
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("keyframe", [False, True])
 @pytest.mark.parametrize("controller", [False, True])
-def test_chunk_after_chunk_is_one_long_chunk(controller):
-    net, context, actions = draft(action_dim=4, controller=controller), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 4)
-    _, whole, _ = net(context, actions)
-    past, parts = None, []
+def test_chunk_after_chunk_is_one_long_chunk(controller, keyframe):
+    """Of where things go; and with a keyframe of the pictures too, for each of them is painted from the same recorded one."""
+    net, context, actions = draft(action_dim=4, controller=controller, keyframe=keyframe), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 3 * K, 4)
+    pictures, whole, _ = net(context, actions)
+    past, parts, films = None, [], []
     for piece in actions.split(K, dim=1):
         painted, vectors, past = net(context, piece, past)
         context = torch.cat([context, painted], dim=1)[:, -2:]
-        parts.append(vectors)
+        parts.append(vectors), films.append(painted)
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert torch.allclose(torch.cat(films, dim=1), pictures, atol=1e-5) == keyframe
     fresh = net(context, piece)[1]
     assert (fresh - parts[-1]).abs().max() > 1e-2  # reading the newest frame anew is something else
 
@@ -230,6 +233,23 @@ def test_doubt_shifts_things_across_the_table_and_not_the_hand():
     assert torch.allclose(spread, torch.full((2,), 0.05), rtol=0.1)  # 5 mm in units of 10 cm, each thing its own way
     assert abs(float(torch.corrcoef(shift[:, : S - 1, 0].T)[0, 1])) < 0.2
     assert torch.equal(sure[0], sure[1])
+
+
+def test_a_keyframe_is_an_older_frame_to_paint_from():
+    """Where things are is read off the newest frames; what nothing touches is copied from the keyframe; doubt shifts old and new alike."""
+    net, context, first, actions = draft(keyframe=True), torch.randn(B, 2, 4, 8, 8), torch.randn(B, 4, 8, 8), torch.randn(B, K, 2)
+    with torch.no_grad():
+        net.painter.out.weight[4:].zero_(), net.painter.out.bias[4:].fill_(-50)
+        kept, vectors, past = net(context, actions, net.recall(context, keyframe=first))
+        again, _, _ = net(torch.randn_like(context), actions, past)
+        sure, unsure = (net._split_keyframe(net.recall(context, doubt, torch.Generator().manual_seed(0), first)) for doubt in (0.0, 0.005))
+    assert torch.allclose(kept, first[:, None].expand_as(kept), atol=1e-6) and torch.allclose(again, kept, atol=1e-6)
+    assert torch.allclose(vectors, net(context, actions)[1], atol=1e-5)
+    assert torch.equal(sure[1], first) and torch.equal(unsure[1], first) and torch.allclose(sure[2], net.read(first)[0].points, atol=1e-5)
+    (now, _), (elsewhere, _) = (net._unpack(part[0], part[0][:, :0]) for part in (sure, unsure))
+    assert torch.allclose(elsewhere.points - now.points, unsure[2] - sure[2], atol=1e-6) and (unsure[2] - sure[2]).abs().max() > 1e-3
+    points, opening = net.scene_of(past)
+    assert torch.allclose(points, vectors[:, -1, : 3 * S].unflatten(-1, (S, 3)) * net.unit + net.centre, atol=1e-6) and torch.equal(opening, vectors[:, -1, -1])
 
 
 def test_following_takes_its_shares_and_starts_from_what_was_read(monkeypatch):

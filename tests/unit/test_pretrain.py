@@ -120,7 +120,7 @@ def test_what_is_foreseen_is_what_is_painted_in_metres():
     draft.calibrate(torch.eye(3, 4), (0.1, 0.2, 0.3), 0.05)
     context, actions = torch.randn(3, 2, 4, 8, 8), torch.rand(3, 4, tiny.ACTIONS)
     points, opening = draft.foresee(context, actions)
-    now = draft.read(context[:, -1])[0]
-    new, _ = draft._unpack(draft(context, actions)[2], now.look)  # the last frame's scene
-    assert points.shape == (3, 4, 5, 3) and torch.allclose(points[:, -1], new.points * 0.05 + torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)
-    assert torch.allclose(opening[:, -1], new.opening, atol=1e-6)
+    last, gripper = draft.scene_of(draft(context, actions)[2])
+    assert points.shape == (3, 4, 5, 3) and torch.allclose(points[:, -1], last, atol=1e-6) and torch.allclose(opening[:, -1], gripper, atol=1e-6)
+    new, _ = draft._unpack(draft(context, actions)[2], draft.read(context[:, -1])[0].look)
+    assert torch.allclose(last, new.points * 0.05 + torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)

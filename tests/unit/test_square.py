@@ -161,3 +161,23 @@ def test_failed_attempts_often_catch_on_the_rim(env):
     caught = failed & (nut[:, 2] > 0.012) & (nut[:, 2] < 0.03) & (np.linalg.norm((nut - peg)[:, :2], axis=1) < 0.03)
     let_go = np.linalg.norm(hand - nut, axis=1) > 0.04
     assert failed.sum() >= 24 and (caught & let_go).sum() >= 0.2 * failed.sum()
+
+
+def test_a_hand_stays_above_the_nut_that_leans_on_the_peg(env):
+    """Whether a nut that was let go leans or lies must not show in where the hand goes: it once ran away from leaning ones, and a mover learnt that a nut under a
+    waiting hand always sinks over its peg."""
+    data = attempt(env, states(96, split="pretraining"), np.random.default_rng(3))
+    named = np.array([pair.named_slot(text) for text in states(96, split="pretraining").instructions])
+    nut, hand, n = data["points"][np.arange(96), :, named], data["points"][:, :, 4], np.arange(96)
+    leans = (nut[:, -1, 2] > 0.015) & (nut[:, -1, 2] < 0.022) & (np.abs(nut[:, -8:] - nut[:, -1:]).max(axis=(1, 2)) < 0.001) & (data["opening"][:, -8:].min(axis=1) > 0.9)
+    assert leans.sum() >= 5
+    away = np.linalg.norm(hand[n, -1, :2] - nut[n, -1, :2], axis=1)[leans]
+    assert np.quantile(away, 0.9) < 0.06, away
+
+
+def test_half_of_the_hands_leave_after_a_release(env):
+    data = release(env, states(96, split="pretraining"), np.random.default_rng(4))
+    peg, hand = data["points"][:, -1, 3, :2], data["points"][:, :, 4]
+    up = (data["opening"][:, -10:].mean(axis=1) > 0.8) & (hand[:, -10:, 2].min(axis=1) > 0.06)
+    left = np.linalg.norm(hand[:, -1, :2] - peg, axis=1)[up] > 0.06
+    assert up.sum() > 40 and 0.2 < left.mean() < 0.8
