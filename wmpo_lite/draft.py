@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wmpo_lite.errors import UserError
+
 
 class Scene(NamedTuple):
     """What a frame holds, in the units of the network. S slots; the last is the hand, the others are objects and targets.
@@ -88,14 +90,19 @@ class Mover(nn.Module):
     millimetres, a step that a small network does not find in distances of decimetres. 0: not told.
     controller: actions (dx, dy, dz, ...) move a commanded place, kept inside a box, that the arm's controller makes the hand follow; then the mover keeps
     that place and learns only how the hand falls short of it. A mover without one adds up its errors: after 24 steps of `square` the hand was off by 4 mm.
+    rest: what lay still in the last step and is out of the hand's reach stays where it is. A mover without that lets a nut that leans on its peg sink by half
+    a millimetre a step under a hand that waits above it. Needs the controller, whose full step (3 cm) is what the hand's reach is measured in.
     """
 
     LEAD = 1.5  # full steps by which the command may be ahead of the hand
+    ABOVE, ASIDE, STILL = 1.0, 2.3, 0.015  # full steps: fingers so far above or aside do not touch a thing; a thing that moved less in a step lies still
 
-    def __init__(self, slots: int, action_dim: int, width: int, memory: int, fine: float = 0.0, controller: bool = False):
+    def __init__(self, slots: int, action_dim: int, width: int, memory: int, fine: float = 0.0, controller: bool = False, rest: bool = False):
         super().__init__()
-        self.objects, self.fine, self.controller, told = slots - 1, fine, controller, 4 + action_dim + 3 * controller
-        self.hand_memory = memory + 3 * controller
+        if rest and not controller:
+            raise UserError("a mover that lets things rest needs the arm's controller; set draft_controller too")
+        self.objects, self.fine, self.controller, self.rest, told = slots - 1, fine, controller, rest, 4 + action_dim + 3 * controller
+        self.hand_memory, self.object_memory = memory + 3 * controller, memory + 3 * rest
         n = self.objects
         pair = 3 * n + n + n  # where the other objects are, which of them exist, which object this is
         self.follow_command = nn.Linear(action_dim, 4)
@@ -139,7 +146,17 @@ class Mover(nn.Module):
         seen = torch.cat([now.points[:, :n] - hand[:, None], now.points[:, :n] - before.points[:, :n], now.points[:, :n, 2:], everyone(hand), everyone(moved),
                           everyone(gap), self._pairs(now.points, now.present)], dim=-1)
         of_hand = self.hand_start(torch.cat([hand, moved, gap], dim=-1)).tanh()
-        return torch.cat([of_hand, hand + self.lag * moved], dim=-1) if self.controller else of_hand, self.object_start(seen).tanh()
+        of_objects = self.object_start(seen).tanh()
+        if self.rest:
+            of_objects = torch.cat([of_objects, now.points[:, :n] - before.points[:, :n]], dim=-1)
+        return torch.cat([of_hand, hand + self.lag * moved], dim=-1) if self.controller else of_hand, of_objects
+
+    def _resting(self, objects, hand, moved):
+        """How surely each object (B, n, 3) stays where it is: (B, n, 1), 1 where it moved by nothing and the hand (B, 3) is out of reach."""
+        away = (hand[:, None] - objects) / self.step
+        above, aside = ((away[..., 2:] - self.ABOVE) / 0.1).sigmoid(), ((away[..., :2].norm(dim=-1, keepdim=True) - self.ASIDE) / 0.2).sigmoid()
+        still = (-(moved / self.step / self.STILL).square().sum(-1, keepdim=True)).exp()
+        return still * (1 - (1 - above) * (1 - aside))
 
     def forward(self, scene: Scene, memory, action):
         """One control step: action (B, D) -> the next Scene and memory."""
@@ -157,11 +174,16 @@ class Mover(nn.Module):
             moved, of_hand = command - hand + moved, torch.cat([of_hand, command], dim=-1)
         everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
         seen = torch.cat([scene.points[:, :n] - hand[:, None], everyone(moved), scene.points[:, :n, 2:], everyone(hand), everyone(opening), everyone(then),
-                          everyone(action), self._pairs(scene.points, scene.present), of_objects, self._enlarged(scene.points, scene.present)], dim=-1)
+                          everyone(action), self._pairs(scene.points, scene.present), of_objects[..., : self.object.hidden_size], self._enlarged(scene.points, scene.present)], dim=-1)
         seen = self.object_in(seen)
+        of_objects, before = of_objects.split([self.object.hidden_size, self.object_memory - self.object.hidden_size], dim=-1)
         of_objects = self.object(seen.flatten(0, 1), of_objects.flatten(0, 1)).unflatten(0, (len(hand), n))
         push, carried = self.object_out(torch.cat([of_objects, seen], dim=-1)).split((3, 1), dim=-1)
-        objects = scene.points[:, :n] + (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
+        shift = (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
+        if self.rest:
+            shift = shift * (1 - self._resting(scene.points[:, :n], hand, before))
+            of_objects = torch.cat([of_objects, shift], dim=-1)
+        objects = scene.points[:, :n] + shift
         return scene._replace(points=torch.cat([objects, (hand + moved)[:, None]], dim=1), opening=then[:, 0]), (of_hand, of_objects)
 
     def roll(self, now: Scene, actions: torch.Tensor, memory):
@@ -222,10 +244,10 @@ class Draft(nn.Module):
     """
 
     def __init__(self, channels: int, size: int, action_dim: int, width: int = 128, memory: int = 64, slots: int = 5, looks: int = 6, fine: float = 0.0,
-                 controller: bool = False, keyframe: bool = False):
+                 controller: bool = False, keyframe: bool = False, rest: bool = False):
         super().__init__()
         self.slots, self.keyframe, self.shape = slots, keyframe, (channels, size, size)
-        self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory, fine, controller)
+        self.reader, self.mover = Reader(channels, size, width, slots, looks), Mover(slots, action_dim, width, memory, fine, controller, rest)
         self.painter = Painter(channels, size, width, width, slots, looks)
         # Homogeneous point in the room -> homogeneous picture coordinates, (right, down) in [-1, 1]; until `calibrate`: from straight above.
         self.register_buffer("camera", torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]]))
@@ -320,7 +342,7 @@ class Draft(nn.Module):
         return now.points * self.unit + self.centre, now.opening
 
     def _unpack(self, past, look):
-        n, width, of_one = self.slots, self.mover.hand_memory, self.mover.object.hidden_size
+        n, width, of_one = self.slots, self.mover.hand_memory, self.mover.object_memory
         points, present, opening, of_hand, of_objects = past.split([3 * n, n, 1, width, (n - 1) * of_one], dim=-1)
         return Scene(points.unflatten(-1, (n, 3)), present, opening[:, 0], look), (of_hand, of_objects.unflatten(-1, (n - 1, of_one)))
 

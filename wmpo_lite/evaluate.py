@@ -201,3 +201,14 @@ def psnr(a, b) -> np.ndarray:
     error = np.square(a.astype(np.int32) - b).mean(axis=(-3, -2, -1))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / error)
+
+
+def acts_otherwise(policy, frames, others, instructions, batch: int = 64) -> float:
+    """Share of a greedy policy's action tokens that differ by more than one bin between pictures `frames` and `others`, both uint8 (B, H, W, 3).
+
+    How well imagined pictures do for the one who has to act on them, which PSNR does not tell: a peg that is faded or half a pixel off costs nothing in decibels.
+    """
+    import torch
+    tokens = [torch.cat([policy.act(torch.from_numpy(np.ascontiguousarray(part[i: i + batch])), list(instructions[i: i + batch]))[0]
+                         for i in range(0, len(part), batch)]) for part in (frames, others)]
+    return float(((tokens[0] - tokens[1]).abs() > 1).float().mean())

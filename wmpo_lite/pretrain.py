@@ -159,6 +159,7 @@ class AssetSettings:
     follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
     draft_fine: float = 0.0  # see `draft.Mover`
     draft_keyframe: bool = False  # see `draft.Draft`; then painting takes `settle_steps` more and nothing settles
+    draft_rest: bool = False  # see `draft.Mover`
     perceived: float = 0.0  # weight of what the policy's eye makes of painted pictures
     practice: int = 2560  # episodes of play by the policy before it is cloned
     paint_steps: int = 5000
@@ -180,14 +181,14 @@ class AssetSettings:
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
                             "attempts": 4096, "attempts_shown": True,
                             "follow_steps": 2500, "releases": 8192, "follow_shares": (0.15, 0.2, 0.15, 0.2, 0.3), "draft_fine": 10.0,
-                            "draft_keyframe": True, "perceived": 5.0,
+                            "draft_keyframe": True, "draft_rest": True, "perceived": 5.0,
                             "imagined_starts": 1024, "reward_steps": 1600}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), releases=16, practice=128, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -293,7 +294,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         data = {key: value[: -s.held_out] for key, value in data.items()}
         if start is None:  # else the coordinates stay as they were learnt
             model.draft.calibrate(torch.as_tensor(scene.camera_matrix()), data["points"][data["present"] > 0.5].mean(0), 0.1)
-        model = with_keyframe(with_controller(model, MAX_STEP, WORKSPACE), s.draft_keyframe)
+        model = with_options(with_controller(model, MAX_STEP, WORKSPACE), draft_keyframe=s.draft_keyframe, draft_rest=s.draft_rest)
         perception = LatentPerception(eye(), autoencoder, data["latents"][:: max(1, len(data["latents"]) // 200), 20].float()) if s.perceived else None
         records = train_world_model(model, data, more, s, seed=seed, home=home, perception=perception)
         model.save(home / "world_model", note(records))
@@ -357,12 +358,12 @@ def with_controller(model, step: float, box):
     return known
 
 
-def with_keyframe(model, keyframe: bool):
-    """A world model like `model`, with its weights, that paints from a keyframe or does not (see `draft.Draft`)."""
+def with_options(model, **options):
+    """A world model like `model`, with its weights, and other options of its draft that need no weights: draft_keyframe, draft_rest."""
     from wmpo_lite.world_model import WorldModel
-    if model.config.draft_keyframe == keyframe:
+    if all(getattr(model.config, key) == value for key, value in options.items()):
         return model
-    other = WorldModel(dataclasses.replace(model.config, draft_keyframe=keyframe))
+    other = WorldModel(dataclasses.replace(model.config, **options))
     other.load_state_dict(model.state_dict())
     return other
 

@@ -9,7 +9,7 @@ from wmpo_lite.workspace import TRAINING_STATES, TRUST_STATES, Workspace, clip_s
 
 def trust(w: Workspace) -> dict:
     """The trust panel, on fresh real rollouts of the base policy from the validation split."""
-    from wmpo_lite.evaluate import agreement, f1_score, psnr
+    from wmpo_lite.evaluate import acts_otherwise, agreement, f1_score, psnr
     from wmpo_lite.rollout import replay, rollout
 
     n = w.settings.trust_rollouts
@@ -32,16 +32,19 @@ def trust(w: Workspace) -> dict:
         film, _ = replay(imagined_env(w, w.run.seed, stop=False), wrong, starts[:few])
         quality[kind] = float(np.mean(psnr(film[:, 1:], truth[:few, 1:])))
     quality |= {"shuffled_cost": quality["true"] - quality["shuffled"], "zero_cost": quality["true"] - quality["zero"]}
-    verdict = agreement(success, scores, threshold)
+    verdict, policy = agreement(success, scores, threshold), w.base()
+    when = policy.config.chunk  # later the two worlds differ in more than in how they are painted
+    eye = {key: acts_otherwise(policy, truth[:, when], other, starts.instructions)
+           for key, other in (("imagined", imagined[:, when]), ("autoencoder", w.autoencoder().recode(truth[:, when])))}
     result = {"n": n, "psnr": {"horizons": horizons, "model": [mean(imagined, h) for h in horizons], "copy_last": [mean(copy, h) for h in horizons]},
-              "sensitivity": quality, "agreement": dataclasses.asdict(verdict), "threshold": threshold,
+              "sensitivity": quality, "agreement": dataclasses.asdict(verdict), "threshold": threshold, "acts_otherwise": eye,
               "real_threshold": real_threshold, "reward_f1_real": f1_score(real_scores >= real_threshold, success), "reward_f1_imagined": f1_score(scores >= threshold, success),
               "scores": [round(float(x), 4) for x in scores], "real": [bool(x) for x in success]}
     checkpoint.write_json(w.folder / "trust.json", result)
     pick = np.concatenate([np.flatnonzero(success)[:4], np.flatnonzero(~success)[:4]])
     save_arrays(w.folder / "trust_films.npz", real=truth[pick], imagined=imagined[pick], real_success=success[pick], scores=scores[pick],
                  instructions=np.array([real[i].instruction for i in pick]))
-    return {key: result[key] for key in ("n", "agreement", "reward_f1_real", "reward_f1_imagined", "sensitivity", "psnr")}
+    return {key: result[key] for key in ("n", "agreement", "reward_f1_real", "reward_f1_imagined", "sensitivity", "psnr", "acts_otherwise")}
 
 
 def describe_trust(t: dict) -> str:
@@ -52,5 +55,8 @@ def describe_trust(t: dict) -> str:
              f"  imagined against real success: AUC {a['auc']:.3f}, agrees on {100 * a['success_agreement']:.0f} % of successes and "
              f"{100 * a['failure_agreement']:.0f} % of failures; confusion {a['confusion']}",
              f"  reward model F1: {t['reward_f1_real']:.3f} on real, {t['reward_f1_imagined']:.3f} on imagined video"]
+    if eye := t.get("acts_otherwise"):
+        lines.append(f"  shown the imagined picture after a chunk instead of the camera's, the policy chooses {100 * eye['imagined']:.0f} % of its action tokens otherwise "
+                     f"(the camera's as the autoencoder gives it back: {100 * eye['autoencoder']:.0f} %)")
     from wmpo_lite.findings_evaluation import about_trust
     return "\n".join(lines + [f"  warning: {found.message}" for found in about_trust(t) if found.level == "problem"])

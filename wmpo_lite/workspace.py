@@ -28,8 +28,8 @@ class Run:
         if self.profile not in PROFILES:
             raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
         settings = dataclasses.replace(PROFILES[self.profile], **TASK_SETTINGS.get(self.task, {}))
-        if self.rollout_budget < settings.group_size:
-            raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.group_size}; raise --rollout-budget")
+        if self.rollout_budget < settings.online_group_size:
+            raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.online_group_size}; raise --rollout-budget")
         return settings
 
 

@@ -117,7 +117,8 @@ class WorldModelConfig:
     conditioning: 'gate' (AdaLN with shift, scale and gate; the paper's code) or 'scale' (residual scaled by 1 + alpha; the paper's text).
     action_blocks: 'all', or 'spatial' as in the paper's code, where temporal blocks see only the diffusion time.
     draft_width, draft_memory: sizes of the `Draft`, a small deterministic network whose guess the transformer corrects; width 0: none, as in the
-    paper. slots: how many things it tells apart, the hand being the last. draft_fine, draft_controller: see `Mover`; draft_keyframe: see `Draft`.
+    paper. slots: how many things it tells apart, the hand being the last. draft_fine, draft_controller,
+    draft_rest: see `Mover`; draft_keyframe: see `Draft`.
     action_path: each future frame's embedding sees its own action and the sum of all actions since the newest context frame. False: own action only.
     prediction: 'data' (the network outputs the clean latents as a correction of the draft, or of the newest context frame without one, and the
     velocity follows from it; a small network need not model the noise) or 'velocity' (the network outputs the velocity).
@@ -143,6 +144,7 @@ class WorldModelConfig:
     draft_fine: float = 0.0
     draft_controller: bool = False
     draft_keyframe: bool = False
+    draft_rest: bool = False
     slots: int = 5
     action_path: bool = True
     prediction: str = "data"
@@ -213,7 +215,7 @@ class WorldModel(nn.Module):
         self.null_action = nn.Parameter(torch.zeros(c.width))
         if c.draft_width:
             self.draft = Draft(c.latent_channels, c.latent_size, c.action_dim, c.draft_width, c.draft_memory, c.slots, fine=c.draft_fine,
-                               controller=c.draft_controller, keyframe=c.draft_keyframe)
+                               controller=c.draft_controller, keyframe=c.draft_keyframe, rest=c.draft_rest)
             self.embed_draft, self.embed_scene = nn.Linear(features, c.width), nn.Linear(4 * c.slots + 1, c.width)
         self.blocks = nn.ModuleList(Block(c, temporal=bool(i % 2)) for i in range(2 * c.depth))
         self.final = nn.Linear(c.width, 2 * c.width)

@@ -5,6 +5,7 @@ import torch
 
 import tiny
 from wmpo_lite.draft import Draft, Scene, following, moving, painting, reading
+from wmpo_lite.errors import UserError
 from wmpo_lite.train import FitConfig, fit
 
 B, K, S = 3, 4, 3
@@ -359,3 +360,28 @@ def test_the_three_parts_learn_a_toy_world():
         errors = [float((net(context, moves)[0] - latents[:, 1:]).square().mean()) for moves in (actions, actions.roll(1, dims=0))]
     assert read < 0.06  # a quarter of a cell
     assert errors[0] < 0.3 * float((context[:, -1:] - latents[:, 1:]).square().mean()) and errors[1] > 3 * errors[0]
+
+
+def test_what_lies_still_out_of_reach_stays():
+    """An untrained mover pushes everything about; with `rest` only what moved before or is within the fingers' reach."""
+    net = draft(action_dim=4, controller=True, rest=True)
+    mover, n = net.mover, S - 1
+    mover.step.fill_(0.3)  # 3 cm where 1 is 10 cm
+    with torch.no_grad():
+        mover.object_out[-1].bias[:3].fill_(1.0)
+    hand = torch.tensor([0.0, 0.0, 1.0])
+    below, aside, near = torch.tensor([0.0, 0.1, 0.2]), torch.tensor([1.2, 0.0, 0.9]), torch.tensor([0.1, 0.0, 0.9])
+
+    def shift(thing, fell=0.0):
+        points = torch.stack([thing.expand(3) for _ in range(n)] + [hand])[None]
+        now = Scene(points, torch.ones(1, S), torch.ones(1), points[..., :0])
+        before = now._replace(points=points + torch.tensor([0, 0, fell]) * torch.cat([torch.ones(n, 1), torch.zeros(1, 1)]))
+        with torch.no_grad():
+            after, memory = mover(now, mover.start(before, now), torch.zeros(1, 4))
+        moved = after.points[0, :n] - points[0, :n]
+        assert torch.allclose(memory[1][0, :, -3:], moved, atol=1e-6)
+        return moved.norm(dim=-1).max()
+
+    assert shift(below) < 1e-3 and shift(aside) < 1e-3 and shift(near) > 0.05 and shift(below, fell=0.1) > 0.05
+    with pytest.raises(UserError, match="controller"):
+        draft(rest=True)

@@ -231,3 +231,24 @@ def test_psnr_of_noise_falls_as_noise_grows():
 def test_psnr_refuses_other_inputs(a, b):
     with pytest.raises(UserError, match="psnr"):
         psnr(a, b)
+
+
+def test_acting_otherwise_counts_tokens_more_than_one_bin_apart():
+    import torch
+    from types import SimpleNamespace
+
+    from wmpo_lite.evaluate import acts_otherwise
+    shown = []
+
+    def act(frames, instructions):
+        shown.append((len(frames), list(instructions)))
+        value = frames[:, 0, 0, 0].long()
+        return torch.stack([value, value // 2, value * 0], dim=-1)[:, None], None, None
+
+    pictures, others = (np.full((5, 2, 2, 3), v, np.uint8) for v in (8, 10))
+    others[0] = 8
+    texts = list("abcde")
+    # Of the three tokens the first differs by two, the second by one, the third by nothing, in four of five pictures.
+    assert acts_otherwise(SimpleNamespace(act=act), pictures, others, texts, batch=2) == pytest.approx(4 / 15)
+    assert acts_otherwise(SimpleNamespace(act=act), pictures, pictures, texts) == 0
+    assert shown[:3] == [(2, ["a", "b"]), (2, ["c", "d"]), (1, ["e"])]

@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 import torch
-from tests import tiny
 
+import tiny
 from wmpo_lite.draft import Scene, painting
 from wmpo_lite.perception import LatentPerception, Perception
 from wmpo_lite.pretrain import train_autoencoder

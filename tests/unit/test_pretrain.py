@@ -124,3 +124,17 @@ def test_what_is_foreseen_is_what_is_painted_in_metres():
     assert points.shape == (3, 4, 5, 3) and torch.allclose(points[:, -1], last, atol=1e-6) and torch.allclose(opening[:, -1], gripper, atol=1e-6)
     new, _ = draft._unpack(draft(context, actions)[2], draft.read(context[:, -1])[0].look)
     assert torch.allclose(last, new.points * 0.05 + torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)
+
+
+def test_options_without_weights_change_a_model_and_not_its_weights(tmp_path):
+    from wmpo_lite.pretrain import with_controller, with_options
+    model = with_controller(tiny.world_model(draft_width=16, slots=5), 0.03, [[0, 1], [0, 1], [0, 1]])
+    other = with_options(model, draft_keyframe=True, draft_rest=True)
+    assert with_options(model, draft_keyframe=False) is model and with_options(other, draft_keyframe=True, draft_rest=True) is other
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+    other.save(tmp_path / "w", {})
+    again = type(other).load(tmp_path / "w")
+    assert again.draft.keyframe and again.draft.mover.rest
+    context, actions = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 4, tiny.ACTIONS) * 2 - 1
+    for a, b in zip(other.eval().draft(context, actions), again.draft(context, actions)):
+        assert torch.equal(a, b)
