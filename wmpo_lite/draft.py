@@ -179,11 +179,10 @@ class Mover(nn.Module):
         of_objects, before = of_objects.split([self.object.hidden_size, self.object_memory - self.object.hidden_size], dim=-1)
         of_objects = self.object(seen.flatten(0, 1), of_objects.flatten(0, 1)).unflatten(0, (len(hand), n))
         push, carried = self.object_out(torch.cat([of_objects, seen], dim=-1)).split((3, 1), dim=-1)
-        shift = (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
+        objects = scene.points[:, :n] + (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
         if self.rest:
-            shift = shift * (1 - self._resting(scene.points[:, :n], hand, before))
-            of_objects = torch.cat([of_objects, shift], dim=-1)
-        objects = scene.points[:, :n] + shift
+            shift = (objects - scene.points[:, :n]) * (1 - self._resting(scene.points[:, :n], hand, before))
+            of_objects, objects = torch.cat([of_objects, shift], dim=-1), scene.points[:, :n] + shift
         return scene._replace(points=torch.cat([objects, (hand + moved)[:, None]], dim=1), opening=then[:, 0]), (of_hand, of_objects)
 
     def roll(self, now: Scene, actions: torch.Tensor, memory):
