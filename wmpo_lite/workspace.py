@@ -8,7 +8,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.profiles import PROFILES, TASK_SETTINGS, Profile
+from wmpo_lite.profiles import PROFILES, TASK_SETTINGS, TASK_SIZES, Profile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES = 10_000, 1_000, 50_000  # where each use begins inside its split
@@ -27,7 +27,7 @@ class Run:
     def settings(self) -> Profile:
         if self.profile not in PROFILES:
             raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
-        settings = dataclasses.replace(PROFILES[self.profile], **TASK_SETTINGS.get(self.task, {}))
+        settings = dataclasses.replace(PROFILES[self.profile], **TASK_SETTINGS.get(self.task, {}), **TASK_SIZES.get((self.task, self.profile), {}))
         if self.rollout_budget < settings.online_group_size:
             raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.online_group_size}; raise --rollout-budget")
         return settings

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wmpo_lite.errors import UserError
+from wmpo_lite.profiles import PROFILES
 from wmpo_lite.workspace import Run
 from wmpo_lite.policy import ActionStatistics, Policy
 from wmpo_lite.profiles import paper_models
@@ -43,4 +44,10 @@ def test_unknown_profile_is_named():
 def test_a_tasks_own_settings_come_on_top_of_the_profiles():
     place, square = (Run(task=task, profile="smoke").settings() for task in ("place", "square"))
     assert square.doubt < place.doubt and square.judge_hold > place.judge_hold
-    assert dataclasses.replace(square, doubt=place.doubt, judge_hold=place.judge_hold) == place
+    assert dataclasses.replace(square, doubt=place.doubt, judge_hold=place.judge_hold, align_perceived=place.align_perceived) == place
+
+
+def test_a_tasks_own_sizes_are_those_of_one_profile():
+    square, gpu = Run(task="square").settings(), Run(task="square", profile="gpu").settings()
+    assert (square.group_size, square.iterations) == (16, 7) and Run().settings().group_size == 8
+    assert gpu.group_size == 16 and gpu.iterations == PROFILES["gpu"].iterations
