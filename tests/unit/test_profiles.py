@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.profiles import PROFILES
 from wmpo_lite.workspace import Run
 from wmpo_lite.policy import ActionStatistics, Policy
-from wmpo_lite.profiles import paper_models
+from wmpo_lite.profiles import PROFILES, paper_models
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.world_model import Autoencoder, WorldModel
 
