@@ -304,7 +304,7 @@ class Draft(nn.Module):
         """What `past` is (B, M) after frames that were recorded, from the two newest of them.
 
         doubt: standard deviation in metres of a random shift across the table of everything but the hand. keyframe: an older recorded frame
-        (B, C, h, w) of the same episodes to paint from; None: the newest one.
+        (B, C, h, w) of the same episodes to paint from (None: the newest one); a draft that does not paint from keyframes has no use for it.
         """
         now = self.read(context[:, -1])[0]
         before = self.read(context[:, -2])[0] if context.shape[1] > 1 else now
