@@ -4,26 +4,11 @@ A small network that must find out by itself what a picture holds needs hours on
 things are next to nothing of a squared error (figures in the README). Pre-training in a simulator can say where things are: read, move and paint
 then are three small problems of minutes. Labels are needed for pre-training alone: on other recordings the reader labels its own frames.
 """
-from typing import NamedTuple
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmpo_lite.errors import UserError
-
-
-class Scene(NamedTuple):
-    """What a frame holds, in the units of the network. S slots; the last is the hand, the others are objects and targets.
-
-    points (..., S, 3); present (..., S) in [0, 1]; opening (...) of the gripper, 1 open; look (..., S, A): free codes of appearance.
-    """
-
-    points: torch.Tensor
-    present: torch.Tensor
-    opening: torch.Tensor
-    look: torch.Tensor
+from wmpo_lite.mover import Mover, Scene
 
 
 class Residual(nn.Module):
@@ -42,10 +27,6 @@ class ConvResidual(nn.Module):
 
     def forward(self, x):
         return x + self.out(F.silu(self.mix(F.silu(self.norm(x)))))
-
-
-def mlp(inputs: int, outputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs))
 
 
 class Reader(nn.Module):
@@ -78,121 +59,6 @@ class Reader(nn.Module):
         value = pool(self.value, features, coarse)
         look = pool(self.look, features.detach(), coarse.detach())  # the painter learns what to look for, not where
         return place, value[..., 0], value[..., 1], value[:, -1, 2], look
-
-
-class Mover(nn.Module):
-    """The scene after each action. The hand follows its command; every object stays, is carried with the hand (a gate) or is pushed.
-
-    All objects share the weights; a memory for the hand and one per object hold what a picture does not show (a command ahead of the hand, a
-    firm grasp), and start from the two newest frames.
-
-    fine: distances between things are told a second time, so many times enlarged and cut off at 2: whether a nut goes over its peg is a matter of
-    millimetres, a step that a small network does not find in distances of decimetres. 0: not told.
-    controller: actions (dx, dy, dz, ...) move a commanded place, kept inside a box, that the arm's controller makes the hand follow; then the mover keeps
-    that place and learns only how the hand falls short of it. A mover without one adds up its errors: after 24 steps of `square` the hand was off by 4 mm.
-    rest: what lay still in the last step and is out of the hand's reach stays where it is. A mover without that lets a nut that leans on its peg sink by half
-    a millimetre a step under a hand that waits above it. Needs the controller, whose full step (3 cm) is what the hand's reach is measured in.
-    """
-
-    LEAD = 1.5  # full steps by which the command may be ahead of the hand
-    ABOVE, ASIDE, STILL = 1.0, 2.3, 0.015  # full steps: fingers so far above or aside do not touch a thing; a thing that moved less in a step lies still
-
-    def __init__(self, slots: int, action_dim: int, width: int, memory: int, fine: float = 0.0, controller: bool = False, rest: bool = False):
-        super().__init__()
-        if rest and not controller:
-            raise UserError("a mover that lets things rest needs the arm's controller; set draft_controller too")
-        self.objects, self.fine, self.controller, self.rest, told = slots - 1, fine, controller, rest, 4 + action_dim + 3 * controller
-        self.hand_memory, self.object_memory = memory + 3 * controller, memory + 3 * rest
-        n = self.objects
-        pair = 3 * n + n + n  # where the other objects are, which of them exist, which object this is
-        self.follow_command = nn.Linear(action_dim, 4)
-        self.hand_start, self.hand = nn.Linear(8, memory), nn.GRUCell(told, memory)
-        self.hand_out = mlp(memory + told, 4, width)
-        self.object_start, self.object_in = mlp(15 + pair, memory, width), mlp(12 + action_dim + pair + memory + (3 * n + 3) * (fine > 0), width, width)
-        self.object, self.object_out = nn.GRUCell(width, memory), mlp(memory + width, 4, width)
-        for last in (self.hand_out[-1], self.object_out[-1]):
-            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
-        if controller:  # in network units; until `Draft.calibrate_controller`: a full step is 1, the box endless
-            self.register_buffer("step", torch.ones(())), self.register_buffer("low", torch.full((3,), -torch.inf)), self.register_buffer("high", torch.full((3,), torch.inf))
-            self.lag = nn.Parameter(torch.full((3,), 0.1))  # of its newest motion, by which a moving hand is behind its command
-            with torch.no_grad():
-                self.follow_command.weight[:3], self.follow_command.bias[:3] = 0, 0
-
-    def _command(self, hand, command, action):
-        """Where the controller now wants the hand (B, 3)."""
-        wanted = command + self.step * action[:, :3].clamp(-1, 1) - hand
-        return torch.minimum(torch.maximum(hand + wanted.clamp(-self.LEAD * self.step, self.LEAD * self.step), self.low), self.high)
-
-    def _pairs(self, points, present):
-        """(B, n, 5 n): how each object stands to the others."""
-        n = self.objects
-        away = (points[:, None, :n] - points[:, :n, None]) * present[:, None, :n, None]
-        which = torch.eye(n, device=points.device).expand(len(points), n, n)
-        return torch.cat([away.flatten(2), present[:, None, :n].expand(-1, n, n), which], dim=-1)
-
-    def _enlarged(self, points, present):
-        """(B, n, 3 n + 3): from each object to the others and to the hand, or nothing."""
-        n = self.objects
-        if not self.fine:
-            return points[:, :n, :0]
-        away = (points[:, None] - points[:, :n, None]) * present[:, None, :, None]
-        return (self.fine * away).clamp(-2, 2).flatten(2)
-
-    def start(self, before: Scene, now: Scene):
-        n = self.objects
-        hand, moved = now.points[:, -1], now.points[:, -1] - before.points[:, -1]
-        gap = torch.stack([now.opening, before.opening], dim=-1)
-        everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
-        seen = torch.cat([now.points[:, :n] - hand[:, None], now.points[:, :n] - before.points[:, :n], now.points[:, :n, 2:], everyone(hand), everyone(moved),
-                          everyone(gap), self._pairs(now.points, now.present)], dim=-1)
-        of_hand = self.hand_start(torch.cat([hand, moved, gap], dim=-1)).tanh()
-        of_objects = self.object_start(seen).tanh()
-        if self.rest:
-            of_objects = torch.cat([of_objects, now.points[:, :n] - before.points[:, :n]], dim=-1)
-        return torch.cat([of_hand, hand + self.lag * moved], dim=-1) if self.controller else of_hand, of_objects
-
-    def _resting(self, objects, hand, moved):
-        """How surely each object (B, n, 3) stays where it is: (B, n, 1), 1 where it moved by nothing and the hand (B, 3) is out of reach."""
-        away = (hand[:, None] - objects) / self.step
-        above, aside = ((away[..., 2:] - self.ABOVE) / 0.1).sigmoid(), ((away[..., :2].norm(dim=-1, keepdim=True) - self.ASIDE) / 0.2).sigmoid()
-        still = (-(moved / self.step / self.STILL).square().sum(-1, keepdim=True)).exp()
-        return still * (1 - (1 - above) * (1 - aside))
-
-    def forward(self, scene: Scene, memory, action):
-        """One control step: action (B, D) -> the next Scene and memory."""
-        n, (of_hand, of_objects) = self.objects, memory
-        hand, opening = scene.points[:, -1], scene.opening[:, None]
-        told = [hand, opening, action]
-        if self.controller:
-            of_hand, command = of_hand.split([of_hand.shape[1] - 3, 3], dim=-1)
-            command = self._command(hand, command, action)
-            told.append((command - hand) / self.step)
-        of_hand = self.hand(torch.cat(told, dim=-1), of_hand)
-        step = self.follow_command(action) + self.hand_out(torch.cat([of_hand, *told], dim=-1))
-        moved, then = 0.3 * step[:, :3], step[:, 3:]
-        if self.controller:
-            moved, of_hand = command - hand + moved, torch.cat([of_hand, command], dim=-1)
-        everyone = lambda x: x[:, None].expand(-1, n, -1)  # noqa: E731
-        seen = torch.cat([scene.points[:, :n] - hand[:, None], everyone(moved), scene.points[:, :n, 2:], everyone(hand), everyone(opening), everyone(then),
-                          everyone(action), self._pairs(scene.points, scene.present), of_objects[..., : self.object.hidden_size], self._enlarged(scene.points, scene.present)], dim=-1)
-        seen = self.object_in(seen)
-        of_objects, before = of_objects.split([self.object.hidden_size, self.object_memory - self.object.hidden_size], dim=-1)
-        of_objects = self.object(seen.flatten(0, 1), of_objects.flatten(0, 1)).unflatten(0, (len(hand), n))
-        push, carried = self.object_out(torch.cat([of_objects, seen], dim=-1)).split((3, 1), dim=-1)
-        objects = scene.points[:, :n] + (3 * carried - 2).sigmoid() * everyone(moved) + 0.1 * push
-        if self.rest:
-            shift = (objects - scene.points[:, :n]) * (1 - self._resting(scene.points[:, :n], hand, before))
-            of_objects, objects = torch.cat([of_objects, shift], dim=-1), scene.points[:, :n] + shift
-        return scene._replace(points=torch.cat([objects, (hand + moved)[:, None]], dim=1), opening=then[:, 0]), (of_hand, of_objects)
-
-    def roll(self, now: Scene, actions: torch.Tensor, memory):
-        """Scenes after each of actions (B, K, D), a Scene with time second, and the memory then. memory: what `start` or an earlier `roll` gave."""
-        points, opening = [], []
-        for action in actions.unbind(1):
-            now, memory = self(now, memory, action)
-            points.append(now.points), opening.append(now.opening)
-        along = lambda x: x[:, None].expand(-1, len(points), *x.shape[1:])  # noqa: E731
-        return Scene(torch.stack(points, dim=1), along(now.present), torch.stack(opening, dim=1), along(now.look)), memory
 
 
 class Painter(nn.Module):
@@ -390,94 +256,3 @@ class Draft(nn.Module):
         points, present, opening, _ = (torch.cat(part).unflatten(0, latents.shape[:2]) for part in zip(*parts))
         present = (present.mean(dim=1, keepdim=True) > 0.5).float().expand_as(present)
         return Scene(points, present, opening, points[..., :0])
-
-
-# ------------------------------------------------------------------------------------------------------------------ pre-training
-
-
-def _pick(labels: Scene, episode, frame) -> Scene:
-    return Scene(*(part[episode, frame] for part in labels))
-
-
-def reading(draft: Draft, latents, labels: Scene, batch: int = 96, noise: float = 0.05):
-    """`loss_fn` for `fit`: where things are in single frames. latents (E, T + 1, C, h, w), labels (E, T + 1, ...)."""
-    def loss_fn(generator, rng, step):
-        episode, frame = rng.integers(latents.shape[0], size=batch), rng.integers(latents.shape[1], size=batch)
-        return draft.read_loss(latents[episode, frame].float(), _pick(labels, episode, frame), noise, generator)
-
-    return loss_fn
-
-
-def moving(draft: Draft, labels: Scene, actions, seen: Scene | None = None, batch: int = 192, length: int = 16, noise: float = 0.001):
-    """`loss_fn` for `fit`: where things go, from labels alone. actions (E, T, D). length: control steps rolled out; noise: metres.
-
-    seen: what the reader makes of the same frames. Three in four windows start from that: what hangs in the gripper is read worst, and a mover that
-    trusts labels lets go of it.
-    """
-    def loss_fn(generator, rng, step):
-        episode, frame = rng.integers(actions.shape[0], size=batch), rng.integers(actions.shape[1] + 1 - length, size=batch)
-        frame[rng.random(batch) < 0.15] = 0  # every imagined episode begins at a first frame
-        ahead = episode[:, None], frame[:, None] + np.arange(length)
-        before, now = _pick(labels, episode, np.maximum(frame - 1, 0)), _pick(labels, episode, frame)
-        if seen is not None:
-            read, cut = torch.from_numpy(rng.random(batch) < 0.75), (np.maximum(frame - 1, 0), frame)
-            before, now = (s._replace(points=torch.where(read[:, None, None], seen.points[episode, f], s.points),
-                                      opening=torch.where(read, seen.opening[episode, f], s.opening)) for s, f in zip((before, now), cut))
-        return draft.move_loss(before, now, _pick(labels, ahead[0], ahead[1] + 1), actions[ahead], noise, generator)
-
-    return loss_fn
-
-
-def following(draft: Draft, parts, batch: int = 96, noise: float = 0.001):
-    """`loss_fn` for `fit`: where things go in a whole episode from nothing but its first frame, as imagination has to tell.
-
-    parts: tuples (share of the batch, Scene (E, ...) read from first frames, labels (E, T + 1, ...), actions (E, T, D)), all with the same T.
-    """
-    def loss_fn(generator, rng, step):
-        rows = [(first, labels, actions, rng.integers(len(actions), size=round(share * batch))) for share, first, labels, actions in parts]
-        join = lambda scenes: Scene(*(torch.cat(part) for part in zip(*scenes)))  # noqa: E731
-        now = join([Scene(*(part[e] for part in first)) for first, _, _, e in rows])
-        labels = join([Scene(*(part[e, 1:] for part in labels)) for _, labels, _, e in rows])
-        return draft.move_loss(now, now, labels, torch.cat([actions[e] for _, _, actions, e in rows]), noise, generator)
-
-    return loss_fn
-
-
-def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96, reach: int = 8, emphasis: float = 3.0, weight: float = 12.0,
-             noise: float = 0.05, own: float = 0.4, read: float = 0.0, first: int = 0, begin: float = 0.0,
-             perception=None, perceived: float = 5.0):
-    """`loss_fn` for `fit`: how frames look, up to `reach` frames after a known one. objects (E, T + 1, h, w): cover of each latent position.
-
-    begin: share of known frames that are an episode's first. perception: a `perception.LatentPerception`, whose error counts `perceived` times, or None.
-    own: share of known frames that are the painter's own work, as all are in imagination but the first. read: weight of reading those frames, for
-    training the reader too, which must find its way in them. first: so many episodes at the beginning make up a quarter of the batch.
-    """
-    def loss_fn(generator, rng, step):
-        episode, frame = rng.integers(latents.shape[0], size=batch), rng.integers(latents.shape[1] - 1, size=batch)
-        if first:
-            episode[: batch // 4] %= first
-        if begin:
-            frame[rng.random(batch) < begin] = 0
-        ahead = np.minimum(reach, latents.shape[1] - 1 - frame)[:, None]
-        then = frame[:, None] + 1 + (rng.random((batch, 2)) * ahead).astype(int)
-        newest, future = latents[episode, frame].float(), latents[episode[:, None], then].float()
-        mine = np.flatnonzero((rng.random(batch) < own) & (frame > 0))
-        if len(mine):
-            older = np.maximum(frame[mine] - rng.integers(1, reach + 1, size=len(mine)), 0)
-            with torch.no_grad():
-                newest[mine] = draft.paint(latents[episode[mine], older].float(), _pick(labels, episode[mine][:, None], frame[mine][:, None]))[:, 0]
-        painted = draft.paint(newest + noise * torch.randn(newest.shape, generator=generator), _pick(labels, episode[:, None], then))
-        error = (painted - future).square()
-        importance = 1 + emphasis * (future - newest[:, None]).square().mean(2, keepdim=True).sqrt().clamp(max=1)
-        if objects is not None:
-            importance = importance + weight * objects[episode[:, None], then].float().unsqueeze(2)
-        loss, logs = (error * importance).mean(), {"paint_mse": float(error.detach().mean())}
-        if perception is not None:
-            unlike = perception.error(painted.flatten(0, 1), future.flatten(0, 1), rng)
-            loss, logs = loss + perceived * unlike, logs | {"perception": float(unlike.detach())}
-        if read:
-            found, more = draft.read_loss(newest, _pick(labels, episode, frame), noise, generator)
-            loss, logs = loss + read * found, logs | more
-        return loss, logs
-
-    return loss_fn

@@ -157,9 +157,12 @@ class AssetSettings:
     move_steps: int = 7000
     follow_steps: int = 1400  # of the mover over whole episodes
     follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
-    draft_fine: float = 0.0  # see `draft.Mover`
+    release_steps: int = 0  # of the mover about the moments when something is let go (`draft_losses.letting_go`)
+    release_shares: tuple[float, ...] = (0.1, 0.2, 0.0, 0.12, 0.58)  # of its batch, of the same recordings
+    release_well: float = 0.3  # of the windows about `releases`, so many from those that came well besides
+    draft_fine: float = 0.0  # see `mover.Mover`
     draft_keyframe: bool = False  # see `draft.Draft`; then painting takes `settle_steps` more and nothing settles
-    draft_rest: bool = False  # see `draft.Mover`; more nuts that lean keep leaning, fewer successes are told (README), so no recipe has it yet
+    draft_rest: bool = False  # see `mover.Mover`
     perceived: float = 0.0  # weight of what the policy's eye makes of painted pictures
     practice: int = 2560  # episodes of play by the policy before it is cloned
     paint_steps: int = 5000
@@ -169,7 +172,7 @@ class AssetSettings:
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
     attempts_shown: bool = False  # to reader, painter and transformer too
-    releases: int = 0  # things let go near the target, for the mover alone; those that did not come well are kept
+    releases: int = 0  # things let go near the target, for the mover alone, whatever becomes of them
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
@@ -180,15 +183,15 @@ class AssetSettings:
 # for the world model and the success classifier too: nothing else shows them what a peg inside a nut looks like.
 TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
                             "attempts": 4096, "attempts_shown": True,
-                            "follow_steps": 2500, "releases": 8192, "follow_shares": (0.15, 0.2, 0.15, 0.2, 0.3), "draft_fine": 10.0,
-                            "draft_keyframe": True, "perceived": 5.0,
+                            "follow_steps": 2500, "releases": 9216, "follow_shares": (0.15, 0.2, 0.05, 0.2, 0.4), "release_steps": 9000, "draft_fine": 10.0,
+                            "draft_keyframe": True, "draft_rest": True, "perceived": 5.0,
                             "imagined_starts": 1024, "reward_steps": 1600}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -289,6 +292,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         if s.releases:
             more["releases"] = collect("releases", task, s.releases, home)
+            # They show the goal as demonstrations do, so they are counted with them.
+            frames_seen["releases_that_came_well"] = int(sum(np.load(path)["done"][:, -1].sum() for path in more["releases"]))
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
         model = with_fine_distances(begin("world_model", WorldModel), s.draft_fine)
         data = {key: value[: -s.held_out] for key, value in data.items()}
@@ -333,7 +338,7 @@ def let_go_beside(points: np.ndarray, opening: np.ndarray, instructions, beside:
 
 
 def with_fine_distances(model, fine: float):
-    """A world model like `model`, as trained as it is, whose mover is told small distances too (see `draft.Mover`)."""
+    """A world model like `model`, as trained as it is, whose mover is told small distances too (see `mover.Mover`)."""
     from torch.nn import functional as F
 
     from wmpo_lite.world_model import WorldModel
@@ -346,7 +351,7 @@ def with_fine_distances(model, fine: float):
 
 
 def with_controller(model, step: float, box):
-    """A world model like `model`, as trained as it is but for the hand's part of its mover, which begins anew on top of the arm's controller (see `draft.Mover`
+    """A world model like `model`, as trained as it is but for the hand's part of its mover, which begins anew on top of the arm's controller (see `mover.Mover`
     and `Draft.calibrate_controller`)."""
     from wmpo_lite.world_model import WorldModel
     if model.config.draft_controller:
@@ -369,7 +374,8 @@ def with_options(model, **options):
 
 
 def first_frames_and_labels(autoencoder, paths) -> dict:
-    """Of attempts or practice: latents of the first frames (E, C, h, w), actions (E, T, D) and labels as in `world_model_data`."""
+    """Of attempts, practice or releases: latents of the first frames (E, C, h, w), actions (E, T, D), labels as in `world_model_data` and, where it is known,
+    which episodes came well: `well` bool (E,)."""
     import torch
     parts = []
     for shard in map(np.load, paths):
@@ -379,6 +385,8 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
         parts.append({"latents": autoencoder.encode_uint8(torch.from_numpy(frames)),
                       **{key: torch.from_numpy(value) for key, value in dict(actions=actions, points=shard["points"], present=present,
                                                                              opening=shard["opening"]).items()}})
+        if "done" in shard:
+            parts[-1]["well"] = torch.from_numpy(shard["done"][:, -1])
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -390,7 +398,8 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
     """
     import torch
 
-    from wmpo_lite.draft import Scene, following, moving, painting, reading
+    from wmpo_lite.draft_losses import following, letting_go, moving, painting, reading
+    from wmpo_lite.mover import Scene
     from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
 
     draft, latents, actions, objects = model.draft, data["latents"], data["actions"], data["objects"]
@@ -422,6 +431,12 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
             first = draft.read(rows["latents"])[0]._replace(present=rows["present"][:, 0], look=rows["points"][:, 0, :, :0])
         parts.append((share, first, draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"]))
     learn("follow", draft.mover, following(draft, parts), s.follow_steps, 1e-3, grad_clip=0.5, weight_decay=0.001)
+    if s.release_steps:
+        every = [(labels, actions, None), (Scene(*(part[: s.demos] for part in labels)), actions[: s.demos], None)]
+        every += [(draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"], rows.get("well"))
+                  for rows in (more[name] for name in ("attempts", "practice", "releases") if name in more)]
+        learn("release", draft.mover, letting_go(draft, [(share, *part) for share, part in zip(s.release_shares, every) if share], well=s.release_well),
+              s.release_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)
     records = fit(model, world_model_loss(model, latents, actions, windows, s.world_steps, objects=objects, **seen_as), FitConfig(

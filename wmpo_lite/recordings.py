@@ -31,7 +31,7 @@ def _collect_shard(arguments):
         keep = data.pop("clean")
     elif kind in ("attempts", "releases"):
         data = {"attempts": attempt, "releases": release}[kind](env, states, rng)
-        keep = ~data["done"][:, -1]
+        keep = ~data["done"][:, -1] | (kind == "releases")
     else:
         data = demonstrate(env, states, rng, noise=noise, burst=burst, recover=task.collides)
         keep = data["done"][:, -1]
@@ -47,7 +47,8 @@ def _collect_shard(arguments):
 def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
     """Record `episodes` of 'play', 'attempts', 'releases' (of first frames alone) or expert 'demos' as npz shards; existing shards are kept.
 
-    Thrown away are demonstrations that failed, attempts and releases that did not, and play that came to the goal by accident.
+    Thrown away are demonstrations that failed, attempts that did not, and play that came to the goal by accident. Releases are all kept: without those that
+    come well a mover learns that what is let go in the right place does not fall into it.
 
     Shards are always full, so what a shard holds does not depend on how many are asked for.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite.draft import Scene
+from wmpo_lite.mover import Scene
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import labels, stack_labels
 from wmpo_lite.envs.tasks import get_task

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import tiny
-from wmpo_lite.draft import Draft, Scene, following, moving, painting, reading
+from wmpo_lite.draft import Draft
+from wmpo_lite.draft_losses import following, letting_go, lettings_go, moving, painting, reading
+from wmpo_lite.mover import Scene
 from wmpo_lite.errors import UserError
 from wmpo_lite.train import FitConfig, fit
 
@@ -362,8 +364,8 @@ def test_the_three_parts_learn_a_toy_world():
     assert errors[0] < 0.3 * float((context[:, -1:] - latents[:, 1:]).square().mean()) and errors[1] > 3 * errors[0]
 
 
-def test_what_lies_still_out_of_reach_stays():
-    """An untrained mover pushes everything about; with `rest` only what moved before or is within the fingers' reach."""
+def test_what_is_out_of_reach_for_a_step_stays():
+    """An untrained mover pushes everything about; with `rest` only what the hand is near, comes near or has just been near."""
     net = draft(action_dim=4, controller=True, rest=True)
     mover, n = net.mover, S - 1
     mover.step.fill_(0.3)  # 3 cm where 1 is 10 cm
@@ -372,16 +374,68 @@ def test_what_lies_still_out_of_reach_stays():
     hand = torch.tensor([0.0, 0.0, 1.0])
     below, aside, near = torch.tensor([0.0, 0.1, 0.2]), torch.tensor([1.2, 0.0, 0.9]), torch.tensor([0.1, 0.0, 0.9])
 
-    def shift(thing, fell=0.0):
+    def shift(thing, came_from=0.0, goes=0.0):
+        """By how much `thing` moves under a hand that was `came_from` higher a step ago and is told to move by `goes` full steps in height."""
         points = torch.stack([thing.expand(3) for _ in range(n)] + [hand])[None]
         now = Scene(points, torch.ones(1, S), torch.ones(1), points[..., :0])
-        before = now._replace(points=points + torch.tensor([0, 0, fell]) * torch.cat([torch.ones(n, 1), torch.zeros(1, 1)]))
+        before = now._replace(points=points + torch.tensor([0, 0, came_from]) * torch.cat([torch.zeros(n, 1), torch.ones(1, 1)]))
         with torch.no_grad():
-            after, memory = mover(now, mover.start(before, now), torch.zeros(1, 4))
-        moved = after.points[0, :n] - points[0, :n]
-        assert torch.allclose(memory[1][0, :, -3:], moved, atol=1e-6)
-        return moved.norm(dim=-1).max()
+            after, memory = mover(now, mover.start(before, now), torch.tensor([[0.0, 0, goes, 0]]))
+        assert memory[1].shape[-1] == mover.object.hidden_size + 1
+        return (after.points[0, :n] - points[0, :n]).norm(dim=-1).max()
 
-    assert shift(below) < 1e-3 and shift(aside) < 1e-3 and shift(near) > 0.05 and shift(below, fell=0.1) > 0.05
+    assert shift(below) < 1e-3 and shift(aside) < 1e-3 and shift(near) > 0.05
+    just_reached, just_below = torch.tensor([0.0, 0.0, 0.6]), torch.tensor([0.0, 0.0, 0.55])
+    assert shift(just_below, came_from=-0.4) > 0.05, "what the hand left a step ago may still fall"
+    assert shift(just_reached) < 0.05 < shift(just_reached, goes=-1.0), "what the hand comes down on moves"
     with pytest.raises(UserError, match="controller"):
         draft(rest=True)
+
+
+def test_what_the_hand_left_rests_from_the_second_step_on():
+    net = draft(action_dim=4, controller=True, rest=True)
+    mover, n = net.mover, S - 1
+    mover.step.fill_(0.3)
+    with torch.no_grad():
+        mover.object_out[-1].bias[:3].fill_(-1.0)
+    points = torch.zeros(1, S, 3)
+    points[:, -1, 2] = 0.1
+    scene = Scene(points, torch.ones(1, S), torch.ones(1), points[..., :0])
+    with torch.no_grad():
+        rolled, _ = mover.roll(scene, torch.tensor([0.0, 0, 1, 0]).expand(1, 12, 4), mover.start(scene, scene))
+    moved = (rolled.points[0, 1:, :n] - rolled.points[0, :-1, :n]).norm(dim=-1).amax(-1)
+    far = (rolled.points[0, :, -1, 2] - rolled.points[0, :, :n, 2].max(-1).values) / 0.3 > 1.5
+    assert moved[0] > 0.05 and far[-4:].all() and moved[-2:].max() < 1e-3
+
+
+def test_windows_about_releases():
+    """`lettings_go` finds the frame before the fingers open on something near, and `letting_go` shows the mover windows that hold it."""
+    net = draft(action_dim=4, controller=True, rest=True)
+    points = torch.zeros(3, 25, S, 3)
+    points[:, :, :-2, 0] = 5.0  # all far from the hand, but
+    points[0, :, 0] = points[1, :, 0] = 0.0
+    opening = torch.ones(3, 25)
+    opening[:, 5:18] = 0.3
+    opening[1] = 1.0  # never closed; in the third episode nothing is near
+    labels = Scene(points, torch.ones(3, 25, S), opening, points[..., :0])
+    assert lettings_go(net, labels).tolist() == [[0, 17]]
+
+    actions, seen = torch.arange(24.0)[None, :, None].repeat(3, 1, 4), []
+    net.move_loss = lambda last, now, then, acts, noise, generator: seen.append((now, then, acts))
+    letting_go(net, [(1.0, labels, actions, None)], batch=200, length=6, share_of_releases=1.0, before=4)(None, np.random.default_rng(0), 0)
+    now, then, acts = seen[0]
+    first = acts[:, 0, 0]
+    assert set(first.tolist()) == {14.0, 15.0, 16.0, 17.0} and (now.opening == 0.3).all()
+    assert then.points.shape == (200, 6, S, 3) and (then.opening[:, -1] == 1).all()
+    assert torch.equal(acts[:, :, 0], first[:, None] + torch.arange(6.0))
+
+    points[1], opening[1] = points[0], opening[0]  # two releases, of which the second came well
+    actions[1] += 100
+    part = (1.0, Scene(points, torch.ones(3, 25, S), opening, points[..., :0]), actions, torch.tensor([False, True, False]))
+    share = []
+    for well in (0.0, 0.5, 1.0):
+        letting_go(net, [part], batch=400, length=6, share_of_releases=1.0, well=well)(None, np.random.default_rng(0), 0)
+        share.append(float((seen[-1][2][:, 0, 0] > 100).float().mean()))
+    assert abs(share[0] - 0.5) < 0.1 and abs(share[1] - 0.75) < 0.1 and share[2] == 1
+
+

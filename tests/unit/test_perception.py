@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tiny
-from wmpo_lite.draft import Scene, painting
+from wmpo_lite.draft_losses import painting
+from wmpo_lite.mover import Scene
 from wmpo_lite.perception import LatentPerception, Perception
 from wmpo_lite.pretrain import train_autoencoder
 from wmpo_lite.train import FitConfig

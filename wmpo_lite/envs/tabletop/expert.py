@@ -93,11 +93,12 @@ def stack_labels(parts) -> dict:
 
 
 def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None, offsets=(0.0, 0.0),
-                recover: bool = False, every_frame: bool = True, flip: float = 0.0, leave=None):
+                recover: bool = False, every_frame: bool = True, flip: float = 0.0, leave=None, fiddle=None):
     """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in metres.
 
     recover: see `PickAndPlace`; every_frame=False: the first frame is the only one rendered; flip: probability of a step's gripper command to be the other one;
-    leave: motion (B, 2) across the table, in action units, of hands that have withdrawn (None: they stay). Gaussian noise (in action units) is added to what is
+    leave: motion (B, 2) across the table, in action units, of hands that have withdrawn (None: they stay). fiddle: which hands (B,), bool, go on to random places
+    about what they let go instead, and close and open there (None: none). Gaussian noise (in action units) is added to what is
     executed, never to what is recorded as the expert's intention; each step of each episode is disturbed with probability `burst`.
 
     Returns dict: frames uint8 (B, T+1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T), and `labels` of every frame.
@@ -105,6 +106,7 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
     frames, executed, intended, done = [env.reset(states)], [], [], []
     seen = [labels(env)]
     expert = PickAndPlace(len(states), *offsets, recover=recover)
+    spot, grip = np.zeros((len(states), 3)), np.full(len(states), -1.0)
     for _ in range(horizon or env.task.horizon):
         pick, place = env.task.goal(env)
         wanted = expert.act(env, pick, place)
@@ -112,6 +114,12 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
         if leave is not None:
             gone = (expert.phase == RETREAT) & (env.tip[:, 2] > TRAVEL - 0.02)
             action[gone, :2] = leave[gone]
+        if fiddle is not None:
+            at = np.flatnonzero(fiddle & (expert.phase == RETREAT))
+            new = at[(rng.random(len(at)) < 0.2) | (expert.timer[at] == 0)]
+            spot[new] = pick[new] * [1, 1, 0] + np.concatenate([0.02 * rng.normal(size=(len(new), 2)), rng.uniform(0.012, TRAVEL, (len(new), 1))], axis=1)
+            grip[new] = np.where(rng.random(len(new)) < 0.25, 1, -1)
+            action[at] = np.concatenate([np.clip((spot[at] - env.tip[at]) / MAX_STEP, -1, 1), grip[at, None]], axis=1)
         struck = rng.random((len(wanted), 1)) < burst
         action[:, :3] = np.clip(action[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1)
         if flip:
@@ -140,15 +148,16 @@ def attempt(env, states, rng: np.random.Generator) -> dict:
 
 def release(env, states, rng: np.random.Generator) -> dict:
     """`attempt`, shakier, that lets go from any height up to that of the lift, and three times in four within two centimetres of the target: how things fall and
-    what they catch on. The gripper opens or closes for a step now and then, as a sampled policy's does. Half of the hands stay above what they let go and half
-    move off: from hands that stay only above what came well, a mover learns that a nut sinks over its peg because a hand waits there. Only the first frame is
-    rendered."""
+    what they catch on. The gripper opens or closes for a step now and then, as a sampled policy's does. A third of the hands stay above what they let go, a
+    third move off and a third come back to it: from hands that stay only above what came well, a mover learns that a nut sinks over its peg because a hand waits
+    there. Only the first frame is rendered."""
     n = len(states)
     near = np.where(rng.random((n, 1)) < 0.75, 0.010, 0.04) * rng.normal(size=(n, 2))
     height = rng.uniform(0, HOVER - 0.014, (n, 1)) * (rng.random((n, 1)) < 0.7)
+    what = rng.integers(3, size=n)
     pick = np.concatenate([0.012 * (rng.random((n, 1)) < 0.3) * rng.normal(size=(n, 2)), np.zeros((n, 1))], axis=1)
     return demonstrate(env, states, rng, noise=0.5, burst=0.3, offsets=(pick, np.concatenate([near, height], axis=1)), every_frame=False, flip=0.05,
-                       leave=rng.uniform(-1, 1, (n, 2)) * (rng.random((n, 1)) < 0.5))
+                       leave=rng.uniform(-1, 1, (n, 2)) * (what == 1)[:, None], fiddle=what == 2)
 
 
 def play(env, states, rng: np.random.Generator, horizon: int):
