@@ -2,17 +2,19 @@
 
     python tests/bench/bench_two_worlds.py --task square --see imagined --judge simulator --iterations 7 14 --folder runs/two_worlds
 
-Both worlds execute the same actions from the same first frames. --see: the simulator's pictures, the same as the autoencoder gives them back ('recoded'), or
-imagined ones; --judge: the simulator, or the scene that the imagined picture is painted from. Starts are the P rollouts' ones, evaluation is on validation states.
+Both worlds execute the same actions from the same first frames. --see: the simulator's pictures, the same as the autoencoder gives them back ('recoded'),
+imagined ones, or what the world model would make of it if it knew where everything goes ('told'); --judge: the simulator, or the scene that the imagined picture is painted from. Starts are the P rollouts' ones, evaluation is on validation states.
 """
 import argparse
 import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wmpo_lite.envs.imagined import ImaginedEnv
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+from wmpo_lite.envs.tabletop.expert import labels, stack_labels
 from wmpo_lite.envs.tasks import get_task, with_other_sentence
 from wmpo_lite.evaluate import success_rate
 from wmpo_lite.optimise import optimise
@@ -37,9 +39,28 @@ class TwoWorlds:
         first = self.simulator.reset(states)
         self.imagined.reset(InitialStates(states=states.states, frames=first, instructions=states.instructions, split=states.split, indices=states.indices))
         self.instructions, self.done = list(states.instructions), np.zeros(len(states), bool)
+        self.first = self.autoencoder.encode_uint8(torch.from_numpy(first))
+        self.context, self.generator = self.first[:, None].repeat(1, self.imagined.world_model.config.context, 1, 1, 1), torch.Generator().manual_seed(1)
         return first
 
+    @torch.no_grad()
+    def _told(self, actions):
+        """The simulator's chunk, painted from its own labels: the newest frame (B, 1, H, W, 3) and done (B, K)."""
+        seen, done = [], []
+        for k in range(actions.shape[1]):
+            done.append(self.simulator.step_chunk(actions[:, k: k + 1], every_frame=None)[1]), seen.append(labels(self.simulator))
+        seen, model = stack_labels(seen), self.imagined.world_model
+        present = torch.from_numpy(seen["present"].astype(np.float32))[:, None].expand(-1, actions.shape[1], -1)
+        scene = model.draft.scene(torch.from_numpy(seen["points"]), present, torch.from_numpy(seen["opening"]))
+        draft = model.draft.paint(self.first, scene), torch.cat([scene.points.flatten(2), scene.present, scene.opening[..., None]], dim=-1)
+        noise = torch.randn(draft[0].shape, generator=self.generator)
+        latents = model.clean(noise, torch.ones(len(noise)), self.context, torch.as_tensor(actions, dtype=torch.float32).clamp(-1, 1), draft)
+        self.context = torch.cat([self.context, latents], dim=1)[:, -self.context.shape[1]:]
+        return self.autoencoder.decode_uint8(latents[:, -1:]).numpy(), np.concatenate(done, axis=1)
+
     def step_chunk(self, actions, every_frame=False):
+        if self.see == "told":
+            return *self._told(np.asarray(actions)), {}
         frames, done, info = self.simulator.step_chunk(actions, every_frame=None if self.see == "imagined" else False)
         if self.see == "imagined" or self.judge == "scene":
             painted, done_there, _ = self.imagined.step_chunk(actions, every_frame=False)
@@ -57,7 +78,7 @@ class TwoWorlds:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="square"), parser.add_argument("--assets", type=Path, default=ASSETS)
-    parser.add_argument("--see", choices=("simulator", "recoded", "imagined"), default="imagined")
+    parser.add_argument("--see", choices=("simulator", "recoded", "imagined", "told"), default="imagined")
     parser.add_argument("--judge", choices=("simulator", "scene"), default="simulator")
     parser.add_argument("--iterations", type=int, nargs="+", default=[7]), parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--group-size", type=int, default=None), parser.add_argument("--n", type=int, default=512)
@@ -76,6 +97,8 @@ def main():
         found = rollout(policy, simulator, held_out, horizon=task.horizon, every_frame=False, batch=64)
         print(f"sees {options.see}, judged by {options.judge}, groups of {config.group_size}: after {after} iterations {success_rate(np.array([t.success for t in found]))}", flush=True)
 
+    if options.see == "told" and options.judge == "scene":
+        parser.error("--see told paints what the simulator does, so --judge is the simulator")
     if len(options.iterations) > 1 and options.folder is None:
         parser.error("several numbers of --iterations need --folder, where training is kept in between")
     report(0)

@@ -143,8 +143,9 @@ def test_releases_fall_from_all_heights_and_catch_more_often(env):
     assert data["frames"].shape[:2] == (48, 1) and data["points"].shape == (48, 49, 5, 3) and data["executed"].shape == (48, 48, 4)
     named = np.array([pair.COLOURS.index(text.split()[2]) for text in env.instructions])
     nut, peg, hand = (data["points"][np.arange(48), :, slot] for slot in (named, 3, 4))
-    aside = np.linalg.norm(nut[:, -1, :2] - peg[:, -1, :2], axis=1)
-    caught = (nut[:, -1, 2] > 0.013) & (nut[:, -1, 2] < 0.045) & (aside < 0.035) & (np.linalg.norm(hand[:, -1] - nut[:, -1], axis=1) > 0.03)
+    aside, height = np.linalg.norm(nut[..., :2] - peg[..., :2], axis=-1), nut[..., 2]
+    leans = (height > 0.013) & (height < 0.045) & (aside < 0.035) & (np.linalg.norm(hand - nut, axis=-1) > 0.03)
+    caught = (leans[:, 1:] & (np.abs(np.diff(height, axis=1)) < 0.001)).any(axis=1)  # at some time: a third of the hands come back to it
     assert caught.sum() >= 10
     opened = [int(np.flatnonzero((closed[:-1] > 0) & (closed[1:] < 0))[-1]) if ((closed[:-1] > 0) & (closed[1:] < 0)).any() else -1 for closed in data["executed"][:, :, 3]]
     heights = np.array([hand[b, k, 2] for b, k in enumerate(opened) if k >= 0])
