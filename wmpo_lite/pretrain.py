@@ -159,7 +159,7 @@ class AssetSettings:
     follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
     release_steps: int = 0  # of the mover about the moments when something is let go (`draft_losses.letting_go`)
     release_shares: tuple[float, ...] = (0.1, 0.2, 0.0, 0.12, 0.58)  # of its batch, of the same recordings
-    release_well: float = 0.3  # of the windows about `releases`, so many from those that came well besides
+    release_well: float = 0.0  # of the windows about `releases`, so many from those that came well besides: more is told, also what is not so (README)
     draft_fine: float = 0.0  # see `mover.Mover`
     draft_keyframe: bool = False  # see `draft.Draft`; then painting takes `settle_steps` more and nothing settles
     draft_rest: bool = False  # see `mover.Mover`
