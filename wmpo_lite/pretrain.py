@@ -1,12 +1,12 @@
 """`make assets`: everything that is trained once and shipped. Each stage writes its result atomically and is skipped when it is there."""
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.progress import progress
-from wmpo_lite.recordings import collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
+from wmpo_lite.recordings import SHARD, collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
 
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
 
@@ -62,74 +62,6 @@ def train_autoencoder(frames: np.ndarray, model, fit_config, *, seed: int, folde
     return records
 
 
-# ---------------------------------------------------------------------------------------------------------------------- success classifier
-
-
-def reward_data(demos: dict, attempts: dict, play: dict, autoencoder) -> dict:
-    """Episodes for the shipped success classifier, each as filmed and as the autoencoder gives it back: demonstrations
-    (successes), failed attempts and play.
-
-    Without failed attempts a classifier learns the gesture of letting go, whether there is something to let go or not.
-    """
-    from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
-    frames = np.concatenate([part["frames"] for part in (demos, attempts, play)])
-    failures = len(frames) - len(demos["frames"])
-    success = np.concatenate([np.ones(len(demos["frames"]), bool), np.zeros(failures, bool)])
-    finish = np.concatenate([demos["done"].argmax(axis=1) + 1, np.full(failures, frames.shape[1] - 1)])
-    texts = [str(text) for part in (demos, attempts, play) for text in part["instruction"]]
-    other = [with_another_colour(text, i) for i, text in enumerate(texts)]
-    twice = lambda x: np.concatenate([x, x])  # noqa: E731
-    return {"frames": np.concatenate([frames, autoencoder.recode(frames)]), "success": twice(success), "finish_step": twice(finish), "instruction": texts * 2,
-            "other": other * 2}
-
-
-def still_clips(paths, autoencoder) -> dict:
-    """Shards of dropped objects, each clip as filmed and as the autoencoder gives it back."""
-    clips = {key: load_frames(paths, key) for key in ("frames", "success", "instruction")}
-    return {key: np.concatenate([value, autoencoder.recode(value) if key == "frames" else value]) for key, value in clips.items()}
-
-
-def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, frames: np.ndarray, instructions, *, seed: int, temperature: float = 1.0,
-                   meddle: float = 0.0, nearly=None, length: int = 4, batch: int = 128) -> dict:
-    """Clips of what `policy` does in imagination from first frames (N, H, W, 3): frames (M, length, H, W, 3), instruction (M,), and success (M,) of the
-    scene that the last frame was painted from. Of each chunk they end with the last frame, the third last but that, and so on.
-
-    fulfilled: of points (B, S, 3) in metres, the gripper's opening (B,) and B sentences, which of these scenes are successes, bool (B,). meddle: share of
-    the chunks whose gripper is held closed, of those whose gripper is held open and of those whose motion is another episode's: a policy that learns in
-    imagination will try all of it, its clone does not. nearly: of the same as `fulfilled`, which scenes are no success by a little; then the clips have
-    `nearly` (M,) too, and `reward.reward_loss` shows more of those.
-
-    What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
-    calls it as it likes; here it learns to.
-    """
-    import torch
-
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.trajectory import InitialStates
-    env, generator = ImaginedEnv(autoencoder, world_model, stop=False, seed=seed, steps=1), torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng([seed, 13])
-    found, chunk = {"frames": [], "instruction": [], "success": []} | ({"nearly": []} if nearly else {}), policy.config.chunk
-    for i in progress(range(0, len(frames), batch), desc="imagine clips"):
-        texts = [str(text) for text in instructions[i: i + batch]]
-        rows = np.arange(len(texts))
-        film = env.reset(InitialStates(states=np.zeros((len(texts), 1)), frames=frames[i: i + batch], instructions=tuple(texts), split="demos", indices=rows))[:, None]
-        for _ in range(horizon // chunk):
-            actions = policy.act(torch.from_numpy(film[:, -1]), texts, temperature, generator)[2]
-            if meddle:
-                kind = torch.from_numpy(rng.choice(4, p=[1 - 3 * meddle, meddle, meddle, meddle], size=len(texts)))
-                actions[kind == 1, :, -1], actions[kind == 2, :, -1] = -1.0, 1.0
-                actions[kind == 3, :, :-1] = actions.roll(1, 0)[kind == 3, :, :-1]
-            points, opening = (part.numpy() for part in world_model.draft.foresee(env.context, actions.clamp(-1, 1), env.past))
-            film = np.concatenate([film[:, -length:], env.step_chunk(actions.numpy())[0]], axis=1)
-            for back in range(0, min(chunk, film.shape[1] - length + 1), 3):
-                end, k = film.shape[1] - back, chunk - 1 - back
-                found["frames"].append(film[:, end - length: end]), found["instruction"].append(np.array(texts))
-                found["success"].append(fulfilled(points[:, k], opening[:, k], texts))
-                if nearly:
-                    found["nearly"].append(nearly(points[:, k], opening[:, k], texts) & ~found["success"][-1])
-    return {key: np.concatenate(value) for key, value in found.items()}
-
-
 # ------------------------------------------------------------------------------------------------------------------------------ all of it
 
 
@@ -172,7 +104,8 @@ class AssetSettings:
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
     attempts_shown: bool = False  # to reader, painter and transformer too
-    releases: int = 0  # things let go near the target, for the mover alone, whatever becomes of them
+    releases: int = 0  # things let go near the target, for the mover, whatever becomes of them
+    filmed: int = 0  # of those, for the success classifier too
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
@@ -191,7 +124,7 @@ ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -219,6 +152,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     from wmpo_lite.perception import LatentPerception
     from wmpo_lite.policy import Policy
     from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
+    from wmpo_lite.pretrain_reward import fulfilled, imagined_clips, let_go_beside, release_clips, reward_data, still_clips
     from wmpo_lite.reward import RewardModel, reward_loss
     from wmpo_lite.train import FitConfig, fit, set_threads
     from wmpo_lite.world_model import Autoencoder, WorldModel
@@ -291,7 +225,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         if s.releases:
-            more["releases"] = collect("releases", task, s.releases, home)
+            more["releases"] = collect("releases", task, s.releases, home, filmed=s.filmed)
             # They show the goal as demonstrations do, so they are counted with them.
             frames_seen["releases_that_came_well"] = int(sum(np.load(path)["done"][:, -1].sum() for path in more["releases"]))
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
@@ -315,26 +249,16 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
         if s.imagined_starts:
             first, texts = (np.concatenate([demos[key], attempts[key]])[: s.imagined_starts] for key in ("frames", "instruction"))
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
-                                        lambda *scene: fulfilled(get_task(task), *scene), first[:, 0], texts, seed=seed, meddle=0.1, nearly=let_go_beside))
+                                        partial(fulfilled, get_task(task)), first[:, 0], texts, seed=seed, meddle=0.1,
+                                        nearly=partial(let_go_beside, get_task(task))))
+        if s.filmed:
+            paths = collect("releases", task, s.releases, home, filmed=s.filmed)[: -(-s.filmed // SHARD)]
+            still.append(release_clips(get_task(task), paths, autoencoder, seed=seed))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")
         model.save(home / "reward", note(records))
     return home
-
-
-def fulfilled(task, points: np.ndarray, opening: np.ndarray, instructions) -> np.ndarray:
-    """`task.fulfilled` of scenes as the draft has them: points (B, S, 3), opening (B,), and the sentences that name one of the things."""
-    from wmpo_lite.envs.tabletop.tasks import pair
-    named = points[np.arange(len(points)), [pair.named_slot(text) for text in instructions]]
-    return task.fulfilled(named, points[:, -2], points[:, -1], opening)
-
-
-def let_go_beside(points: np.ndarray, opening: np.ndarray, instructions, beside: float = 0.04) -> np.ndarray:
-    """Which scenes, as in `fulfilled`, have the named thing let go and at most `beside` metres from the target, seen from above: bool (B,)."""
-    from wmpo_lite.envs.tabletop.tasks import pair
-    named = points[np.arange(len(points)), [pair.named_slot(text) for text in instructions]]
-    return (np.linalg.norm((named - points[:, -2])[:, :2], axis=1) < beside) & (opening > 0.5)
 
 
 def with_fine_distances(model, fine: float):
@@ -379,7 +303,7 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
     import torch
     parts = []
     for shard in map(np.load, paths):
-        frames = shard["first"] if "first" in shard else shard["frames"][:, 0]  # releases have no other frame
+        frames = shard["first"] if "first" in shard else shard["frames"][:, 0]  # most releases have no other frame
         actions = shard["actions"] if "actions" in shard else shard["executed"]
         present = np.repeat(shard["present"][:, None], actions.shape[1] + 1, axis=1).astype(np.float32)
         parts.append({"latents": autoencoder.encode_uint8(torch.from_numpy(frames)),

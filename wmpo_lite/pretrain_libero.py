@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.pretrain import AssetSettings, first_frames_and_labels, imagined_clips, reward_data, shorter, train_autoencoder, train_world_model
+from wmpo_lite.pretrain import AssetSettings, first_frames_and_labels, shorter, train_autoencoder, train_world_model
+from wmpo_lite.pretrain_reward import imagined_clips, reward_data
 from wmpo_lite.progress import progress
 
 SHARD = 32  # episodes of a shard

@@ -16,7 +16,7 @@ PRACTICE_FROM, PRACTICE_SHARD = 2_000_000, 128  # in the play split
 
 def _collect_shard(arguments):
     """One shard of play, attempts or demonstrations (runs in a worker process; the shard's number is its seed, so any number of workers gives one result)."""
-    kind, task_name, shard, count, noise, burst, size, path = arguments
+    kind, task_name, shard, count, noise, burst, size, filmed, path = arguments
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import attempt, demonstrate, play, release
     from wmpo_lite.envs.tabletop.tasks import get_task
@@ -30,7 +30,7 @@ def _collect_shard(arguments):
         data = play(env, states, rng, task.horizon)
         keep = data.pop("clean")
     elif kind in ("attempts", "releases"):
-        data = {"attempts": attempt, "releases": release}[kind](env, states, rng)
+        data = attempt(env, states, rng) if kind == "attempts" else release(env, states, rng, every_frame=filmed)
         keep = ~data["done"][:, -1] | (kind == "releases")
     else:
         data = demonstrate(env, states, rng, noise=noise, burst=burst, recover=task.collides)
@@ -44,8 +44,9 @@ def _collect_shard(arguments):
     return path
 
 
-def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, workers: int | None = None) -> list[Path]:
-    """Record `episodes` of 'play', 'attempts', 'releases' (of first frames alone) or expert 'demos' as npz shards; existing shards are kept.
+def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float = 0.0, burst: float = 1.0, size: int = 64, filmed: int = 0,
+            workers: int | None = None) -> list[Path]:
+    """Record `episodes` of 'play', 'attempts', 'releases' (the first `filmed` of them as they went, of the others the first frame alone) or expert 'demos' as npz shards; existing shards are kept.
 
     Thrown away are demonstrations that failed, attempts that did not, and play that came to the goal by accident. Releases are all kept: without those that
     come well a mover learns that what is let go in the right place does not fall into it.
@@ -60,7 +61,7 @@ def collect(kind: str, task: str, episodes: int, folder: Path, *, noise: float =
         path = folder / f"{kind}_{task}_{noise:g}_{burst:g}_{shard:04d}.npz"
         paths.append(path)
         if not path.exists():
-            jobs.append((kind, task, shard, SHARD, noise, burst, size, str(path)))
+            jobs.append((kind, task, shard, SHARD, noise, burst, size, shard * SHARD < filmed, str(path)))
     if jobs:
         with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:
             for _ in progress(pool.imap_unordered(_collect_shard, jobs), total=len(jobs), desc=f"collect {kind}"):

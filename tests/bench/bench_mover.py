@@ -16,7 +16,7 @@ from wmpo_lite.envs.tabletop.expert import labels, stack_labels
 from wmpo_lite.envs.tasks import get_task
 from wmpo_lite.envs.tabletop.tasks import pair
 from wmpo_lite.evaluate import success_rate
-from wmpo_lite.pretrain import fulfilled
+from wmpo_lite.pretrain_reward import fulfilled
 from wmpo_lite.policy import load_policy
 from wmpo_lite.train import set_threads
 from wmpo_lite.workspace import ASSETS

@@ -19,7 +19,7 @@ from wmpo_lite.envs.tasks import get_task, with_other_sentence
 from wmpo_lite.evaluate import success_rate
 from wmpo_lite.optimise import optimise
 from wmpo_lite.policy import load_policy
-from wmpo_lite.pretrain import fulfilled
+from wmpo_lite.pretrain_reward import fulfilled
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import set_threads
 from wmpo_lite.trajectory import InitialStates

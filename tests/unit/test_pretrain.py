@@ -48,7 +48,7 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
 
 
 def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_were_painted_from():
-    from wmpo_lite.pretrain import imagined_clips
+    from wmpo_lite.pretrain_reward import imagined_clips
     asked = []
 
     def fulfilled(points, opening, instructions):
@@ -76,11 +76,38 @@ def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_
 
 
 def test_what_is_let_go_beside_the_target():
-    from wmpo_lite.pretrain import let_go_beside
+    from types import SimpleNamespace
+
+    from wmpo_lite.pretrain_reward import let_go_beside
     points = np.zeros((4, 5, 3))
     points[:, 0, 0], points[:, 1, 0] = 0.5, [0.039, 0.041, 0.039, 0.0]  # metres: the red thing far off, the green one near
     points[:, 3, 1], points[:, 1, 2] = 0.0, [0.0, 0.0, 0.2, 0.0]  # height does not count
-    assert let_go_beside(points, np.array([1.0, 1.0, 1.0, 0.4]), ["put the green nut over the peg"] * 4).tolist() == [True, False, True, False]
+    assert let_go_beside(SimpleNamespace(beside=0.04), points, np.array([1.0, 1.0, 1.0, 0.4]), ["put the green nut over the peg"] * 4).tolist() == [True, False, True, False]
+
+
+def test_release_clips_show_both_sides_of_success(tmp_path):
+    """Four filmed episodes of 9 frames, numbered by their grey: success at frame 5; never, and always let go beside; never, and always far; success at the last frame."""
+    from types import SimpleNamespace
+
+    from wmpo_lite.pretrain_reward import release_clips
+    grey = (np.arange(9)[None] + 20 * np.arange(4)[:, None]).astype(np.uint8)
+    frames = np.broadcast_to(grey[..., None, None, None], (4, 9, 8, 8, 3))
+    done = np.zeros((4, 8), bool)
+    done[0, 4:], done[3, 7] = True, True
+    points = np.zeros((4, 9, 5, 3), np.float32)
+    points[2, :, 0, 0] = 0.5  # metres from the target
+    np.savez(tmp_path / "a.npz", frames=frames, done=done, points=points, opening=np.ones((4, 9), np.float32), instruction=np.array(["put the red cube on the plate"] * 4))
+    clips = release_clips(SimpleNamespace(beside=0.06), [tmp_path / "a.npz"], SimpleNamespace(recode=lambda x: x + 100), seed=0, length=3, close=2)
+    n = len(clips["success"]) // 2
+    ends, camera = clips["frames"][:, :, 0, 0, 0].astype(int), slice(0, n)
+    assert (ends[n:] == ends[:n] + 100).all() and (clips["success"][n:] == clips["success"][:n]).all()  # as filmed, and as the autoencoder gives it back
+    assert (np.diff(ends, axis=1) == 1).all() and set(clips["instruction"]) == {"put the red cube on the plate"}
+    episode, frame = ends[camera, -1] // 20, ends[camera, -1] % 20
+    good, nearly = clips["success"][camera], clips["nearly"][camera]
+    assert sorted(frame[(episode == 0) & good]) == [5, 6, 7] and list(frame[(episode == 3) & good]) == [8] and not good[(episode == 1) | (episode == 2)].any()
+    assert (frame[(episode == 0) & ~good] < 5).all() and (frame[~good] >= 2).all()
+    assert [int(nearly[episode == e].sum()) for e in range(4)] == [2, 2, 0, 2] and not (nearly & good).any()
+    assert [int((~nearly & ~good)[episode == e].sum()) for e in range(4)] == [1, 1, 1, 1]
 
 
 def test_meddling_holds_grippers_and_swaps_motions():
@@ -88,7 +115,7 @@ def test_meddling_holds_grippers_and_swaps_motions():
     import torch
 
     from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.pretrain import imagined_clips
+    from wmpo_lite.pretrain_reward import imagined_clips
     told, own, act, step = [], [], tiny.policy().act, ImaginedEnv.step_chunk
     policy = tiny.policy()
     policy.act = lambda *given: own.append(found := act(*given)) or (*found[:2], found[2].clone())
@@ -107,7 +134,7 @@ def test_meddling_holds_grippers_and_swaps_motions():
 def test_fulfilled_asks_the_task_about_the_thing_that_is_named():
     from types import SimpleNamespace
 
-    from wmpo_lite.pretrain import fulfilled
+    from wmpo_lite.pretrain_reward import fulfilled
     points = np.arange(2 * 5 * 3).reshape(2, 5, 3)
     task = SimpleNamespace(fulfilled=lambda thing, target, hand, opening: [thing, target, hand, opening])
     thing, target, hand, opening = fulfilled(task, points, np.array([0.1, 0.9]), [tiny.RED, tiny.BLUE])

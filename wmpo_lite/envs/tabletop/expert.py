@@ -146,17 +146,21 @@ def attempt(env, states, rng: np.random.Generator) -> dict:
     return demonstrate(env, states, rng, noise=0.4, burst=0.15, offsets=(pick, place))
 
 
-def release(env, states, rng: np.random.Generator) -> dict:
-    """`attempt`, shakier, that lets go from any height up to that of the lift, and three times in four within two centimetres of the target: how things fall and
-    what they catch on. The gripper opens or closes for a step now and then, as a sampled policy's does. A third of the hands stay above what they let go, a
+def release(env, states, rng: np.random.Generator, every_frame: bool = False) -> dict:
+    """`attempt`, shakier, that lets go from any height up to that of the lift, and three times in four within two centimetres of the target, or where the task has
+    a `release_ring`, in it: how things fall and what they catch on. The gripper opens or closes for a step now and then, as a sampled policy's does. A third of the hands stay above what they let go, a
     third move off and a third come back to it: from hands that stay only above what came well, a mover learns that a nut sinks over its peg because a hand waits
-    there. Only the first frame is rendered."""
+    there. every_frame=False: only the first frame is rendered."""
     n = len(states)
-    near = np.where(rng.random((n, 1)) < 0.75, 0.010, 0.04) * rng.normal(size=(n, 2))
+    often, ring = rng.random((n, 1)) < 0.75, getattr(env.task, "release_ring", None)
+    near = np.where(often & (ring is None), 0.010, 0.04) * rng.normal(size=(n, 2))
+    if ring is not None:
+        turn, radius = rng.uniform(0, 2 * np.pi, (n, 1)), rng.uniform(*ring, (n, 1))
+        near = np.where(often, radius * np.concatenate([np.cos(turn), np.sin(turn)], axis=1), near)
     height = rng.uniform(0, HOVER - 0.014, (n, 1)) * (rng.random((n, 1)) < 0.7)
     what = rng.integers(3, size=n)
     pick = np.concatenate([0.012 * (rng.random((n, 1)) < 0.3) * rng.normal(size=(n, 2)), np.zeros((n, 1))], axis=1)
-    return demonstrate(env, states, rng, noise=0.5, burst=0.3, offsets=(pick, np.concatenate([near, height], axis=1)), every_frame=False, flip=0.05,
+    return demonstrate(env, states, rng, noise=0.5, burst=0.3, offsets=(pick, np.concatenate([near, height], axis=1)), every_frame=every_frame, flip=0.05,
                        leave=rng.uniform(-1, 1, (n, 2)) * (what == 1)[:, None], fiddle=what == 2)
 
 

@@ -15,6 +15,8 @@ AREA = np.array([[0.145, 0.225], [-0.095, 0.095]])  # m, where objects start
 collides = False  # nothing stands in the way of a descent
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
 drop_spread, drop_height = 0.065, 0.034  # m: where `scenes.dropped` lets go of things, seen from the target
+release_ring = (0.028, 0.062)  # m from the target, where `expert.release` lets go of most: about the rim, where a cube may lie, lean or fall
+beside = 0.065  # m from the target: what was let go nearer may have succeeded, so the success classifier is shown much of it
 swap_instruction = pair.swap_instruction
 
 
@@ -47,9 +49,12 @@ def sample(rng: np.random.Generator, disturbance, split: str) -> np.ndarray:
 
 def on_plate(env, cube: str) -> np.ndarray:
     """Which episodes (B,) have `cube` lying on the plate."""
-    position, plate = env.position(cube), env.position("plate")
-    level = np.abs(position[:, 2] - (PLATE_HEIGHT + scene.CUBE_HALF)) < 0.006
-    return level & (np.linalg.norm(position[:, :2] - plate, axis=1) < PLATE_RADIUS)
+    return _lies_on(env.position(cube), env.position("plate"))
+
+
+def _lies_on(cube: np.ndarray, plate: np.ndarray) -> np.ndarray:
+    level = np.abs(cube[:, 2] - (PLATE_HEIGHT + scene.CUBE_HALF)) < 0.006
+    return level & (np.linalg.norm(cube[:, :2] - plate[:, :2], axis=1) < PLATE_RADIUS)
 
 
 def named_cube(env) -> np.ndarray:
@@ -60,6 +65,11 @@ def named_cube(env) -> np.ndarray:
 def success(env) -> np.ndarray:
     """Named cube on the plate, at rest, released, the hand withdrawn: bool (B,)."""
     return pair.of_named(env, *(on_plate(env, cube) for cube in CUBES)) & pair.released(env, CUBES, RELEASE_HEIGHT)
+
+
+def fulfilled(cube: np.ndarray, plate: np.ndarray, hand: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """`success` of a scene at rest from points (B, 3) in metres and the gripper's opening (B,) in [0, 1]: bool (B,)."""
+    return _lies_on(cube, plate) & (opening > 0.6) & (hand[:, 2] > RELEASE_HEIGHT)
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:

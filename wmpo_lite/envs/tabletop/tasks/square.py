@@ -17,6 +17,7 @@ small_target = True  # a few pixels, which losses over pictures have to be told 
 collides = True  # a descent beside the peg does, and the expert then tries again
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
 drop_spread, drop_height = 0.030, 0.046  # m: where `scenes.dropped` lets go of things, seen from the target
+beside = 0.040  # m from the target: what was let go nearer may have succeeded, so the success classifier is shown much of it
 swap_instruction = pair.swap_instruction
 
 
