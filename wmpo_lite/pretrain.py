@@ -103,28 +103,30 @@ class AssetSettings:
     world_batch: int = 16
     held_out: int = 128  # play episodes that the world model is measured on and never sees
     attempts: int = 2048  # for mover and success classifier, which see those that failed
-    attempts_shown: bool = False  # to reader, painter and transformer too
+    attempts_shown: bool = False  # to reader, painter and transformer too, and what was filmed of `releases`
     releases: int = 0  # things let go near the target, for the mover, whatever becomes of them
     filmed: int = 0  # of those, for the success classifier too
     dropped: int = 6144  # clips of objects that fall near the target, for the same
     reward_play_shards: int = 6
     reward_steps: int = 2000
     imagined_starts: int = 0  # first frames from which the cloned policy acts in imagination, for the success classifier to see (see `imagined_clips`)
+    imagined_releases: int = 0  # of `releases`, the last ones: their actions are imagined for it too
 
 
-# What a task needs otherwise than the rest, smoke tests aside; never shortened. A nut has 4.5 mm of play: more practice over the peg and 30 times the demonstrations,
-# for the world model and the success classifier too: nothing else shows them what a peg inside a nut looks like.
-TASK_SETTINGS = {"square": {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1,
-                            "attempts": 4096, "attempts_shown": True,
-                            "follow_steps": 2500, "releases": 9216, "follow_shares": (0.15, 0.2, 0.05, 0.2, 0.4), "release_steps": 9000, "draft_fine": 10.0,
-                            "draft_keyframe": True, "draft_rest": True, "perceived": 5.0,
-                            "imagined_starts": 1024, "reward_steps": 1600}}
+# What a task needs otherwise than the rest, smoke tests aside; never shortened. Whether a thing stays where it is let go is a matter of millimetres in all of them.
+_EXACT = {"attempts_shown": True, "draft_fine": 10.0, "draft_keyframe": True, "draft_rest": True, "perceived": 5.0, "imagined_starts": 1024}
+# A nut has 4.5 mm of play: more practice over the peg and 30 times the demonstrations, for the world model and the success classifier too: nothing else shows
+# them what a peg inside a nut looks like.
+TASK_SETTINGS = {"place": _EXACT | {"releases": 6144, "filmed": 2048, "release_steps": 15500, "release_shares": (0.2, 0.1, 0.0, 0.2, 0.5), "imagined_releases": 1024,
+                                    "reward_steps": 4600},
+                 "square": _EXACT | {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1, "attempts": 4096,
+                                     "follow_steps": 2500, "releases": 9216, "follow_shares": (0.15, 0.2, 0.05, 0.2, 0.4), "release_steps": 9000, "reward_steps": 1600}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, imagined_releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -152,7 +154,7 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     from wmpo_lite.perception import LatentPerception
     from wmpo_lite.policy import Policy
     from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
-    from wmpo_lite.pretrain_reward import fulfilled, imagined_clips, let_go_beside, release_clips, reward_data, still_clips
+    from wmpo_lite.pretrain_reward import Recorded, fulfilled, imagined_clips, let_go_beside, release_clips, reward_data, still_clips
     from wmpo_lite.reward import RewardModel, reward_loss
     from wmpo_lite.train import FitConfig, fit, set_threads
     from wmpo_lite.world_model import Autoencoder, WorldModel
@@ -220,7 +222,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     if not made("world_model"):
         attempt_paths = collect("attempts", task, s.attempts, home)
-        data = world_model_data(autoencoder, demos, [*attempt_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors",
+        filmed = collect("releases", task, s.releases, home, filmed=s.filmed)[: -(-s.filmed // SHARD)] if s.filmed else []
+        data = world_model_data(autoencoder, demos, [*attempt_paths, *filmed, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors",
                                 getattr(get_task(task), "small_target", False))
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
@@ -251,9 +254,14 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
                                         partial(fulfilled, get_task(task)), first[:, 0], texts, seed=seed, meddle=0.1,
                                         nearly=partial(let_go_beside, get_task(task))))
+        paths = collect("releases", task, s.releases, home, filmed=s.filmed) if s.releases else []
         if s.filmed:
-            paths = collect("releases", task, s.releases, home, filmed=s.filmed)[: -(-s.filmed // SHARD)]
-            still.append(release_clips(get_task(task), paths, autoencoder, seed=seed))
+            still.append(release_clips(get_task(task), paths[: -(-s.filmed // SHARD)], autoencoder, seed=seed))
+        if s.imagined_releases:
+            shards = [np.load(path) for path in paths[-s.imagined_releases // SHARD:]]
+            first, actions, texts = (np.concatenate(part) for part in zip(*((shard["frames"][:, 0], shard["executed"], shard["instruction"]) for shard in shards)))
+            still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Recorded(actions, Policy.load(home / "policy").config.chunk), get_task(task).horizon,
+                                        partial(fulfilled, get_task(task)), first, texts, seed=seed, nearly=partial(let_go_beside, get_task(task))))
         records = fit(model, reward_loss(model, episodes, half=12, still=still), FitConfig(
             steps=s.reward_steps, lr=5e-4, warmup=100, ema=0.995, decay=0.5, save_every=500, weight_decay=0.05), seed=seed, name="reward",
             folder=home / "fit_reward")

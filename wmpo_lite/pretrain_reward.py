@@ -1,5 +1,8 @@
 """What the shipped success classifier is trained on: episodes, and clips of what falls, of what is let go about the target and of imagination."""
+from types import SimpleNamespace
+
 import numpy as np
+import torch
 
 from wmpo_lite.progress import progress
 from wmpo_lite.recordings import load_frames
@@ -29,6 +32,20 @@ def still_clips(paths, autoencoder) -> dict:
     return {key: np.concatenate([value, autoencoder.recode(value) if key == "frames" else value]) for key, value in clips.items()}
 
 
+class Recorded:
+    """A policy for `imagined_clips` that does what was recorded, in order: actions float32 (N, T, D), `chunk` of them at a time. It serves one call."""
+
+    def __init__(self, actions: np.ndarray, chunk: int):
+        self.actions, self.config, self.done = actions, SimpleNamespace(chunk=chunk), (0, 0)  # episodes finished, steps of those under way
+
+    def act(self, frames, instructions, temperature, generator):
+        first, step = self.done
+        chunk = self.actions[first: first + len(frames), step: step + self.config.chunk]
+        step += self.config.chunk
+        self.done = (first, step) if step < self.actions.shape[1] else (first + len(frames), 0)
+        return None, None, torch.from_numpy(chunk.copy())
+
+
 def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, frames: np.ndarray, instructions, *, seed: int, temperature: float = 1.0,
                    meddle: float = 0.0, nearly=None, length: int = 4, batch: int = 128) -> dict:
     """Clips of what `policy` does in imagination from first frames (N, H, W, 3): frames (M, length, H, W, 3), instruction (M,), and success (M,) of the
@@ -42,8 +59,6 @@ def imagined_clips(autoencoder, world_model, policy, horizon: int, fulfilled, fr
     What a world model is unsure of it paints in between, such as a nut half over its peg. No camera ever sees that, and a classifier of camera pictures
     calls it as it likes; here it learns to.
     """
-    import torch
-
     from wmpo_lite.envs.imagined import ImaginedEnv
     from wmpo_lite.trajectory import InitialStates
     env, generator = ImaginedEnv(autoencoder, world_model, stop=False, seed=seed, steps=1), torch.Generator().manual_seed(seed)

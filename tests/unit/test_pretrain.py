@@ -85,6 +85,20 @@ def test_what_is_let_go_beside_the_target():
     assert let_go_beside(SimpleNamespace(beside=0.04), points, np.array([1.0, 1.0, 1.0, 0.4]), ["put the green nut over the peg"] * 4).tolist() == [True, False, True, False]
 
 
+def test_what_was_recorded_is_imagined_in_order():
+    """Five episodes of three chunks in batches of two: every chunk of actions reaches imagination once, at its place."""
+    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.pretrain_reward import Recorded, imagined_clips
+    actions = np.random.default_rng(0).uniform(-0.9, 0.9, (5, 3 * tiny.CHUNK, tiny.ACTIONS)).astype(np.float32)
+    told, step = [], ImaginedEnv.step_chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImaginedEnv, "step_chunk", lambda env, chunk: told.append(chunk) or step(env, chunk))
+        imagined_clips(tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), Recorded(actions, tiny.CHUNK), 3 * tiny.CHUNK, lambda points, *_: points[:, 0, 0] > 0,
+                       np.zeros((5, tiny.SIZE, tiny.SIZE, 3), np.uint8), [tiny.RED] * 5, seed=0, length=2, batch=2)
+    done = [np.concatenate(told[i: i + 3], axis=1) for i in range(0, 9, 3)]
+    assert [len(part) for part in done] == [2, 2, 1] and (np.concatenate(done) == actions).all()
+
+
 def test_release_clips_show_both_sides_of_success(tmp_path):
     """Four filmed episodes of 9 frames, numbered by their grey: success at frame 5; never, and always let go beside; never, and always far; success at the last frame."""
     from types import SimpleNamespace
