@@ -40,6 +40,7 @@ class GRPOConfig:
     dynamic_sampling: Literal["drop", "range"] = "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
     lr: float = 3e-4
     warmup: int = 1  # iterations over which lr rises: Adam's first steps are as long in directions that are all noise as in any other
+    decay: int = 0  # last iterations over which lr falls, linearly: a policy that is learnt from few episodes at a time wanders about where it would settle
     epochs: int = 2  # passes over the trajectories of an iteration
     minibatch: int = 128  # trajectories an optimiser step
     micro_batch: int | None = None  # trajectories a forward pass; gradients add up to the same step in less memory
@@ -50,7 +51,7 @@ class GRPOConfig:
         check_choice("std", self.std, ("population", "unbiased"))
         check_choice("ratio", self.ratio, ("token", "chunk"))
         check_choice("dynamic_sampling", self.dynamic_sampling, ("drop", "range"))
-        check_range("GRPOConfig", self, group_size=2, groups=1, warmup=1, epochs=1, minibatch=1)
+        check_range("GRPOConfig", self, group_size=2, groups=1, warmup=1, decay=0, epochs=1, minibatch=1)
         check_positive("GRPOConfig", self, "clip_low", "clip_high", "lr", "grad_clip", "temperature")
         if self.clip_low >= 1:
             raise UserError(f"GRPOConfig.clip_low is {self.clip_low}: no ratio is below 0, so choose less than 1.")

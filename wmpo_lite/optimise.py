@@ -34,7 +34,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
         clock = time.time()
         rng = np.random.default_rng([seed, iteration])
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * min(1.0, (iteration + 1) / config.warmup)
+            group["lr"] = config.lr * min(1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1))
         kept, all_rewards, stats = [], [], None
         for attempt in range(1 + refill):
             missing = config.groups - len(kept) // config.group_size

@@ -161,3 +161,17 @@ def test_one_state_is_a_batch_of_one():
     states = tiny.states(1)
     assert isinstance(states, InitialStates)
     assert len(rollout(tiny.policy(), tiny.Counter(), states, horizon=K)) == 1
+
+
+def test_the_learning_rate_rises_at_first_and_falls_at_last(monkeypatch):
+    from wmpo_lite import grpo
+    from wmpo_lite.optimise import optimise
+    rates = []
+    monkeypatch.setattr(grpo, "update", lambda policy, optimiser, *more: rates.append(optimiser.param_groups[0]["lr"]) or {})
+    learn = lambda **more: optimise(tiny.policy(), lambda seed: tiny.Counter(), tiny.states(8), grpo.GRPOConfig(groups=4, group_size=8, lr=0.8, warmup=2, **more),  # noqa: E731
+                                    iterations=6, horizon=4, seed=0, stage="test", refill=2)
+    learn(decay=3)
+    assert rates == pytest.approx([0.4, 0.8, 0.8, 0.6, 0.4, 0.2])
+    rates.clear()
+    learn()
+    assert rates == pytest.approx([0.4] + 5 * [0.8])
