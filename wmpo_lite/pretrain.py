@@ -126,7 +126,7 @@ ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, imagined_releases=16, practice=128, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, practice=128, draft_fine=10.0, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -270,11 +270,11 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
 
 def with_fine_distances(model, fine: float):
-    """A world model like `model`, as trained as it is, whose mover is told small distances too (see `mover.Mover`)."""
+    """A world model like `model`, as trained as it is, whose mover is told small distances too (see `mover.Mover`); fine=0 leaves what it is told as it is."""
     from torch.nn import functional as F
 
     from wmpo_lite.world_model import WorldModel
-    if model.config.draft_fine == fine:
+    if fine in (0, model.config.draft_fine):
         return model
     finer, old, key = WorldModel(dataclasses.replace(model.config, draft_fine=fine)), model.state_dict(), "draft.mover.object_in.0.weight"
     old[key] = F.pad(old[key], (0, finer.state_dict()[key].shape[1] - old[key].shape[1]))  # what is told anew counts nothing at first

@@ -141,7 +141,7 @@ def test_a_trained_world_model_stays_what_it_is_when_told_small_distances_too():
     context, actions = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 4, tiny.ACTIONS) * 2 - 1
     for before, after in zip(model.draft(context, actions), finer.draft(context, actions)):
         assert torch.allclose(before, after, atol=1e-6)
-    assert finer.config.draft_fine == 10 and with_fine_distances(finer, 10.0) is finer
+    assert finer.config.draft_fine == 10 and with_fine_distances(finer, 10.0) is finer and with_fine_distances(finer, 0.0) is finer
     weight = finer.draft.mover.object_in[0].weight
     finer.draft(context, actions)[0].square().sum().backward()
     assert weight.grad[:, -15:].abs().sum() > 0  # and can learn from them
