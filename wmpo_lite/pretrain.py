@@ -182,6 +182,8 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
     demo_paths = collect("demos", task, recorded + recorded // 8, home, noise=s.demo_noise, burst=s.demo_burst)
     demos = load_demonstrations(demo_paths, s.demos)
     play_paths = collect("play", task, s.play, home)
+    release_paths = collect("releases", task, s.releases, home, filmed=s.filmed) if s.releases else []
+    filmed_paths = release_paths[: -(-s.filmed // SHARD)]
 
     def scenes() -> dict:
         shards = [np.load(path) for path in collect_scenes(task, s.scenes, home)]
@@ -222,13 +224,12 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
 
     if not made("world_model"):
         attempt_paths = collect("attempts", task, s.attempts, home)
-        filmed = collect("releases", task, s.releases, home, filmed=s.filmed)[: -(-s.filmed // SHARD)] if s.filmed else []
-        data = world_model_data(autoencoder, demos, [*attempt_paths, *filmed, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors",
+        data = world_model_data(autoencoder, demos, [*attempt_paths, *filmed_paths, *play_paths] if s.attempts_shown else play_paths, home / "latents.safetensors",
                                 getattr(get_task(task), "small_target", False))
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
         if s.releases:
-            more["releases"] = collect("releases", task, s.releases, home, filmed=s.filmed)
+            more["releases"] = release_paths
             # They show the goal as demonstrations do, so they are counted with them.
             frames_seen["releases_that_came_well"] = int(sum(np.load(path)["done"][:, -1].sum() for path in more["releases"]))
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
@@ -254,11 +255,10 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Policy.load(home / "policy"), get_task(task).horizon,
                                         partial(fulfilled, get_task(task)), first[:, 0], texts, seed=seed, meddle=0.1,
                                         nearly=partial(let_go_beside, get_task(task))))
-        paths = collect("releases", task, s.releases, home, filmed=s.filmed) if s.releases else []
         if s.filmed:
-            still.append(release_clips(get_task(task), paths[: -(-s.filmed // SHARD)], autoencoder, seed=seed))
+            still.append(release_clips(get_task(task), filmed_paths, autoencoder, seed=seed))
         if s.imagined_releases:
-            shards = [np.load(path) for path in paths[-s.imagined_releases // SHARD:]]
+            shards = [np.load(path) for path in release_paths[-s.imagined_releases // SHARD:]]
             first, actions, texts = (np.concatenate(part) for part in zip(*((shard["frames"][:, 0], shard["executed"], shard["instruction"]) for shard in shards)))
             still.append(imagined_clips(autoencoder, WorldModel.load(home / "world_model"), Recorded(actions, Policy.load(home / "policy").config.chunk), get_task(task).horizon,
                                         partial(fulfilled, get_task(task)), first, texts, seed=seed, nearly=partial(let_go_beside, get_task(task))))
