@@ -63,13 +63,13 @@ def lettings_go(draft: Draft, labels: Scene, near: float = 0.045, opens: float =
 
 
 def letting_go(draft: Draft, parts, batch: int = 128, length: int = 16, noise: float = 0.0003, share_of_releases: float = 0.6, before: int = 8,
-               well: float = 0.0):
+               well: float = 0.0, disguised: bool = False):
     """`loss_fn` for `fit`: where things go in `length` steps from labels; most windows begin up to `before` frames before the gripper opens on something.
 
     parts: tuples (share of the batch, labels (E, T + 1, ...), actions (E, T, D), which episodes (E,) came well or None). well: of the windows about releases of
     a part that says so, this share is from episodes that came well and the rest from all of them; what succeeds seldom is else told too seldom, since the mover
     gives the likelier answer. Over whole episodes (`following`) small errors of the grasp add up before anything falls, and what the mover learns of a fall is
-    the middle of what may have happened. What it sees here it can tell.
+    the middle of what may have happened. What it sees here it can tell. disguised: show the windows as `disguise` does.
     """
     releases = [lettings_go(draft, labels) for _, labels, _, _ in parts]
     came_well = [known[good.numpy()[known[:, 0]]] if good is not None else known[:0] for known, (_, _, _, good) in zip(releases, parts)]
@@ -91,9 +91,32 @@ def letting_go(draft: Draft, parts, batch: int = 128, length: int = 16, noise: f
             drawn.append((_pick(labels, episode, np.maximum(frame - 1, 0)), _pick(labels, episode, frame), _pick(labels, ahead[0], ahead[1] + 1), actions[ahead]))
         *scenes, actions = zip(*drawn)
         last, now, then = (Scene(*(torch.cat(part) for part in zip(*scene))) for scene in scenes)
-        return draft.move_loss(last, now, then, torch.cat(actions), noise, generator)
+        actions = torch.cat(actions)
+        if disguised:
+            (last, now, then), actions = disguise(draft, (last, now, then), actions, rng)
+        return draft.move_loss(last, now, then, actions, noise, generator)
 
     return loss_fn
+
+
+def disguise(draft: Draft, scenes, actions: torch.Tensor, rng: np.random.Generator):
+    """The same physics in other clothes: Scenes (B, ..., S, 3) and actions (B, K, D), half of the rows seen in a mirror, the objects of each in another order.
+
+    The arm, its gripper and all things are alike on both sides of the plane y = 0, where the arm's base is, and no colour weighs more than another; so of every
+    episode twelve are known. For the mover alone: in pictures a camera stands at one side and lamps at another.
+    """
+    batch, n = len(actions), draft.slots - 2
+    mirrored = torch.from_numpy(rng.random(batch) < 0.5)
+    order = torch.from_numpy(np.concatenate([rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1), np.tile([n, n + 1], (batch, 1))], axis=1))
+    side = torch.tensor([1.0, -1.0, 1.0])
+    plane = 2 * draft.centre[1] / draft.unit * torch.tensor([0.0, 1.0, 0.0])
+    found = []
+    for scene in scenes:
+        points, present = scene.points, scene.present
+        rows = order.view(batch, *[1] * (points.dim() - 3), -1).expand(points.shape[:-1])
+        points = torch.where(mirrored.view(batch, *[1] * (points.dim() - 1)), points * side - plane, points)
+        found.append(scene._replace(points=points.gather(-2, rows[..., None].expand(points.shape)), present=present.gather(-1, rows)))
+    return found, torch.where(mirrored[:, None, None], actions * torch.tensor([1.0, -1.0] + [1.0] * (actions.shape[-1] - 2)), actions)
 
 
 def painting(draft: Draft, latents, labels: Scene, objects=None, batch: int = 96, reach: int = 8, emphasis: float = 3.0, weight: float = 12.0,

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from wmpo_lite.draft import Draft
-from wmpo_lite.draft_losses import following, letting_go, lettings_go, moving, painting, reading
+from wmpo_lite.draft_losses import disguise, following, letting_go, lettings_go, moving, painting, reading
 from wmpo_lite.mover import Scene
 from wmpo_lite.errors import UserError
 from wmpo_lite.train import FitConfig, fit
@@ -439,3 +439,26 @@ def test_windows_about_releases():
     assert abs(share[0] - 0.5) < 0.1 and abs(share[1] - 0.75) < 0.1 and share[2] == 1
 
 
+def test_a_disguise_is_a_mirror_and_another_order_of_the_objects():
+    slots = 5
+    net = draft(action_dim=4, slots=slots)
+    net.centre.copy_(torch.tensor([0.19, 0.02, 0.014])), net.unit.fill_(0.1)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(400, 6, slots, 3, generator=generator)
+    present = (torch.rand(400, 1, slots, generator=generator) > 0.3).float().expand(-1, 6, -1)
+    then = Scene(points, present, torch.rand(400, 6, generator=generator), points[..., :0])
+    now = then._replace(points=points[:, 0], present=present[:, 0], opening=then.opening[:, 0], look=points[:, 0, :, :0])
+    actions = torch.rand(400, 6, 4, generator=generator) - 0.5
+    (late, early), acts = disguise(net, (then, now), actions, np.random.default_rng(0))
+
+    assert torch.equal(early.points, late.points[:, 0]) and torch.equal(early.present, late.present[:, 0])  # one disguise for the whole window
+    assert torch.equal(late.opening, then.opening) and torch.equal(acts[..., [0, 2, 3]], actions[..., [0, 2, 3]])
+    mirrored = acts[:, 0, 1] != actions[:, 0, 1]
+    assert 0.4 < mirrored.float().mean() < 0.6 and torch.equal(acts[mirrored][..., 1], -actions[mirrored][..., 1])
+    metres = lambda scene: scene.points * net.unit + net.centre  # noqa: E731
+    sides = torch.where(mirrored[:, None], -1.0, 1.0)
+    assert torch.allclose(metres(late)[..., 3:, 1], metres(then)[..., 3:, 1] * sides[..., None], atol=1e-6)  # target and hand keep their slots
+    x = lambda scene: torch.where(scene.present > 0, scene.points[..., 0], -1.0)[:, 0, :3]  # noqa: E731
+    assert torch.equal(x(late).sort(dim=1).values, x(then).sort(dim=1).values)
+    orders = {tuple(row) for row in (x(late)[..., None] == x(then)[:, None]).float().argmax(-1)[(x(then) >= 0).all(1)].tolist()}
+    assert len(orders) == 6

@@ -1,4 +1,5 @@
 """The `square` task: the expert solves it, a bad descent collides, play never solves it."""
+import dataclasses
 
 import numpy as np
 import pytest
@@ -186,3 +187,23 @@ def test_after_a_release_hands_stay_leave_or_come_back(env):
     came_back = np.array([b > 0 and b < 36 and z[b + 4:].max() > 0.05 and z[b + 4:].min() < 0.035 for b, z in zip(first_open, hand[..., 2])])
     assert 8 < came_back.sum() < 70
     assert data["done"][:, -1].any() and not data["done"][:, -1].all()
+
+
+def test_physics_looks_the_same_in_a_mirror(env):
+    """What `draft_losses.disguise` rests on: everything is symmetric about the plane y = 0, collisions too."""
+    from wmpo_lite.envs.tabletop.expert import labels
+    ordinary = states(24)
+    actions = release(env, ordinary, np.random.default_rng(0))["executed"]
+    other = ordinary.states.copy()
+    start = lambda name: env.model.joint(name).qposadr[0]  # noqa: E731
+    other[:, [start("shoulder_pan"), start("wrist_roll"), start("nut_a") + 1, start("nut_b") + 1, start("peg_y")]] *= -1
+
+    def end(states, actions):
+        env.reset(states)
+        env.step_chunk(actions, every_frame=None)
+        return labels(env)["points"]
+
+    points = end(ordinary, actions)
+    mirrored = end(dataclasses.replace(ordinary, states=other), actions * [1, -1, 1, 1])
+    near = np.abs(points[:, :3] - points[:, 3:4])[..., :2].max(axis=-1) < 0.025  # some lie on the peg
+    assert near.any() and np.abs(points * [1, -1, 1] - mirrored).max() < 1e-4
