@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.recordings import SHARD, collect, collect_practice, collect_scenes, load_demonstrations, load_frames, world_model_data
+from wmpo_lite.recordings import SHARD, collect, collect_practice, collect_scenes, collect_tries, load_demonstrations, load_frames, world_model_data
 
 # ---------------------------------------------------------------------------------------------------------------------- autoencoder
 
@@ -90,13 +90,15 @@ class AssetSettings:
     follow_steps: int = 1400  # of the mover over whole episodes
     follow_shares: tuple[float, ...] = (0.35, 0.0, 0.15, 0.5, 0.0)  # of its batch: demonstrations and play, demonstrations alone, attempts, practice, releases
     release_steps: int = 0  # of the mover about the moments when something is let go (`draft_losses.letting_go`)
-    release_shares: tuple[float, ...] = (0.1, 0.2, 0.0, 0.12, 0.58)  # of its batch, of the same recordings
+    release_shares: tuple[float, ...] = (0.1, 0.2, 0.0, 0.12, 0.58, 0.0)  # of its batch, of the same recordings and of `tries`
+    release_disguised: bool = False  # and mirrored, see `draft_losses.disguise`
     release_well: float = 0.0  # of the windows about `releases`, so many from those that came well besides: more is told, also what is not so (README)
     draft_fine: float = 0.0  # see `mover.Mover`
     draft_keyframe: bool = False  # see `draft.Draft`; then painting takes `settle_steps` more and nothing settles
     draft_rest: bool = False  # see `mover.Mover`
     perceived: float = 0.0  # weight of what the policy's eye makes of painted pictures
     practice: int = 2560  # episodes of play by the policy before it is cloned
+    tries: int = 0  # of its practice to the end, for `letting_go` alone; those that came to the goal count with the demonstrations
     paint_steps: int = 5000
     settle_steps: int = 1100  # of reader and painter on the painter's own work
     world_steps: int = 400  # of the transformer
@@ -120,13 +122,14 @@ _EXACT = {"attempts_shown": True, "draft_fine": 10.0, "draft_keyframe": True, "d
 TASK_SETTINGS = {"place": _EXACT | {"releases": 6144, "filmed": 2048, "release_steps": 15500, "release_shares": (0.2, 0.1, 0.0, 0.2, 0.5), "imagined_releases": 1024,
                                     "reward_steps": 4600},
                  "square": _EXACT | {"reach_steps": 3500, "reach_hover": 0.35, "demos": 984, "clone_demos": 984, "clone_steps": 2500, "clone_early": 0.1, "attempts": 4096,
-                                     "follow_steps": 2500, "releases": 9216, "follow_shares": (0.15, 0.2, 0.05, 0.2, 0.4), "release_steps": 9000, "reward_steps": 1600}}
+                                     "follow_steps": 2500, "releases": 21760, "filmed": 2048, "tries": 3840, "follow_shares": (0.15, 0.2, 0.05, 0.2, 0.4), "release_steps": 30000,
+                                     "release_shares": (0.08, 0.1, 0.0, 0.08, 0.5, 0.24), "release_disguised": True, "imagined_releases": 1536, "reward_steps": 3000}}
 
 ASSET_PROFILES = {
     "laptop": AssetSettings(),
     "gpu": AssetSettings(play=20480, read_steps=8000, move_steps=8000, paint_steps=20000, settle_steps=4000, world_steps=60000, world_batch=128),
     "smoke": AssetSettings(demos=8, clone_demos=8, play=16, scenes=1100, autoencoder_shards=1, autoencoder_steps=4, decoder_steps=2, vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2,
-                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.2, 0.4), releases=16, filmed=16, practice=128, draft_fine=10.0, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
+                           read_steps=2, move_steps=2, follow_steps=2, follow_shares=(0.3, 0.0, 0.15, 0.45, 0.1), release_steps=2, release_shares=(0.2, 0.2, 0.0, 0.1, 0.3, 0.2), release_disguised=True, tries=128, releases=16, filmed=16, practice=128, draft_fine=10.0, draft_keyframe=True, draft_rest=True, perceived=5.0, paint_steps=2, settle_steps=2, world_steps=3, world_batch=4, held_out=4, attempts=16, dropped=96, reward_play_shards=1, reward_steps=2),
 }
 
 
@@ -228,10 +231,14 @@ def make_assets(task: str, folder: Path, *, seed: int = 0, profile: str = "lapto
                                 getattr(get_task(task), "small_target", False))
         more = {"attempts": attempt_paths,
                 "practice": collect_practice(Policy.load(home / "reach"), task, s.practice, home)}
+        tries = collect_tries(Policy.load(home / "reach"), task, s.tries, home) if s.tries else []
         if s.releases:
             more["releases"] = release_paths
             # They show the goal as demonstrations do, so they are counted with them.
             frames_seen["releases_that_came_well"] = int(sum(np.load(path)["done"][:, -1].sum() for path in more["releases"]))
+        if tries:
+            more["tries"] = tries
+            frames_seen["tries_that_came_to_the_goal"] = int(sum(np.load(path)["goal"].sum() for path in tries))
         more = {key: first_frames_and_labels(autoencoder, paths) for key, paths in more.items()}
         model = with_fine_distances(begin("world_model", WorldModel), s.draft_fine)
         data = {key: value[: -s.held_out] for key, value in data.items()}
@@ -325,7 +332,7 @@ def first_frames_and_labels(autoencoder, paths) -> dict:
 def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: int, home: Path, perception=None):
     """The draft's three parts one after the other, each a small problem of its own, then the transformer on top of it, the draft held fixed.
 
-    data: see `world_model_data`; more: 'attempts', 'practice' and perhaps 'releases' from `first_frames_and_labels`, for the mover alone.
+    data: see `world_model_data`; more: 'attempts', 'practice' and perhaps 'releases' and 'tries' from `first_frames_and_labels`, for the mover alone.
     perception: a `perception.LatentPerception` for the painter, or None.
     """
     import torch
@@ -366,8 +373,9 @@ def train_world_model(model, data: dict, more: dict, s: AssetSettings, *, seed: 
     if s.release_steps:
         every = [(labels, actions, None), (Scene(*(part[: s.demos] for part in labels)), actions[: s.demos], None)]
         every += [(draft.scene(rows["points"], rows["present"], rows["opening"]), rows["actions"], rows.get("well"))
-                  for rows in (more[name] for name in ("attempts", "practice", "releases") if name in more)]
-        learn("release", draft.mover, letting_go(draft, [(share, *part) for share, part in zip(s.release_shares, every) if share], well=s.release_well),
+                  for rows in (more[name] for name in ("attempts", "practice", "releases", "tries") if name in more)]
+        learn("release", draft.mover, letting_go(draft, [(share, *part) for share, part in zip(s.release_shares, every) if share], well=s.release_well,
+                                                 disguised=s.release_disguised),
               s.release_steps, 2e-3, grad_clip=0.5, weight_decay=0.001)
     draft.requires_grad_(False)
     windows = WindowConfig(batch=s.world_batch, own_from=0.2)

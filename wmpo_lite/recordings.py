@@ -11,7 +11,7 @@ from wmpo_lite.progress import progress
 SHARD = 64  # episodes a worker steps together
 ATTEMPTS_FROM, RELEASES_FROM = 50_000_000, 60_000_000  # in the pretraining split, whose first states are random scenes
 LABELS = ("points", "present", "opening")
-PRACTICE_FROM, PRACTICE_SHARD = 2_000_000, 128  # in the play split
+PRACTICE_FROM, TRIES_FROM, PRACTICE_SHARD = 2_000_000, 2_012_800, 128  # in the play split
 
 
 def _collect_shard(arguments):
@@ -73,39 +73,77 @@ def collect_practice(policy, task_name: str, episodes: int, folder: Path) -> lis
     """Play by a policy that has not seen the task: it is told to pick things up and to move to the target, by turns, as npz shards; existing ones are kept.
 
     It grasps as its clone will, and misses as it will; scripted play is too tidy for that. Thrown away are episodes that come to the goal by accident.
-    A shard holds first frames uint8 (N, H, W, 3), actions (N, T, D) and `labels` of every step.
+    A shard holds first frames uint8 (N, H, W, 3), actions (N, T, D), `labels` of every step and which episodes (N,) had anything at the goal.
     """
+    def told(env, rng, which, moving):
+        turn = rng.random(len(which))
+        return np.where((turn >= 0.45) & (turn < 0.55), 1 - which, which), np.where(turn < 0.45, moving, turn >= 0.65)
+
+    def held(env, rng, moving, actions):
+        actions[moving & (rng.random(len(moving)) < 0.6), :, 3] = 1.0  # hold on to it on the way; the others let go where they are
+
+    return _practise("practice", policy, task_name, episodes, folder, PRACTICE_FROM, told, held, keep_goals=False)
+
+
+def collect_tries(policy, task_name: str, episodes: int, folder: Path) -> list[Path]:
+    """The same, but the policy is mostly told to move to the target when it holds something, and there it mostly lets go, lower or higher, early or late.
+
+    So things are let go where its clone will let go of them, askew as it grasps them. All are kept, those that come to the goal too: they are for the mover
+    alone and count with the demonstrations.
+    """
+    def told(env, rng, which, moving):
+        rows = np.arange(len(which))
+        lifted = np.stack([env.position(name)[:, 2] for name in env.task.objects], axis=1)[rows, which] > 0.02
+        turn = rng.random(len(which))
+        return np.where(turn > 0.97, 1 - which, which), np.where(turn < 0.8, lifted, np.where(turn < 0.9, ~lifted, moving))
+
+    def let_go(env, rng, moving, actions):
+        away = np.linalg.norm(env.tip[:, :2] - env.position(env.task.target)[:, :2], axis=1)
+        actions[moving & (away > 0.04) & (rng.random(len(moving)) < 0.8), :, 3] = 1.0
+        for i in np.flatnonzero(moving & (away <= 0.04) & (rng.random(len(moving)) < 0.8)):
+            when = rng.integers(actions.shape[1])
+            actions[i, :when, 3], actions[i, when:, 3] = 1.0, -1.0
+            actions[i, :when, 2] -= 0.6 * rng.random()
+            actions[i, when + 1:, 2] = np.abs(actions[i, when + 1:, 2]) + 0.5 * rng.random()
+
+    return _practise("tries", policy, task_name, episodes, folder, TRIES_FROM, told, let_go, keep_goals=True)
+
+
+def _practise(kind: str, policy, task_name: str, episodes: int, folder: Path, from_: int, told, afterwards, keep_goals: bool) -> list[Path]:
+    """told(env, rng, which, moving): what to say next, about which thing and whether to move to the target; afterwards(env, rng, moving, actions) changes what
+    the policy chose. from_: the first state, of the play split; the number of a shard of states is its seed."""
     import torch
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import labels, stack_labels
     from wmpo_lite.envs.tabletop.tasks import get_task, pair
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"practice_{task_name}_{shard:04d}.npz" for shard in range(-(-episodes // PRACTICE_SHARD))]
+    paths = [folder / f"{kind}_{task_name}_{shard:04d}.npz" for shard in range(-(-episodes // PRACTICE_SHARD))]
     missing = [(shard, path) for shard, path in enumerate(paths) if not path.exists()]
     task, n = get_task(task_name), PRACTICE_SHARD
     env = TabletopEnv(task) if missing else None
     for shard, path in progress(missing, desc="practise"):
-        rng, generator = np.random.default_rng([shard, 31]), torch.Generator().manual_seed(shard)
-        frames = env.reset(initial_states(task, "play", np.arange(n) + PRACTICE_FROM + shard * n))
-        first, seen, done, clean = frames, [labels(env)], [], np.ones(n, dtype=bool)
+        number = shard + (from_ - PRACTICE_FROM) // n
+        rng, generator = np.random.default_rng([number, 31]), torch.Generator().manual_seed(number)
+        frames = env.reset(initial_states(task, "play", np.arange(n) + from_ + shard * n))
+        first, seen, done, goal = frames, [labels(env)], [], np.zeros(n, dtype=bool)
         which, moving = rng.integers(2, size=n), np.zeros(n, dtype=bool)
         for chunk in range(task.horizon // policy.config.chunk):
             if chunk:
-                turn = rng.random(n)
-                moving, which = np.where(turn < 0.45, moving, turn >= 0.65), np.where((turn >= 0.45) & (turn < 0.55), 1 - which, which)
+                which, moving = told(env, rng, which, moving)
             colours = env.parameters[np.arange(n), which].astype(int)
             texts = [pair.move_to(task) if m else pair.pick_up(task, pair.COLOURS[c]) for m, c in zip(moving, colours)]
-            actions = policy.act(torch.from_numpy(frames), texts, (1.0, 1.0, 1.5)[shard % 3], generator)[2].numpy()
-            actions[moving & (rng.random(n) < 0.6), :, 3] = 1.0  # hold on to it on the way; the others let go where they are
+            actions = policy.act(torch.from_numpy(frames), texts, (1.0, 1.0, 1.5)[number % 3], generator)[2].numpy()
+            afterwards(env, rng, moving, actions)
+            actions = actions.clip(-1, 1)
             for action in np.moveaxis(actions, 1, 0):
                 frames = env.step_chunk(action[:, None], every_frame=False)[0][:, -1]
                 seen.append(labels(env))
-                clean &= ~task.goal_relation(env)
+                goal |= task.goal_relation(env)
             done.append(actions)
-        data = {"first": first, "actions": np.concatenate(done, axis=1), **stack_labels(seen)}
+        data = {"first": first, "actions": np.concatenate(done, axis=1), **stack_labels(seen), "goal": goal}
         temporary = f"{path}.part.npz"
-        np.savez(temporary, **{key: value[clean] for key, value in data.items()})
+        np.savez(temporary, **{key: value[keep_goals | ~goal] for key, value in data.items()})
         os.replace(temporary, path)
     if env is not None:
         env.close()

@@ -27,6 +27,11 @@ def test_everything_is_made_with_its_provenance_and_kept(made):
     for name in NAMES:
         note = json.loads((home / name / "provenance.json").read_text())
         assert note["task"] == task and note["play_frames"] == 16 * (get_task(task).horizon + 1) and "versions" in note
+    note = json.loads((home / "world_model" / "provenance.json").read_text())
+    tries = [np.load(path) for path in sorted(home.glob("tries_*"))]
+    assert sum(len(shard["actions"]) for shard in tries) == 128 and note["tries_that_came_to_the_goal"] == sum(shard["goal"].sum() for shard in tries)
+    practice = [np.load(path) for path in sorted(home.glob("practice_*"))]
+    assert 0 < sum(len(shard["actions"]) for shard in practice) <= 128 and not any(shard["goal"].any() for shard in practice)
     stamps = {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}
     make_assets(task, folder, profile="smoke", start=ASSETS / "place" if task == "square" else None)  # nothing is trained twice
     assert stamps == {name: (home / name / "model.safetensors").stat().st_mtime_ns for name in NAMES}

@@ -48,5 +48,5 @@ def test_a_tasks_own_settings_come_on_top_of_the_profiles():
 
 def test_a_tasks_own_sizes_are_those_of_one_profile():
     square, gpu = Run(task="square").settings(), Run(task="square", profile="gpu").settings()
-    assert (square.group_size, square.iterations) == (16, 7) and Run().settings().group_size == 8
+    assert (square.group_size, square.iterations) == (16, 20) and Run().settings().group_size == 8
     assert gpu.group_size == 16 and gpu.iterations == PROFILES["gpu"].iterations
