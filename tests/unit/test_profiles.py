@@ -42,7 +42,7 @@ def test_unknown_profile_is_named():
 
 def test_a_tasks_own_settings_come_on_top_of_the_profiles():
     place, square = (Run(task=task, profile="smoke").settings() for task in ("place", "square"))
-    assert square.doubt < place.doubt and square.judge_hold > place.judge_hold
+    assert square.doubt < place.doubt and square.judge_hold == place.judge_hold == 2 > PROFILES["smoke"].judge_hold
     assert dataclasses.replace(square, doubt=place.doubt, judge_hold=place.judge_hold, align_perceived=place.align_perceived) == place
 
 
