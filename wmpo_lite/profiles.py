@@ -50,7 +50,8 @@ class Profile:
 
 
 # What a task needs otherwise. Where a thing ends beside its target the imagined picture may look like success for a moment, so it has to for several windows:
-# on `place` for as many as make imagined success as frequent as real success on validation rollouts. A nut has 4.5 mm of play on each side of its peg.
+# on `place` for as many as make imagined success as frequent as real success on validation rollouts. A nut has 4.5 mm of play on each side of its
+# peg: with a doubt of 2 mm outcomes of one group differ by luck, and 1.4 times the rollouts teach what they teach with half a millimetre (README).
 TASK_SETTINGS = {"place": {"judge_hold": 2, "align_perceived": 5.0}, "square": {"doubt": 0.0005, "judge_hold": 2, "align_perceived": 5.0}}
 # And of sizes, by profile. `place`: after 28 and after 42 iterations at one rate its policy differed by 4 to 6 points, up and down (512 validation states), so the rate
 # falls at the end. `square`: its base policy succeeds in one of six sampled tries, so groups of eight hold one success or none: with a perfect world model (the
