@@ -205,3 +205,28 @@ def best_probability(scores: np.ndarray, success) -> tuple[float, float]:
     scores = np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7)
     threshold, f1 = best_threshold(np.log(scores / (1 - scores)), np.asarray(success))
     return float(1 / (1 + np.exp(-threshold))), float(f1)
+
+
+def masked_autoencoding_loss(model: RewardModel, frames: np.ndarray, *, batch: int = 32, masked: float = 0.75, width: int = 64, depth: int = 2):
+    """VideoMAE's own pre-training (Tong et al. 2022, arXiv 2203.12602): the encoder sees a quarter of a clip's patches, a decoder fills in the rest.
+
+    frames: uint8 (E, T + 1, H, W, 3) of any video, without labels. The mask is the same in all of a clip's frames (a tube), so what is hidden
+    cannot be copied from a neighboring frame. Returns (module, loss_fn) for `fit`; the decoder is thrown away.
+    """
+    from transformers import VideoMAEForPreTraining
+    c = model.config
+    config = model.encoder.config.__class__(**{**model.encoder.config.to_dict(), "decoder_hidden_size": width, "decoder_num_hidden_layers": depth,
+                                               "decoder_num_attention_heads": 4, "decoder_intermediate_size": 4 * width, "norm_pix_loss": True})
+    whole = VideoMAEForPreTraining(config)
+    whole.videomae = model.encoder
+    patches, hidden = (c.image // c.patch) ** 2, round(masked * (c.image // c.patch) ** 2)
+
+    def loss_fn(generator, rng, step):
+        e, end = rng.integers(len(frames), size=batch), rng.integers(c.clip, frames.shape[1] + 1, size=batch)
+        clips = torch.from_numpy(np.stack([frames[i, j - c.clip: j] for i, j in zip(e, end)]))
+        hide = torch.zeros(batch, patches, dtype=torch.bool)
+        hide.scatter_(1, torch.rand(batch, patches, generator=generator).argsort(dim=1)[:, :hidden], True)
+        pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        return whole(pixel_values=pixels, bool_masked_pos=hide.repeat(1, c.clip // c.tubelet)).loss, {}
+
+    return whole, loss_fn

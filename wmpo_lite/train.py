@@ -53,10 +53,11 @@ def generators(seed: int, step: int) -> tuple[torch.Generator, np.random.Generat
 
 
 def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: int, name: str, folder: Path | None = None, log_every: int = 50,
-        on_log: Callable | None = None) -> list[dict]:
+        on_log: Callable | None = None, extra: dict | None = None) -> list[dict]:
     """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`; leaves the averaged weights in it.
 
-    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued. Returns the logged records.
+    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued. extra: tensors by name that `loss_fn` changes as it goes (a
+    pool of windows), which belong to a checkpoint, too. Returns the logged records.
     Raises UserError when the loss is not finite.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -64,7 +65,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
     average = [p.detach().clone() for p in parameters] if config.ema else None
     records, start = [], 0
     if folder is not None and (folder / "progress.json").exists():
-        start, records = load_progress(folder, module, optimiser, parameters, average)
+        start, records = load_progress(folder, module, optimiser, parameters, average, extra)
     module.train()
     clock, sums, count = time.time(), {}, 0
     for step in progress(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
@@ -92,7 +93,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
             if on_log:
                 on_log(records[-1])
         if folder is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            save_progress(folder, step + 1, module, optimiser, parameters, average, records)
+            save_progress(folder, step + 1, module, optimiser, parameters, average, records, extra)
     if average is not None:
         with torch.no_grad():
             for parameter, mean in zip(parameters, average):
@@ -101,7 +102,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
     return records
 
 
-def save_progress(folder, step, module, optimiser, parameters, average, records):
+def save_progress(folder, step, module, optimiser, parameters, average, records, extra=None):
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     for i, parameter in enumerate(parameters):
         state = optimiser.state.get(parameter, {})
@@ -109,6 +110,7 @@ def save_progress(folder, step, module, optimiser, parameters, average, records)
             tensors[f"optimiser.{i}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
         if average is not None:
             tensors[f"average.{i}"] = average[i]
+    tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     # The new tensors are complete on disk before progress.json names them, so no kill can pair one step's weights with another's count.
     name = f"state_{step}.safetensors"
     checkpoint.save_tensors(folder / name, tensors)
@@ -118,7 +120,7 @@ def save_progress(folder, step, module, optimiser, parameters, average, records)
             old.unlink()
 
 
-def load_progress(folder, module, optimiser, parameters, average):
+def load_progress(folder, module, optimiser, parameters, average, extra=None):
     progress = checkpoint.read_json(folder / "progress.json")
     tensors = checkpoint.load_tensors(folder / progress["state"])
     weights = {key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")}
@@ -132,6 +134,10 @@ def load_progress(folder, module, optimiser, parameters, average):
             optimiser.state[parameter] = {key: tensors[f"optimiser.{i}.{key}"].clone() for key in keys}
         if average is not None:
             average[i].copy_(tensors[f"average.{i}"])
+    for key in extra or {}:
+        if f"extra.{key}" not in tensors:
+            raise UserError(f"{folder} holds the unfinished training of another kind (it lacks '{key}'); remove it or choose another folder")
+        extra[key] = tensors[f"extra.{key}"].clone()
     return progress["step"], progress["records"]
 
 

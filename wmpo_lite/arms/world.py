@@ -94,7 +94,7 @@ class World:
     def frame(self) -> np.ndarray:
         """What the camera sees now: uint8 (size, size, 3)."""
         self._share()
-        return self.env._render(0).copy()
+        return self.env.render(0).copy()
 
     def success(self) -> bool:
         """Whether the task's test holds now."""

@@ -98,7 +98,7 @@ class TabletopEnv:
         self.instructions = list(states.instructions)
         self.initial = states
         self.done = np.zeros(batch, dtype=bool)
-        return np.stack([self._render(b) for b in range(batch)])
+        return np.stack([self.render(b) for b in range(batch)])
 
     def step_chunk(self, actions: np.ndarray, every_frame: bool | None = True):
         """Execute K control steps in every episode. actions (B, K, D) in [-1, 1] (clipped). Returns frames, done, info of the contract.
@@ -120,7 +120,7 @@ class TabletopEnv:
             self.done = self.done | self.task.success(self)
             done[:, k], states[:, k] = self.done, self.qpos
             if every_frame or (k == steps - 1 and every_frame is not None):
-                frames[:, k if every_frame else 0] = [self._render(b) for b in range(batch)]
+                frames[:, k if every_frame else 0] = [self.render(b) for b in range(batch)]
         return frames, done, {"states": states}
 
     # -- state, for tasks, experts and tests ------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class TabletopEnv:
         if not np.isfinite(self._physics).all():
             raise UserError("the simulation diverged (non-finite state); please report the task, the split and the index of the initial state")
 
-    def _render(self, b: int) -> np.ndarray:
+    def render(self, b: int) -> np.ndarray:
         model, data = self.model, self._render_data
         self._mujoco.mj_setState(model, data, self._physics[b], self._spec)
         self._mujoco.mj_kinematics(model, data)

@@ -37,7 +37,7 @@ def free_cube(name: str, half: float = CUBE_HALF) -> str:
             f'<geom name="{name}" type="box" size="{half} {half} {half}" mass="0.03" friction="1.2 0.02 0.001" condim="4" rgba="1 0 0 1"/></body>')
 
 
-def _slides(name: str) -> str:
+def slides(name: str) -> str:
     """Joints on which an episode places a body anywhere on the table and nothing can push it: their dry friction is large.
 
     (A huge armature would do too, but MuJoCo scales its solver tolerance by the mean inertia and would stop iterating.)"""
@@ -46,7 +46,7 @@ def _slides(name: str) -> str:
 
 
 def sliding_disc(name: str, radius: float, thickness: float, rgb) -> str:
-    return (f'<body name="{name}" pos="0 0 {thickness / 2}" gravcomp="1">{_slides(name)}'
+    return (f'<body name="{name}" pos="0 0 {thickness / 2}" gravcomp="1">{slides(name)}'
             f'<geom name="{name}" type="cylinder" size="{radius} {thickness / 2}" mass="0.3" friction="1 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
 
 
@@ -60,7 +60,7 @@ def free_nut(name: str, outer: float, inner: float, half_height: float) -> str:
 
 
 def sliding_peg(name: str, half: float, height: float, rgb) -> str:
-    return (f'<body name="{name}" pos="0 0 {height / 2}" gravcomp="1">{_slides(name)}'
+    return (f'<body name="{name}" pos="0 0 {height / 2}" gravcomp="1">{slides(name)}'
             f'<geom name="{name}" type="box" size="{half} {half} {height / 2}" mass="0.3" friction="0.4 0.02 0.001" rgba="{_rgba(rgb)}"/></body>')
 
 

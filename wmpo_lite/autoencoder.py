@@ -1,0 +1,195 @@
+"""The per-frame autoencoder: what the world model calls a frame is its latent (paper section 3.2).
+
+Every frame is encoded on its own, never a stack of frames: fine motion must survive (the paper's argument
+against temporal autoencoders).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wmpo_lite import checkpoint
+from wmpo_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the autoencoder."""
+
+    kind: str = "tiny"  # `diffusers.AutoencoderTiny`, or 'kl': `diffusers.AutoencoderKL`, the paper's SDXL layout
+    size: int = 64  # pixels of the square frame
+    fold: int = 4  # space-to-depth factor: convolutions at full resolution are what a CPU cannot afford
+    channels: tuple = (48, 48)  # from fine to coarse; each step halves the resolution
+    latent_channels: int = 16
+
+    @property
+    def latent_size(self) -> int:
+        """Rows and columns of a latent."""
+        return self.size // self.fold // 2 ** (len(self.channels) - 1)
+
+
+class Autoencoder(nn.Module):
+    """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w) of zero mean and unit variance per channel."""
+
+    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
+        super().__init__()
+        self.config = config
+        folded, channels = 3 * config.fold**2, tuple(config.channels)
+        common = {"in_channels": folded, "out_channels": folded, "latent_channels": config.latent_channels}
+        if config.kind == "tiny":
+            from diffusers import AutoencoderTiny
+
+            one = (1,) * len(channels)
+            self.net = AutoencoderTiny(
+                **common,
+                encoder_block_out_channels=channels,
+                decoder_block_out_channels=channels[::-1],
+                num_encoder_blocks=one,
+                num_decoder_blocks=one,
+                upsampling_scaling_factor=2,
+            )
+        elif config.kind == "kl":
+            from diffusers import AutoencoderKL
+
+            self.net = AutoencoderKL(
+                **common,
+                block_out_channels=channels,
+                layers_per_block=2,
+                down_block_types=("DownEncoderBlock2D",) * len(channels),
+                up_block_types=("UpDecoderBlock2D",) * len(channels),
+            )
+        else:
+            raise UserError(f"autoencoder kind '{config.kind}' is unknown; use 'tiny' or 'kl'")
+        # Measured after training (`measure_spread`): the denoiser wants zero mean and unit variance.
+        self.register_buffer("mean", torch.zeros(1, config.latent_channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, config.latent_channels, 1, 1))
+
+    def encode_raw(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, 3, H, W) -> latents before they are scaled."""
+        folded = F.pixel_unshuffle(frames, self.config.fold)
+        return self.net.encoder(folded) if self.config.kind == "tiny" else self.net.encode(folded).latent_dist.mean
+
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `encode_raw`."""
+        folded = self.net.decoder(latents) if self.config.kind == "tiny" else self.net.decode(latents).sample
+        return F.pixel_shuffle(folded, self.config.fold)
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w)."""
+        return (self.encode_raw(frames) - self.mean) / self.std
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> frames (B, 3, H, W), about [-1, 1]."""
+        return self.decode_raw(latents * self.std + self.mean)
+
+    @torch.no_grad()
+    def measure_spread(self, frames: torch.Tensor):
+        """Set mean and standard deviation of the latents from frames (B, 3, H, W)."""
+        z = torch.cat([self.encode_raw(part) for part in frames.split(256)])
+        self.mean.copy_(z.mean(dim=(0, 2, 3)).view(1, -1, 1, 1))
+        self.std.copy_(z.std(dim=(0, 2, 3)).view(1, -1, 1, 1))
+
+    @torch.no_grad()
+    def encode_uint8(self, frames: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits through."""
+        lead = frames.shape[:-3]
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        latents = torch.cat([self.encode(to_float(part.to(self.mean.device))) for part in flat.split(chunk)])
+        return latents.reshape(*lead, *latents.shape[1:])
+
+    @torch.no_grad()
+    def decode_uint8(self, latents: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+        """Latents (..., C, h, w) -> uint8 (..., H, W, 3): what a camera could have given."""
+        lead = latents.shape[:-3]
+        flat = latents.reshape(-1, *latents.shape[-3:])
+        frames = torch.cat([to_uint8(self.decode(part)) for part in flat.split(chunk)])
+        return frames.reshape(*lead, *frames.shape[1:])
+
+    def reconstruct(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 (..., H, W, 3) encoded and decoded: what a perfect denoiser would show."""
+        return self.decode_uint8(self.encode_uint8(torch.from_numpy(frames))).cpu().numpy()
+
+    def save(self, folder, provenance=None):
+        """Write config, weights and provenance to `folder`."""
+        checkpoint.save_module(folder, self, self.config, provenance)
+
+    @classmethod
+    def load(cls, folder) -> "Autoencoder":
+        """Read what `save` wrote."""
+        config = checkpoint.load_config(folder, AutoencoderConfig, cls.__name__)
+        return checkpoint.load_state(folder, cls(config)).eval()
+
+
+def to_float(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def to_uint8(frames: torch.Tensor) -> torch.Tensor:
+    """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    return frames.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class PerceptualLoss(nn.Module):
+    """How different two pictures are to a frozen vision tower (as LPIPS is of a classifier's features).
+
+    A pixel that is a little grey is nothing to a squared error and may tell a policy that a peg stands two
+    millimetres farther on. tower: a SigLIP-style tower, as a policy has; sample: frames (B, 3, H, W) in
+    [-1, 1] that the spread of its features is measured on.
+    """
+
+    def __init__(self, tower: nn.Module, sample: torch.Tensor):
+        super().__init__()
+        self.tower = tower.eval().requires_grad_(False)
+        with torch.no_grad():
+            self.spread = self.tower(pixel_values=sample).last_hidden_state.std(dim=(0, 1)).clamp(min=1e-6)
+
+    def forward(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of features, in units of their variance, of frames (B, 3, H, W)."""
+        with torch.no_grad():
+            target = self.tower(pixel_values=wanted).last_hidden_state
+        return ((self.tower(pixel_values=found).last_hidden_state - target) / self.spread).square().mean()
+
+
+def autoencoder_loss(
+    model: Autoencoder,
+    frames: np.ndarray,
+    *,
+    perceptual: PerceptualLoss | None = None,
+    batch: int = 48,
+    looked_at: int = 16,
+    emphasis: float = 6.0,
+    perceptual_weight: float = 10.0,
+    latent_noise: float = 0.1,
+):
+    """The `loss_fn` for `fit`: pixels, and what a frozen vision tower makes of them.
+
+    frames: uint8 (N, H, W, 3). emphasis: extra weight of pixels that differ from the mean frame (arm and
+    things are a tenth of the picture and all of the task). latent_noise: on the latents, in units of their
+    spread, so that the decoder forgives a denoiser's small errors. looked_at: how many of a batch the tower,
+    which costs as much as the autoencoder, is shown.
+    """
+    device = model.mean.device
+    median = np.median(frames[:: max(1, len(frames) // 400)], axis=0).astype(np.uint8)
+    mean = to_float(torch.from_numpy(median)[None]).to(device)
+
+    def loss_fn(generator, rng, step):
+        x = to_float(torch.from_numpy(frames[rng.integers(len(frames), size=batch)]).to(device))
+        z = model.encode_raw(x)
+        spread = z.detach().std(dim=(0, 2, 3), keepdim=True)
+        level = torch.rand(len(z), 1, 1, 1, generator=generator).to(device)
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        given = model.decode_raw(z + latent_noise * spread * level * noise)
+        error = given - x
+        weight = 1 + emphasis * ((x - mean).abs().amax(dim=1, keepdim=True) > 0.15)
+        loss = (weight * (error.abs() + 2 * error.square())).mean() + 1e-4 * z.square().mean()
+        logs = {"psnr": float(10 * torch.log10(4 / error.detach().square().mean()))}
+        if perceptual is None:
+            return loss, logs
+        unlike = perceptual(given[:looked_at], x[:looked_at])
+        return loss + perceptual_weight * unlike, logs | {"perceptual": float(unlike.detach())}
+
+    return loss_fn

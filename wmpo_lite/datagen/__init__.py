@@ -1,0 +1,1 @@
+"""Recorded data: broad play for pre-training, demonstrations for cloning."""

@@ -1,0 +1,111 @@
+"""The imagined environment: the world model draws the frames, the reward model ends the episode (paper section 3.4)."""
+
+import numpy as np
+import torch
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import InitialStates
+
+PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
+
+
+class ImaginedEnv:
+    """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one recorded frame.
+
+    reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk
+    and never re-encoded. threshold: of the reward model's probability; None takes its own. reward_stride:
+    frames between judged windows, of which one always ends at a chunk's last frame. min_consecutive: judged
+    windows in a row that must reach the threshold. `scores` (B,) is the largest probability so far that so
+    many windows in a row reached. With stop=True episodes that succeeded stand still and cost nothing.
+    """
+
+    def __init__(
+        self,
+        autoencoder,
+        world_model,
+        reward_model=None,
+        *,
+        threshold: float | None = None,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        reward_stride: int = 1,
+        min_consecutive: int = 1,
+        stop: bool = True,
+        action_names=("dx", "dy", "dz", "gripper"),
+    ):
+        self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
+        self._threshold, self.num_inference_steps = threshold, num_inference_steps
+        self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
+        self.reward_stride, self.min_consecutive, self.stop = reward_stride, min_consecutive, stop
+        self.generator = torch.Generator().manual_seed(seed)
+        self.instructions: list[str] = []
+
+    @property
+    def threshold(self) -> float:
+        """What a window's success probability must reach."""
+        return float(self.reward_model.threshold) if self._threshold is None else self._threshold
+
+    def reset(self, states: InitialStates) -> np.ndarray:
+        """Start one episode per recorded first frame; returns uint8 (B, H, W, 3)."""
+        if states.frames is None:
+            raise UserError(
+                "imagination starts from recorded frames and these initial states have none; "
+                "take them from recorded rollouts"
+            )
+        size = self.autoencoder.config.size
+        if states.frames.shape[1:] != (size, size, 3):
+            raise UserError(
+                f"the world model imagines {size}x{size} frames, the initial states have "
+                f"{states.frames.shape[1]}x{states.frames.shape[2]}; record them at that size"
+            )
+        first = torch.from_numpy(np.ascontiguousarray(states.frames))  # (B, H, W, 3)
+        self.state = self.world_model.init_state(self.autoencoder.encode_uint8(first))
+        self.done = np.zeros(len(states), dtype=bool)
+        self.scores = np.zeros(len(states), dtype=np.float32)
+        self.latest = np.zeros((len(states), self.min_consecutive - 1), dtype=np.float32)
+        self.instructions = list(states.instructions)
+        self.recent = first[:, None]  # frames that the next reward windows still need
+        return first.numpy().copy()
+
+    @torch.no_grad()
+    def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
+        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the contract."""
+        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
+        if not torch.isfinite(actions).all():
+            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        actions = actions.clamp(-1, 1).to(self.state.reference.device)
+        batch, chunk, _ = actions.shape
+        live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
+        frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
+        done = np.repeat(self.done[:, None], chunk, axis=1)
+        if len(live):
+            for part in np.array_split(live, -(-len(live) // PIECE)):
+                new, after = self.world_model.next_frames(
+                    self.state.rows(part), actions[part], self.generator, self.num_inference_steps
+                )
+                for whole, rows in zip(self.state, after):
+                    whole[part] = rows
+                frames[part] = self.autoencoder.decode_uint8(new).cpu()
+            self._judge(live, frames, done)
+        keep = self.reward_model.config.clip - 1 if self.reward_model is not None else 1
+        self.recent = torch.cat([self.recent, frames], dim=1)[:, -keep:]
+        self.done = done[:, -1].copy()
+        shown = frames if every_frame else frames[:, -1:]
+        return shown.numpy(), done, {"scores": self.scores.copy()}
+
+    def _judge(self, live, frames, done):
+        """Slide the reward model over the windows that end in this chunk."""
+        if self.reward_model is None:
+            return
+        seen = torch.cat([self.recent[live], frames[live]], dim=1)
+        scores = self.reward_model.slide(seen, [self.instructions[i] for i in live], self.reward_stride)
+        if not scores.shape[1]:
+            return
+        scores, hold = np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1), self.min_consecutive
+        self.latest[live] = scores[:, scores.shape[1] - hold + 1:]
+        scores = np.lib.stride_tricks.sliding_window_view(scores, hold, axis=1).min(axis=-1)
+        self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
+        over = np.zeros((len(live), done.shape[1]), dtype=bool)
+        ends = over[:, ::-1][:, : self.reward_stride * scores.shape[1]: self.reward_stride]
+        ends[...] = scores[:, ::-1] >= self.threshold
+        done[live] |= np.maximum.accumulate(over, axis=1)

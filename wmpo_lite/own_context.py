@@ -1,0 +1,129 @@
+"""Training windows for the world model: recorded frames, and its own (paper section 3.2, "noisy-frame conditioning").
+
+A world model is trained on clean recorded contexts and used on its own imperfect frames. Noise on the
+context narrows that gap; *own-context training* closes it: a pool of episodes is carried along, each step
+predicts one pass further on the model's own earlier frames and is corrected against the recording. It
+costs no extra pass, since what a step predicts is the next step's context.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.video_model import State
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How world-model batches are cut and weighted."""
+
+    batch: int = 64
+    own: int = 12  # passes at most that a slot is carried on its own frames; 0: recorded contexts only
+    ramp: int = 1000  # steps over which that number rises: at first its own frames are nothing to learn from
+    noise: float = 0.15  # context noise has a level drawn from [0, noise]
+    pure: float = 0.5  # share of samples at t = 1, where sampling begins
+    motion: float = 8.0  # extra weight of positions that change between neighboring frames
+    change: float = 2.0  # and of those that differ from the episode's first frame
+    events: float = 4.0  # windows soon before the gripper opens or closes are drawn so much more often
+    start: float = 0.1  # share of windows that begin at an episode's first frame, as imagination does
+
+
+class Episodes:
+    """Recorded latents (E, T + 1, C, h, w) and actions (E, T, D) as a world model sees them.
+
+    last (E,): windows never reach past this frame (paper: none past finish_step); None: whole episodes.
+    """
+
+    def __init__(self, latents: torch.Tensor, actions: torch.Tensor, last=None):
+        if latents.shape[:1] != actions.shape[:1] or latents.shape[1] != actions.shape[1] + 1:
+            raise UserError(
+                f"latents {tuple(latents.shape)} and actions {tuple(actions.shape)} do not fit: expected T + 1 "
+                "frames for T actions of the same episodes"
+            )
+        self.latents, self.actions = latents, actions.float()
+        self.path = torch.cat([self.actions[:, :1] * 0, self.actions.cumsum(dim=1)], dim=1)  # (E, T + 1, D)
+        self.last = np.full(len(latents), actions.shape[1]) if last is None else np.asarray(last)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def state(self, episode, frame, context: int) -> State:
+        """The recorded state at `frame` (B,) of `episode` (B,)."""
+        e, s = torch.as_tensor(episode)[:, None], torch.as_tensor(frame)[:, None]
+        frames = (s + torch.arange(1 - context, 1)).clamp(min=0)
+        steps = s + torch.arange(1 - context, 0)
+        actions = self.actions[e, steps.clamp(min=0)] * (steps >= 0)[..., None]
+        return State(self.latents[e[:, 0], 0].float(), self.latents[e, frames].float(), actions, self.path[e[:, 0], s[:, 0]])
+
+    def future(self, episode, frame, k: int):
+        """The k frames (B, k, C, h, w) after `frame` and the actions (B, k, D) that led to them."""
+        e, s = torch.as_tensor(episode)[:, None], torch.as_tensor(frame)[:, None]
+        return self.latents[e, s + 1 + torch.arange(k)].float(), self.actions[e, s + torch.arange(k)]
+
+    def weights(self, windows: WindowConfig, k: int) -> np.ndarray:
+        """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would reach too far."""
+        grip = np.sign(self.actions[..., -1].numpy())
+        turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))  # at the step that opens or closes
+        soon = sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(6)) > 0
+        weight = 1.0 + windows.events * soon
+        steps = np.arange(weight.shape[1])
+        return weight * (steps[None] + k <= self.last[:, None])
+
+
+class Pool:
+    """B slots, each somewhere in an episode with recorded or own frames as its context. `tensors`: for checkpoints."""
+
+    def __init__(self, episodes: Episodes, model, windows: WindowConfig):
+        c = model.config
+        self.episodes, self.model, self.windows = episodes, model, windows
+        weight = episodes.weights(windows, c.frames)
+        if not weight.any():
+            raise UserError(f"no episode is at least {c.frames} steps long, so no window can be cut; record longer ones")
+        self.cumulative, self.steps = np.cumsum(weight), weight.shape[1]
+        self.starts = np.flatnonzero(weight[:, 0])
+        n = windows.batch
+        state = episodes.state(np.zeros(n, int), np.zeros(n, int), c.context)
+        numbers = {name: torch.zeros(n, dtype=torch.long) for name in ("episode", "frame", "left")}
+        numbers["left"] -= 1  # every slot begins anew
+        self.tensors = numbers | dict(zip(State._fields, state))
+
+    def refill(self, rng, step: int) -> None:
+        """New windows for the slots that have been carried far enough or have come to an end."""
+        t, c, n = self.tensors, self.model.config, self.windows.batch
+        ends = t["frame"].numpy() + c.frames > self.episodes.last[t["episode"].numpy()]
+        draws, firsts = rng.random(n) * self.cumulative[-1], rng.integers(len(self.starts), size=n)
+        begins, far = rng.random(n) < self.windows.start, rng.random(n)
+        most = round(self.windows.own * min(1.0, step / max(1, self.windows.ramp)))
+        rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
+        where = np.searchsorted(self.cumulative, draws[rows], side="right")
+        episode = np.where(begins[rows], self.starts[firsts[rows]], where // self.steps)
+        frame = np.where(begins[rows], 0, where % self.steps)
+        index = torch.from_numpy(rows)
+        fresh = self.episodes.state(episode, frame, c.context)
+        for name, value in zip(State._fields, fresh):
+            t[name][index] = value
+        t["episode"][index], t["frame"][index] = torch.from_numpy(episode), torch.from_numpy(frame)
+        t["left"][index] = torch.from_numpy((far[rows] * (most + 1)).astype(int))
+
+    def loss(self, generator, rng, step):
+        """The `loss_fn` for `fit`: one pass of every slot."""
+        t, c, w = self.tensors, self.model.config, self.windows
+        self.refill(rng, step)
+        state = State(*(t[name] for name in State._fields))
+        target, actions = self.episodes.future(t["episode"], t["frame"], c.frames)
+        newest = self.episodes.latents[t["episode"], t["frame"]].float()
+        previous = torch.cat([newest[:, None], target[:, :-1]], dim=1)
+        rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)  # noqa: E731
+        weight = 1 + w.motion * rms(target - previous) + w.change * rms(target - state.reference[:, None])
+        level = w.noise * torch.rand(w.batch, generator=generator)
+        loss, x0, times = self.model.loss(state, actions, target, generator, level=level, pure=w.pure, weight=weight)
+        after = state.append(x0, actions)
+        for name, value in zip(State._fields, after):
+            t[name] = value
+        t["frame"] += c.frames
+        t["left"] -= 1
+        pure = times == 1
+        error = (x0 - target).square().mean(dim=(1, 2, 3, 4))
+        return loss, {"mse": float(error[pure].mean()) if pure.any() else 0.0}
