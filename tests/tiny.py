@@ -1,14 +1,16 @@
 """Models that are built in milliseconds, worlds small enough to know everything about, and an environment without physics."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
 from wmpo_lite.policy import Policy, PolicyConfig
 from wmpo_lite.reward import RewardConfig, RewardModel
-from wmpo_lite.trajectory import InitialStates
-from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
+from wmpo_lite.trajectory import InitialStates, Trajectory, save_trajectories
+from wmpo_lite.world_model import WorldModel, WorldModelConfig
 
 SIZE = 16  # pixels
 CONTEXT, CHUNK, ACTIONS = 2, 4, 4
@@ -45,9 +47,13 @@ def autoencoder(**changes) -> Autoencoder:
 
 @same_weights
 def world_model(shaken: float = 0.1, **changes) -> WorldModel:
-    """Latents (4, 8, 8), context 2, chunk 4, no draft. shaken=0 leaves the zero initialisation."""
-    options = dict(latent_channels=4, latent_size=8, patch=4, width=32, depth=1, heads=2, action_dim=ACTIONS, context=CONTEXT, chunk=CHUNK,
-                   draft_width=0, draft_memory=8)
+    """Latents (4, 8, 8), context 2, two frames a pass: a chunk takes two passes.
+
+    shaken=0 leaves the zero initialization, with which the newest frame is copied.
+    """
+    options = dict(
+        latent_channels=4, latent_size=8, widths=(16, 16), blocks=1, heads=2, action_dim=ACTIONS, context=CONTEXT, frames=2
+    )
     model = WorldModel(WorldModelConfig(**options | changes))
     return shake(model, shaken) if shaken else model.eval()
 
@@ -64,8 +70,11 @@ def policy(contrast: float = 10.0, statistics=None, **changes) -> Policy:
 
 @same_weights
 def reward_model(contrast: float = 20.0, **changes) -> RewardModel:
-    """Clips of 4 frames of 16 pixels. contrast: factor on the words, so that an untrained model has opinions."""
-    options = dict(image=SIZE, clip=4, patch=8, tubelet=2, width=16, depth=1, heads=2) | changes
+    """Clips of 4 frames; sizes of `RewardModel.from_tower(policy())`.
+
+    contrast: factor on the words, so that an untrained model has opinions.
+    """
+    options = dict(image=SIZE, patch=4, width=16, depth=1) | changes
     model = RewardModel(RewardConfig(**options))
     with torch.no_grad():
         model.words.weight.mul_(contrast)
@@ -85,6 +94,31 @@ def states(count: int, seed: int = 0, frames: bool = True, texts=(RED, BLUE)) ->
     rng = np.random.default_rng(seed)
     return InitialStates(rng.uniform(-1, 1, (count, 1)), noise_frames(count, seed=seed) if frames else None,
                          tuple(texts[i % len(texts)] for i in range(count)), "rollouts", 10 + np.arange(count))
+
+
+def trajectories(count: int, steps: int = 2 * CHUNK, seed: int = 0, split: str = "rollouts") -> list[Trajectory]:
+    """Episodes of noise, every other one a success that ends in its second half; instructions alternate in pairs."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        finish = int(rng.integers(steps // 2 + 1, steps + 1)) if i % 2 == 0 else steps
+        made.append(
+            Trajectory(
+                frames=noise_frames(steps + 1, seed=100 * seed + i), actions=random_actions(steps, ACTIONS, seed=100 * seed + i),
+                success=i % 2 == 0, finish_step=finish, instruction=(RED, BLUE)[i // 2 % 2], initial_state=rng.uniform(-1, 1, 1),
+                split=split, index=i, chunk=CHUNK,
+            )
+        )  # fmt: skip
+    return made
+
+
+def assets(folder: Path, task: str = "place") -> Path:
+    """A folder of assets, as `make_assets` leaves it, with tiny models that know nothing."""
+    policy().save(folder / task / "policy")
+    save_trajectories(folder / task / "demos.hdf5", trajectories(4, seed=7, split="demos"), env_args={"task": task}, provenance={})
+    for name, model in (("autoencoder", autoencoder()), ("world_model", world_model())):
+        model.save(folder / "tabletop" / name)
+    return folder
 
 
 class Counter:

@@ -136,3 +136,12 @@ def load_state(folder: Path, module):
 def plain(value):
     """`value` as it looks after a round trip through JSON, for comparing settings with stored ones."""
     return json.loads(json.dumps(value, default=_plain))
+
+
+def fingerprint(module) -> str:
+    """Twelve digits that tell the weights of `module` (rounded to half precision, as they are shipped) from others."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update((value.half() if value.is_floating_point() else value).detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -15,11 +15,13 @@ class Demo:
     """Run the whole method once: P real rollouts, alignment, reward model, trust panel, GRPO in imagination, baselines, evaluation, report."""
 
     task: str = "place"
-    profile: str = "laptop"  # smoke (minutes, for tests), laptop, gpu, or libero for its tasks
+    profile: str = "laptop"  # smoke (minutes, for tests), laptop or gpu
     seed: int = 0
     rollout_budget: int = 128  # P: real rollouts of the task after cloning
     name: str = ""  # folder under runs/; by default task, profile, seed and P
     from_scratch: bool = False  # train the shipped assets anew first (hours)
+    track_real: bool = True  # try the policy in the simulator as it learns: outside the budget, and nothing is chosen by it
+    evaluation_states: int | None = None  # held-out initial states of the last stage; by default the profile's number
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name
@@ -27,10 +29,13 @@ class Demo:
         from wmpo_lite.workspace import ASSETS, Run
         assets = ASSETS
         if self.from_scratch:
-            from wmpo_lite.pretrain import make_assets
+            from wmpo_lite.recipes.pretrain import make_assets
             assets = Path("runs") / "assets"
-            make_assets(self.task, assets, seed=self.seed, profile=self.profile)
-        run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets))
+            make_assets(assets, seed=self.seed, profile=self.profile)
+        changes = {} if self.track_real else {"track_real": False}
+        if self.evaluation_states is not None:
+            changes["evaluation_states"] = self.evaluation_states
+        run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets), changes=changes)
         run.settings()
         main_job(run, Path("runs") / (self.name or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"))
 
@@ -39,17 +44,14 @@ class Demo:
 class Assets:
     """Train everything that is shipped in assets/ anew, into runs/assets, and copy it over."""
 
-    task: str = "place"
     seed: int = 0
     profile: str = "laptop"
-    start: Path | None = None  # begin with another task's trained weights (assets/place) and take two fifths of the steps
 
     def __call__(self):
-        from wmpo_lite.envs.tasks import folder_name
+        from wmpo_lite.recipes.pretrain import install_assets, make_assets
         from wmpo_lite.workspace import ASSETS
-        from wmpo_lite.pretrain import install_assets, make_assets
-        make_assets(self.task, Path("runs") / "assets", seed=self.seed, profile=self.profile, start=self.start)
-        install_assets(Path("runs") / "assets" / folder_name(self.task), ASSETS / folder_name(self.task))
+        make_assets(Path("runs") / "assets", seed=self.seed, profile=self.profile)
+        install_assets(Path("runs") / "assets", ASSETS)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def about_rollouts(rollouts, config, clip) -> list[Finding]:
         out.append(Finding("problem", "budget", f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}: P counts every real episode, so record "
                                                 "again or state the true number."))
     if not won or len(won) == n:
-        out.append(Finding("problem", "rollouts", f"{'none' if not won else 'all'} of the {n} real rollouts succeed, so no success classifier can be fitted: "
+        out.append(Finding("problem", "rollouts", f"{'none' if not won else 'all'} of the {n} real rollouts succeed, so no reward model can be fitted: "
                                                   "start from a base policy that does both, or raise P."))
         return out
     out.append(Finding("ok", "rollouts", f"{len(won)} of {n} real rollouts succeed ({100 * len(won) / n:.0f} %): both outcomes are there to learn from."))
@@ -31,7 +31,7 @@ def about_rollouts(rollouts, config, clip) -> list[Finding]:
     negatives = n - len(won) + sum(t.finish_step - clip >= clip - 1 for t in won)
     if not positives or not negatives:
         out.append(Finding("problem", "clips", f"the rollouts yield {positives} positive and {negatives} negative reward clips of {clip} frames, so the "
-                                               "classifier sees one class only: shorten the clip or lengthen the episodes."))
+                                               "reward model sees one class only: shorten the clip or lengthen the episodes."))
     elif positives < len(won):
         out.append(Finding("note", "clips", f"{len(won) - positives} of {len(won)} successes end before frame {clip - 1} and give no clip of {clip} frames: "
                                             "shorten the clip so that quick successes are rewarded."))
@@ -80,9 +80,9 @@ def about_states(rollouts, config, evaluation) -> list[Finding]:
     from wmpo_lite.envs.tabletop.env import initial_states
     if config.get("task") not in tasks.NAMES:
         return []
-    task, n = tasks.get_task(config["task"]), int(evaluation.get("n") or 256)
+    task, n, first = tasks.get_task(config["task"]), int(evaluation.get("n") or 256), int(evaluation.get("from") or 0)
     used = {t.initial_state.tobytes() for t in rollouts}
-    shared = sum(row.tobytes() in used for row in initial_states(task, "evaluation", np.arange(n)).states)
+    shared = sum(row.tobytes() in used for row in initial_states(task, "evaluation", np.arange(first, first + n)).states)
     if shared:
         return [Finding("problem", "leakage", f"{shared} of {n} evaluation states also occur in the rollouts: the gain may be memory; record rollouts on states "
                                               "of their own.")]

@@ -35,11 +35,11 @@ def about_trust(trust) -> list[Finding]:
     agreement = trust.get("agreement") or {}
     if agreement.get("auc") is not None:
         weak = agreement["auc"] < AUC
-        verdict = f", below {AUC}: GRPO would learn the imagination's mistakes; align longer, oversample contact and watch the films." if weak else "."
+        verdict = f", below {AUC}: GRPO would learn the imagination's mistakes; align longer, train the world model longer and watch the videos." if weak else "."
         out.append(Finding("problem" if weak else "ok", "agreement",
                            f"imagined success tells real success with AUC {agreement['auc']:.3f} (n = {agreement.get('n', '?')}){verdict}"))
     for key, name, advice in (("success_agreement", "successes", "imagination misses them; lower the threshold or align longer"),
-                              ("failure_agreement", "failures", "imagination flatters the policy; add failures and smeared frames to the reward model")):
+                              ("failure_agreement", "failures", "imagination flatters the policy; fit the reward model to imagined video of failures")):
         if agreement.get(key) is not None and agreement[key] < AGREEMENT:
             out.append(Finding("note", "agreement", f"{100 * agreement[key]:.0f} % of the real {name} are imagined as such, below {100 * AGREEMENT:.0f} %: "
                                                     f"{advice}."))
@@ -47,7 +47,7 @@ def about_trust(trust) -> list[Finding]:
         if trust.get(key) is not None:
             weak = trust[key] < aim
             verdict = ": give it more steps, or look at the clips it gets wrong." if weak else f" (threshold {threshold:.3f})." if threshold is not None else "."
-            out.append(Finding("note" if weak else "ok", "reward F1", f"the success classifier has F1 {trust[key]:.3f} on {what} video{verdict}"))
+            out.append(Finding("note" if weak else "ok", "reward F1", f"the reward model has F1 {trust[key]:.3f} on {what} video{verdict}"))
     return out
 
 

@@ -33,6 +33,8 @@ class ImaginedEnv:
         stop: bool = True,
         action_names=("dx", "dy", "dz", "gripper"),
     ):
+        for net in (autoencoder, world_model):  # the layout in which convolutions are fastest on a CPU
+            net.to(memory_format=torch.channels_last)
         self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
         self._threshold, self.num_inference_steps = threshold, num_inference_steps
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)

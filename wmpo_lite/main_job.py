@@ -7,7 +7,7 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.trust import describe_trust, trust
-from wmpo_lite.workspace import SWAP_STATES, TRAINING_STATES, Run, Workspace, greedy, imagined_env, save_arrays, starts_of_imagination
+from wmpo_lite.workspace import SWAP_STATES, TRACK_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays
 
 # ----------------------------------------------------------------------------------------------------------------------------- stages
 
@@ -27,34 +27,44 @@ def record_rollouts(w: Workspace) -> dict:
     return {"n": len(found), "successes": successes}
 
 
+def demonstrations(w: Workspace) -> list:
+    """The demonstrations that the base policy was cloned from, or the first of them: beside the P rollouts every method may use them."""
+    from wmpo_lite.trajectory import load_trajectories
+    return load_trajectories(w.assets / "demos.hdf5")
+
+
 def align_world_model(w: Workspace) -> dict:
-    """Policy behaviour alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included."""
+    """Policy behavior alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included, and the cloning demonstrations.
+
+    Windows end a few frames after `finish_step`: what a policy does once it is done is nobody's business.
+    """
     import torch
 
-    from wmpo_lite.envs.tasks import object_map
-    from wmpo_lite.perception import LatentPerception
-    from wmpo_lite.train import FitConfig, WindowConfig, fit, world_model_loss
+    from wmpo_lite.own_context import Pool, WindowConfig
+    from wmpo_lite.train import FitConfig, fit
     from wmpo_lite.world_model import WorldModel
 
-    s, trajectories = w.settings, w.rollouts()
-    model = WorldModel.load(w.assets / "world_model")
-    latents = w.autoencoder().encode_uint8(torch.from_numpy(np.stack([t.frames for t in trajectories])))
-    actions = torch.from_numpy(np.stack([t.actions for t in trajectories]))
-    objects = object_map(w.task, np.stack([t.frames for t in trajectories]), latents.shape[-1])
-    # The draft stays as pre-trained: on labels that the reader makes of the P rollouts it learns to let go of what it holds (figures in the README).
-    if model.config.draft_width:
-        model.draft.requires_grad_(False)
-    windows = WindowConfig(batch=s.align_batch, own_from=0.0)
-    perception = LatentPerception(w.base().vision, w.autoencoder(), latents[:, latents.shape[1] // 2]) if s.align_perceived else None
-    records = fit(model, world_model_loss(model, latents, actions, windows, s.align_steps, objects=objects, perception=perception, perceived=s.align_perceived), FitConfig(
-        steps=s.align_steps, lr=s.align_lr, warmup=10, decay=0.6, ema=0.98, save_every=60), seed=w.run.seed, name="align", folder=w.folder / "fit_align",
-        log_every=20, on_log=w.log)
+    s = w.settings
+    model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
+    pool = Pool(recorded_episodes(w, w.rollouts() + demonstrations(w)), model, WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4))
+    records = fit(model, pool.loss, FitConfig(steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99, save_every=100), seed=w.run.seed,
+                  name="align", folder=w.folder / "fit_align", log_every=20, on_log=w.log, extra=pool.tensors)
     model.save(w.folder / "world_model", w.provenance(stage="align"))
     return records[-1]
 
 
+def recorded_episodes(w: Workspace, trajectories):
+    """Trajectories as the world model's episodes: latents, actions, and the last frame of each that it is trained on."""
+    import torch
+
+    from wmpo_lite.own_context import Episodes
+    frames, actions = (np.stack([getattr(t, name) for t in trajectories]) for name in ("frames", "actions"))
+    last = [min(t.finish_step + w.settings.after_success, len(t)) if t.success else len(t) for t in trajectories]
+    return Episodes(w.autoencoder().encode_uint8(torch.from_numpy(frames)), torch.from_numpy(actions), last)
+
+
 def reward_episodes(trajectories, frames=None) -> dict:
-    """Trajectories as the arrays that `reward.sample_clips` wants."""
+    """Trajectories as the arrays that `reward.sample_clips` wants; frames (E, T + 1, H, W, 3): others than their own."""
     from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
     other = [with_another_colour(t.instruction, t.index) for t in trajectories]
     return {"frames": np.stack([t.frames for t in trajectories]) if frames is None else frames, "success": np.array([t.success for t in trajectories]),
@@ -62,47 +72,78 @@ def reward_episodes(trajectories, frames=None) -> dict:
 
 
 def fit_reward(w: Workspace) -> dict:
-    """Fit the success classifier to the P rollouts: its threshold by F1 and, with reward_steps, its weights too.
+    """Fit the reward model to the P rollouts and the cloning demonstrations: as filmed, as the autoencoder gives them back, and as the aligned
+    world model imagines them, with the real outcome as the label of all three.
 
-    Weights are then fitted on three quarters of the rollouts and the threshold is chosen on the remaining quarter. reward_steps=0 leaves the weights
-    as shipped and chooses on all: a hundred rollouts are few to learn from and many to choose one number on.
+    The encoder begins with the weights of the policy's image tower (`RewardModel.inflate`), and its lower half keeps them. A quarter of the rollouts is held
+    out; on it the threshold for camera video is chosen by F1 (median of bootstrap samples), and the one for imagined video so that as many
+    imagined replays count as success as truly succeeded.
     """
     import torch
 
-    from wmpo_lite.reward import RewardModel, fit_threshold, reward_loss
+    from wmpo_lite.evaluate import f1_score
+    from wmpo_lite.reward import RewardModel, fit_threshold, matching_threshold, reward_loss
     from wmpo_lite.train import FitConfig, fit
 
     s, trajectories = w.settings, w.rollouts()
     order = np.random.default_rng([w.run.seed, 5]).permutation(len(trajectories))
-    # every success rate keeps its share in both parts
-    order = sorted(order, key=lambda i: trajectories[i].success)
-    held = order[::4] if s.reward_steps else order
-    model = RewardModel.load(w.assets / "reward")
-    if s.reward_steps:
-        autoencoder, part = w.autoencoder(), [trajectories[i] for i in order if i not in set(held)]
-        real = np.stack([t.frames for t in part])
-        episodes = reward_episodes(part + part, np.concatenate([real, autoencoder.recode(real)]))  # camera pictures and what the decoder makes of them
-        fit(model, reward_loss(model, episodes), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=10, decay=0.6, ema=0.98, save_every=100),
-            seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
-    chosen_on = [trajectories[i] for i in held]
-    frames = torch.from_numpy(np.stack([t.frames for t in chosen_on]))
-    threshold, f1 = fit_threshold(model, frames, [t.instruction for t in chosen_on], [t.success for t in chosen_on])
+    order = sorted(order, key=lambda i: trajectories[i].success)  # every success rate keeps its share in both parts
+    held = set(order[::4])
+    torch.manual_seed(w.run.seed)
+    model = RewardModel.from_tower(w.base())
+    model.freeze_lower(s.reward_frozen)
+    seen = [t for i, t in enumerate(trajectories) if i not in held] + demonstrations(w)
+    real, env = np.stack([t.frames for t in seen]), imagined_env(w, w.run.seed, stop=False, judged=False)
+    imagined = replay_in(env, seen)
+    parts = (real, w.autoencoder().reconstruct(real), imagined)
+    episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
+    records = fit(model, reward_loss(model, episodes, half=24), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=30, decay=0.6, ema=0.99, save_every=100,
+                  weight_decay=0.05), seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
+    chosen_on = [trajectories[i] for i in sorted(held)]
+    texts, success = [t.instruction for t in chosen_on], [t.success for t in chosen_on]
+    threshold, f1 = fit_threshold(model, torch.from_numpy(np.stack([t.frames for t in chosen_on])), texts, success, resamples=200)
+    scores = clip_scores(model, replay_in(env, chosen_on), initial_frames(chosen_on), s.reward_stride, s.min_consecutive)
+    imagined_threshold = matching_threshold(scores, success)
+    imagined_f1 = f1_score(scores >= imagined_threshold, success)
     model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, f1=f1))
-    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": s.imagined_threshold}
+    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": imagined_threshold, "imagined_f1": imagined_f1, "loss": records[-1]["loss"]}
+
+
+def replay_in(env, trajectories) -> np.ndarray:
+    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the recorded first frames."""
+    from wmpo_lite.rollout import replay
+    return replay(env, trajectories, initial_frames(trajectories, states=False))[0]
 
 
 def train_wmpo(w: Workspace) -> dict:
-    """GRPO in imagination, from the P recorded first frames; no real environment is touched."""
+    """GRPO in imagination, from the P recorded first frames; no real environment is touched.
+
+    With `track_real` the policy is also tried out in the real environment every few iterations, so that a reader sees both curves. Nothing is chosen by that.
+    """
     from wmpo_lite.optimise import optimise, save_policy_once
 
     s = w.settings
     policy = w.base()
-    config = s.wmpo_update()
-    records = optimise(policy, lambda seed: imagined_env(w, seed, doubt=s.doubt), starts_of_imagination(w), config, iterations=s.iterations, horizon=w.horizon,
-                       seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=w.log, refill=s.refill, freeze_vision=s.freeze_vision, tolerate_silence=s.tolerate_silence)
+
+    def watch(record):
+        w.log(record)
+        if s.track_real and (record["step"] % s.track_every == 0 or record["step"] == s.iterations):
+            w.log({"stage": "real", "step": record["step"], **real_success(w, policy)})
+
+    if s.track_real and not (w.folder / "fit_wmpo" / "progress.json").exists():
+        w.log({"stage": "real", "step": 0, **real_success(w, policy)})
+    records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), s.wmpo_update(), iterations=s.iterations, horizon=w.horizon,
+                       seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=watch, refill=s.refill, freeze_vision=s.freeze_vision,
+                       tolerate_silence=s.tolerate_silence)
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
     return {"iterations": len(records), "first": records[0]["success"], "last": records[-1]["success"],
             "iteration_s": float(np.median([r["seconds"] for r in records]))}
+
+
+def real_success(w: Workspace, policy) -> dict:
+    """Greedy success of `policy` on validation states of the real environment."""
+    found = greedy(w, policy, w.states("validation", TRACK_STATES, w.settings.track_states))
+    return {"success": float(np.mean([t.success for t in found])), "n": len(found)}
 
 
 def train_online(w: Workspace) -> dict:
@@ -143,7 +184,7 @@ def evaluate(w: Workspace) -> dict:
     from wmpo_lite.policy import load_policy
 
     n = w.settings.evaluation_states
-    states = w.states("evaluation", 0, n)
+    states = w.states("evaluation", w.settings.evaluation_from, n)
     policies, trajectories = {"base": w.base()}, {}
     policies |= {name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
     table = {}
@@ -157,7 +198,7 @@ def evaluate(w: Workspace) -> dict:
         both = [(a, b) for a, b in zip(trajectories["base"], trajectories[name]) if a.success and b.success]
         if both:
             lengths[name] = trajectory_length_ratio(successful_lengths([a for a, _ in both]), successful_lengths([b for _, b in both]))
-    result = {"n": n, "policies": table, "comparisons": compare, "length_ratio": lengths, "instruction_swap": instruction_swap(w, policies["base"])}
+    result = {"n": n, "from": w.settings.evaluation_from, "policies": table, "comparisons": compare, "length_ratio": lengths, "instruction_swap": instruction_swap(w, policies["base"])}
     checkpoint.write_json(w.folder / "evaluation.json", result)
     shown = states[np.arange(min(n, 8))]
     before = greedy(w, policies["base"], shown, every_frame=True)
@@ -191,8 +232,22 @@ def record(w: Workspace, stages: dict) -> dict:
                for end, key in (("", "gain"), ("_low", "low"), ("_high", "high"))},
             "reward_f1": t["reward_f1_real"], "agreement_auc": t["agreement"]["auc"], "agreement_success": t["agreement"]["success_agreement"],
             "agreement_failure": t["agreement"]["failure_agreement"], "agreement_n": t["n"], "shuffled_db": t["sensitivity"]["shuffled_cost"],
-            "psnr_end": t["psnr"]["model"][-1], "psnr_end_copy": t["psnr"]["copy_last"][-1],
+            "psnr_end": t["psnr"]["model"][-1], "psnr_end_copy": t["psnr"]["copy_last"][-1], "evaluation_from": w.settings.evaluation_from,
+            "alignment_auc_before": t["before_alignment"]["agreement"]["auc"], "alignment_auc_after": t["agreement"]["auc"],
             "iteration_s": stages["wmpo"]["iteration_s"], "demo_s": round(w.seconds(), 1), "versions": checkpoint.versions(), "commit": checkpoint.commit()}
+
+
+def seen(w: Workspace) -> dict:
+    """What each method has seen of the world, in [episodes, frames]; None: nothing."""
+    from wmpo_lite.trajectory import load_metadata
+    count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]  # noqa: E731
+    demos, budget = demonstrations(w), w.run.rollout_budget
+    cloned = count(load_metadata(w.assets / "demos.hdf5").get("provenance", {}).get("of", len(demos)))
+    made = checkpoint.read_json(w.shared / "world_model" / "provenance.json")
+    play = [made.get("play_episodes"), made.get("play_frames")] if "play_frames" in made else None
+    parts = {"base": (cloned, None, None), "grpo": (None, count(budget), None), "dpo": (None, count(budget), None),
+             "world_model": (count(len(demos)), count(budget), play), "reward_model": (count(len(demos)), count(budget), None)}
+    return {name: dict(zip(("demonstrations", "rollouts", "play"), row)) for name, row in parts.items()}
 
 
 def main_job(run: Run, folder: Path) -> dict:
@@ -209,6 +264,7 @@ def main_job(run: Run, folder: Path) -> dict:
             print(describe_trust(stages[name]), flush=True)
     result = record(w, stages)
     checkpoint.write_json(w.folder / "result.json", result)
+    checkpoint.write_json(w.folder / "seen.json", seen(w))
     w.env.close()
     path = write_report(w.folder)
     print(describe(result, checkpoint.read_json(w.folder / "evaluation.json")))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.video_model import State
+from wmpo_lite.world_model import State
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Episodes:
         """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would reach too far."""
         grip = np.sign(self.actions[..., -1].numpy())
         turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))  # at the step that opens or closes
-        soon = sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(6)) > 0
+        soon = sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
         weight = 1.0 + windows.events * soon
         steps = np.arange(weight.shape[1])
         return weight * (steps[None] + k <= self.last[:, None])
@@ -95,7 +95,7 @@ class Pool:
         ends = t["frame"].numpy() + c.frames > self.episodes.last[t["episode"].numpy()]
         draws, firsts = rng.random(n) * self.cumulative[-1], rng.integers(len(self.starts), size=n)
         begins, far = rng.random(n) < self.windows.start, rng.random(n)
-        most = round(self.windows.own * min(1.0, step / max(1, self.windows.ramp)))
+        most = round(self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0))
         rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
         where = np.searchsorted(self.cumulative, draws[rows], side="right")
         episode = np.where(begins[rows], self.starts[firsts[rows]], where // self.steps)

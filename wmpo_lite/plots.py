@@ -118,9 +118,10 @@ def learning_curves(records: Sequence[dict]):
             _curve(flat[0], stages[name], "success", COLOURS[name], label, 100)
             _curve(flat[1], stages[name], "entropy", COLOURS[name], NAMES[name])
             _curve(flat[2], stages[name], "approx_kl", COLOURS[name], NAMES[name])
+        _real_success(flat[0], stages.get("real", []))
         flat[0].set_ylim(0, 100)
         flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
-        if flat[0].lines:
+        if flat[0].lines or flat[0].containers:
             flat[0].legend(fontsize=7, frameon=False, loc="upper left")
         for axes, title in zip(flat, ("Success of sampled trajectories (%)", "Policy entropy (nats a token)",
                                       "Approximate KL to the sampler")):
@@ -130,6 +131,18 @@ def learning_curves(records: Sequence[dict]):
         _curve(axes, stages[name], "loss", "#4b5563", "loss")
         _clean(axes, f"Loss: {name}", "step")
     return figure
+
+
+def _real_success(axes, records) -> None:
+    """The WMPO policy tried out in the real environment as it learns, greedy, with 95 % Wilson intervals."""
+    if not records:
+        return
+    from wmpo_lite.evaluate import wilson_interval  # loads scipy
+
+    rates = np.array([record["success"] for record in records])
+    ends = np.array([wilson_interval(round(record["success"] * record["n"]), record["n"]) for record in records])
+    axes.errorbar([record["step"] for record in records], 100 * rates, 100 * np.abs(ends.T - rates), color="#23262b",
+                  marker="o", ms=3.5, lw=1, capsize=2, label="WMPO, greedy (real)")
 
 
 def _group_fates(axes, records, name: str) -> None:
@@ -192,11 +205,12 @@ def _bars(axes, labels, values, colours, form: str, limits: tuple[float, float])
 
 def _sensitivity_panel(axes, trust):
     part = trust["sensitivity"]
-    values = np.array([part[key] for key in ("true", "shuffled", "zero")], float)
+    kinds = [key for key in ("shuffled", "zero", "delayed") if key in part]
+    values = np.array([part[key] for key in ("true", *kinds)], float)
     labels = ["true\nactions"] + [f"{key}\n({part[key + '_cost']:.1f} dB worse)" if part[key + "_cost"] >= 0
                                   else f"{key}\n(no worse)"
-                                  for key in ("shuffled", "zero")]
-    _bars(axes, labels, values, [COLOURS["wmpo"], COLOURS["base"], COLOURS["base"]], "{:.1f}", (0, 1.15 * values.max()))
+                                  for key in kinds]
+    _bars(axes, labels, values, [COLOURS["wmpo"], *[COLOURS["base"]] * len(kinds)], "{:.1f}", (0, 1.15 * values.max()))
     _clean(axes, "Does it listen to the actions?", y="PSNR (dB)")
 
 
@@ -208,7 +222,7 @@ def _f1_panel(axes, trust):
     names, values = zip(*known)
     _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][:len(known)], "{:.2f}", (0, 1.12))
     axes.set_yticks(np.linspace(0, 1, 6))
-    _clean(axes, "Does the judge see success?", y="F1 of the reward model")
+    _clean(axes, "Does the reward model see success?", y="F1 of the reward model")
 
 
 def _scores_panel(axes, trust):
@@ -266,7 +280,7 @@ def method_loop():
     axes.set_xlim(0, 9.2), axes.set_ylim(-0.35, 4.0), axes.set_axis_off()
     real, dream, learn = "#f6dcc0", "#cfe2f3", "#dcebd9"
     boxes = {"demos": (0.1, 2.6, "demonstrations", real), "base": (2.05, 2.6, "base policy\n(cloned)", learn), "rollouts": (4.0, 2.6, "P real rollouts,\nonce", real),
-             "world": (5.95, 3.15, "world model\n(aligned)", learn), "judge": (5.95, 2.05, "success\nclassifier", learn),
+             "world": (5.95, 3.15, "world model\n(aligned)", learn), "judge": (5.95, 2.05, "reward\nmodel", learn),
              "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", dream), "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", dream),
              "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream), "deploy": (0.1, 0.5, "better policy,\nreal again", real)}
     for x, y, text, colour in boxes.values():
@@ -282,5 +296,5 @@ def method_loop():
     arrow((5.56, 3.1), (5.89, 3.45)), arrow((5.56, 2.8), (5.89, 2.45))
     arrow((7.53, 3.45), (8.55, 1.3), -0.35), arrow((6.3, 2.0), (5.9, 1.3))
     arrow((7.49, 0.86), (6.63, 0.86)), arrow((4.99, 0.86), (4.13, 0.86)), arrow((2.49, 0.86), (1.66, 0.86))
-    arrow((3.3, 0.42), (8.2, 0.42), 0.16, "the changed policy dreams again, a few dozen times", (5.75, -0.3))
+    arrow((3.3, 0.42), (8.2, 0.42), 0.16, "the changed policy imagines again, a few dozen times", (5.75, -0.3))
     return figure

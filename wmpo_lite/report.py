@@ -19,7 +19,8 @@ def write_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run} is not a run folder; name one that `wmpo-lite demo` has written")
     missing: list[str] = []
-    config, evaluation, trust, result = (load_object(run, name, missing) for name in ("config.json", "evaluation.json", "trust.json", "result.json"))
+    names = ("config.json", "evaluation.json", "trust.json", "result.json", "seen.json")
+    config, evaluation, trust, result, seen = (load_object(run, name, missing) for name in names)
     evaluation = evaluation and with_comparisons(evaluation)
     trust_films = load_films(run, "trust_films.npz", ("real", "imagined", "real_success", "scores"), missing)
     episodes = load_films(run, "episodes.npz", ("before", "after", "before_success", "after_success"), missing)
@@ -34,6 +35,7 @@ def write_report(run: Path) -> Path:
         "Success in the real environment": sections.success(evaluation),
         "Before and after": sections.episodes(episodes, budget),
         "Can the imagination be trusted?": sections.trust(trust, trust_films, budget),
+        "What each method has seen": sections.seen(seen),
         "Learning curves": sections.curves(curves),
         "Instruction swap": sections.swap(evaluation),
         "Configuration": sections.configuration(config),

@@ -16,11 +16,16 @@ TRUST_AIMS = {
     "auc": ("AUC of imagined against real success", 0.92, "{:.3f}", "a real success scores above a real failure this often; 0.5 is guessing"),
     "success_agreement": ("Real successes imagined as successes", 0.85, "{:.2f}", "low: the imagination loses objects at contact"),
     "failure_agreement": ("Real failures imagined as failures", 0.85, "{:.2f}", "low: the imagination flatters the policy"),
-    "shuffled_cost": ("Cost of shuffled actions (dB)", 3.0, "{:.1f}", "near zero: the world model ignores the actions"),
-    "reward_f1_real": ("F1 of the reward model on real video", 0.95, "{:.3f}", "whether the judge is right where it was trained"),
-    "reward_f1_imagined": ("F1 of the reward model on imagined video", None, "{:.3f}", "whether it still is right on imagined pictures"),
+    "before_auc": ("AUC before alignment", None, "{:.3f}", "what the P rollouts were good for, beside the first row"),
+    "before_success": ("Real successes imagined as successes, before alignment", None, "{:.2f}", "beside the second row"),
+    "valid_frames": ("Frames until a thing is off by its own width (mean)", None, "{:.1f}", "how long an imagined episode can be believed in detail"),
+    "shuffled_cost": ("Cost of shuffled actions (dB)", 6.0, "{:.1f}", "near zero: the world model ignores the actions"),
+    "reward_f1_real": ("F1 of the reward model on real video", 0.95, "{:.3f}", "whether it is right where it was trained"),
+    "reward_f1_imagined": ("F1 of the reward model on imagined video", None, "{:.3f}", "whether it still is right on imagined frames"),
 }
 
+SEEN_WORDS = {"base": "base policy (all methods start from it)", "grpo": "online GRPO, beyond its start", "dpo": "offline DPO, beyond its start",
+              "world_model": "WMPO: its world model", "reward_model": "WMPO: its reward model"}
 SWAP_WORDS = {"as_said": "success with the instruction of the scene", "swapped_follows_new": "success with the swapped instruction"}
 
 
@@ -94,6 +99,17 @@ def success(evaluation: dict | None) -> str:
               "interval: paired bootstrap; p: McNemar's exact test.</p>")
 
 
+def seen(counts: dict | None) -> str:
+    """counts: seen.json of the run."""
+    if not counts:
+        return note("The list of what each method has seen (seen.json)")
+    cell = lambda pair: "-" if pair is None else f"{pair[0]:,} episodes, {pair[1]:,} frames"  # noqa: E731
+    rows = [[html.escape(SEEN_WORDS.get(name, name)), *(cell(row[key]) for key in ("demonstrations", "rollouts", "play"))] for name, row in counts.items()]
+    return (table(["", "demonstrations", "P real rollouts", "broad play (no task, no goal, no labels)"], rows)
+            + '<p class="sub">Rollouts for the trust panel, for the curve of real success and for the evaluation are for reporting only; nothing is '
+              "trained or chosen on them.</p>")
+
+
 def _versus(key: str) -> str:
     return " against ".join(plots.NAMES.get(name, name) for name in key.split("_vs_"))
 
@@ -134,6 +150,8 @@ def trust(measured: dict | None, films: dict | None, budget: list[int]) -> str:
 
 def _trust_figures(measured: dict) -> str:
     values, rows = {**measured, **(measured.get("sensitivity") or {}), **(measured.get("agreement") or {})}, []
+    before = (measured.get("before_alignment") or {}).get("agreement") or {}
+    values |= {"before_auc": before.get("auc"), "before_success": before.get("success_agreement")}
     for key, (label, aim, form, why) in TRUST_AIMS.items():
         value, met = values.get(key), ""
         if value is not None and aim is not None:

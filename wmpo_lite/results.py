@@ -7,11 +7,12 @@ from wmpo_lite.evaluate import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
 PATH = RESULTS / "main_job.json"
+MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")  # apart from the run, and kept when it is replaced
 
 
 def collect(runs, folder: Path = RESULTS):
-    """Add the records of finished run folders to main_job.json and, where the task is one of LIBERO's, to libero.json; one per task and seed, newer ones
-    replace older. Measures of the machine already stored are kept.
+    """Add the records of finished run folders to main_job.json and, where the task is one of LIBERO's, to libero.json; one per task, budget and seed,
+    newer ones replace older. Measures of the machine already stored are kept.
 
     An upper bound (a folder with upper_bound.json) is written into every record of its task.
     """
@@ -30,16 +31,20 @@ def collect(runs, folder: Path = RESULTS):
         if not any(map(belongs, new + bounds)):
             continue
         path = folder / name
-        records = {(r["task"], r["seed"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+        records = {_key(r): r for r in (checkpoint.read_json(path) if path.exists() else [])}
         for r in filter(belongs, new):
-            old = records.get((r["task"], r["seed"]), {})
-            records[r["task"], r["seed"]] = {**{key: old[key] for key in ("upper_bound_success", "unet_ratio") if key in old}, **r,
+            old = records.get(_key(r), {})
+            records[_key(r)] = {**{key: old[key] for key in MEASURED if key in old}, **r,
                                              **(of_the_suite(r["task"], folder) if "/" in r["task"] else {})}
         for bound in filter(belongs, bounds):
-            for (task, _), row in records.items():
-                if task == bound["task"]:
+            for row in records.values():
+                if row["task"] == bound["task"]:
                     row["upper_bound_success"] = bound["upper_bound_success"]
         checkpoint.write_json(path, [records[key] for key in sorted(records)])
+
+
+def _key(record: dict):
+    return record["task"], record.get("rollout_budget", 0), record["seed"]
 
 
 def of_the_suite(task: str, folder: Path) -> dict:
@@ -58,8 +63,8 @@ def of_the_suite(task: str, folder: Path) -> dict:
 
 
 def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
-    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows). Of a task of LIBERO it
-    is real_and_imagined_libero.png in `folder`, else real_and_imagined.png."""
+    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows). Of `place` it
+    is real_and_imagined.png in `folder`; other names say their task, or that it is one of LIBERO's."""
     import io
 
     import numpy as np
@@ -71,8 +76,8 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     with np.load(films) as data:
         rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
     buffer = io.BytesIO()
-    grid, of_libero = np.concatenate(rows), "/" in checkpoint.read_json(run / "config.json")["task"]
-    path = Path(folder) / f"real_and_imagined{'_libero' if of_libero else ''}.png"
+    grid, task = np.concatenate(rows), checkpoint.read_json(run / "config.json")["task"]
+    path = Path(folder) / f"real_and_imagined{'_libero' if '/' in task else '' if task == 'place' else '_' + task}.png"
     Image.fromarray(grid).resize((grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
     checkpoint.write_atomic(path, buffer.getvalue())
 

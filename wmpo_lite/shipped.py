@@ -7,7 +7,7 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
-FILES = ("evaluation.json", "trust.json", "result.json", "metrics.jsonl", "rollouts.hdf5", "config.json")
+FILES = ("evaluation.json", "trust.json", "result.json", "metrics.jsonl", "rollouts.hdf5", "config.json", "seen.json")
 
 
 class Shipped:
@@ -15,26 +15,26 @@ class Shipped:
 
     def __init__(self, task: str = "place", assets: Path = ASSETS):
         from wmpo_lite.envs.tasks import folder_name, get_task
-        self.task, self.home = get_task(task), Path(assets) / folder_name(task)
+        self.task, self.home, self.shared = get_task(task), Path(assets) / folder_name(task), Path(assets) / "tabletop"
         self.run = self.home / "run"
         if not (self.home / "policy").exists():
-            raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `wmpo-lite assets --task {task}`")
+            raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `make assets`")
 
     def autoencoder(self):
-        from wmpo_lite.world_model import Autoencoder
-        return Autoencoder.load(self.home / "autoencoder")
+        from wmpo_lite.autoencoder import Autoencoder
+        return Autoencoder.load(self.shared / "autoencoder")
 
     def world_model(self, aligned: bool = True):
         """aligned: after the P rollouts of the shipped run; False: as pre-trained."""
         from wmpo_lite.world_model import WorldModel
-        model = WorldModel.load(self.home / "world_model")
+        model = WorldModel.load(self.shared / "world_model")
         return self._changed(model, "world_model") if aligned else model
 
     def reward_model(self):
-        """The success classifier with the threshold for camera pictures that the shipped run chose on its P rollouts."""
+        """The reward model that the shipped run fitted, with its threshold for camera pictures."""
         from wmpo_lite.reward import RewardModel
-        model = RewardModel.load(self.home / "reward")
-        model.threshold.fill_(self.thresholds()["threshold"])
+        model = RewardModel.load(self._file("reward"))
+        model.threshold.fill_(self.thresholds()["threshold"])  # weights are shipped in half precision, in which 0.9999 is 1
         return model
 
     def thresholds(self) -> dict:
@@ -56,14 +56,16 @@ class Shipped:
 
     def imagined_env(self, seed: int = 0, **options):
         """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
-        from wmpo_lite.envs.imagined import ImaginedEnv
+        from wmpo_lite.imagined_env import ImaginedEnv
         config = self.read("config")
-        options = {"threshold": self.thresholds()["imagined_threshold"], "steps": config["sample_steps"], "stride": config["judge_stride"], "hold": config.get("judge_hold", 1),
+        options = {"threshold": self.thresholds()["imagined_threshold"],
+                   **{name: config[name] for name in ("num_inference_steps", "reward_stride", "min_consecutive")},
                    "action_names": checkpoint.read_json(self.home / "policy" / "actions.json")["names"], **options}
-        return ImaginedEnv(self.autoencoder(), self.world_model(), self.reward_model(), seed=seed, **options)
+        reward_model = options.pop("reward_model") if "reward_model" in options else self.reward_model()
+        return ImaginedEnv(self.autoencoder(), self.world_model(), reward_model, seed=seed, **options)
 
     def read(self, name: str):
-        """One of the shipped run's JSON files: 'evaluation', 'trust', 'result' or 'config'."""
+        """One of the shipped run's JSON files: 'evaluation', 'trust', 'result', 'config' or 'seen'."""
         return checkpoint.read_json(self._file(f"{name}.json"))
 
     def metrics(self) -> list[dict]:
@@ -85,6 +87,19 @@ class Shipped:
         return self.run / name
 
 
+def copy_half(source: Path, target: Path):
+    """Copy a model's folder, its weights in half precision (they are read back as single)."""
+    import shutil
+
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors":
+            halves = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.load_tensors(path).items()}
+            checkpoint.save_tensors(target / path.name, halves)
+        else:
+            shutil.copy(path, target / path.name)
+
+
 def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> Path:
     """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision.
 
@@ -100,7 +115,8 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
         raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
     config = checkpoint.read_json(run / "config.json")
     home = Path(assets) / folder_name(config["task"])
-    weights = {name: home / name / "model.safetensors" for name in config["assets"]}
+    folders = {name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")} | {"policy": home / "policy"}
+    weights = {name: folders[name] / "model.safetensors" for name in config["assets"]}
     found = {name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()}
     if found != config["assets"]:
         raise UserError(f"{run} began with other weights than {home} holds; run the demo again with the shipped ones")
@@ -112,7 +128,8 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
         from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
         save_trajectories(target / "rollouts.hdf5", load_trajectories(run / "rollouts.hdf5")[:rollouts], **load_metadata(run / "rollouts.hdf5"))
     checkpoint.write_json(target / "reward.json", checkpoint.read_json(run / "stages" / "reward.json")["result"])
-    for name, before, after in [("world_model", home / "world_model", run / "world_model")] + [
+    copy_half(run / "reward", target / "reward")
+    for name, before, after in [("world_model", folders["world_model"], run / "world_model")] + [
             (name, home / "policy", run / "policies" / name) for name in POLICIES]:
         old, new = (checkpoint.load_tensors(folder / "model.safetensors") for folder in (before, after))
         changed = {key: value.half() for key, value in new.items() if value.is_floating_point() and (value.float() != old[key].float()).any()}

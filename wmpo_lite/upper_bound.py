@@ -26,7 +26,7 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
 
     def measure():
         from wmpo_lite.policy import load_policy
-        found = greedy(w, load_policy(w.folder / "policies" / "upper"), w.states("evaluation", 0, s.evaluation_states), desc="evaluate upper")
+        found = greedy(w, load_policy(w.folder / "policies" / "upper"), w.states("evaluation", s.evaluation_from, s.evaluation_states), desc="evaluate upper")
         return {"success": [t.success for t in found]}
 
     trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)

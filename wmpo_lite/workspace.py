@@ -8,10 +8,10 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.profiles import PROFILES, TASK_SETTINGS, TASK_SIZES, Profile
+from wmpo_lite.profiles import PROFILES, Profile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-TRAINING_STATES, TRUST_STATES, SWAP_STATES = 10_000, 1_000, 50_000  # where each use begins inside its split
+TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = 10_000, 1_000, 50_000, 60_000  # where each use begins inside its split
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Run:
     seed: int = 0
     rollout_budget: int = 128
     assets: str = str(ASSETS)
+    changes: dict = dataclasses.field(default_factory=dict)  # settings that are not the profile's
 
     def settings(self) -> Profile:
         if self.profile not in PROFILES:
             raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
-        settings = dataclasses.replace(PROFILES[self.profile], **TASK_SETTINGS.get(self.task, {}), **TASK_SIZES.get((self.task, self.profile), {}))
+        settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
         if self.rollout_budget < settings.online_group_size:
             raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.online_group_size}; raise --rollout-budget")
         return settings
@@ -44,7 +45,9 @@ class Workspace:
         self.run, self.folder, self.settings = run, Path(folder), run.settings()
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
-        self.assets = Path(run.assets) / folder_name(run.task)
+        if hasattr(self.task, "suite"):
+            raise UserError(f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this version does not have; choose place or square")
+        self.assets, self.shared = Path(run.assets) / folder_name(run.task), Path(run.assets) / "tabletop"
         if not self.assets.exists():
             raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
         self._check_folder()
@@ -65,7 +68,11 @@ class Workspace:
 
     def _fingerprint(self) -> dict:
         """Which trained assets the run starts from: the beginning of each weight file's checksum."""
-        return {name: checkpoint.checksum(self.assets / name / "model.safetensors")[:12] for name in ("autoencoder", "policy", "world_model", "reward")}
+        folders = {"policy": self.assets / "policy"} | {name: self.shared / name for name in ("autoencoder", "world_model")}
+        missing = [str(folder) for folder in folders.values() if not (folder / "model.safetensors").is_file()]
+        if missing:
+            raise UserError(f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or train them with --from-scratch")
+        return {name: checkpoint.checksum(folder / "model.safetensors")[:12] for name, folder in folders.items()}
 
     def stage(self, name: str, fn):
         path = self.folder / "stages" / f"{name}.json"
@@ -83,8 +90,8 @@ class Workspace:
     # -- loaded when first needed ------------------------------------------------------------------------------------------------------------
 
     def autoencoder(self):
-        from wmpo_lite.world_model import Autoencoder
-        return self._once("autoencoder", lambda: Autoencoder.load(self.assets / "autoencoder"))
+        from wmpo_lite.autoencoder import Autoencoder
+        return self._once("autoencoder", lambda: Autoencoder.load(self.shared / "autoencoder"))
 
     def base(self):
         from wmpo_lite.policy import load_policy
@@ -115,33 +122,22 @@ class Workspace:
         return initial_states(self.task, self.env, split, np.arange(first, first + count))
 
 
-def initial_frames(trajectories):
-    """Recorded first frames as initial states for imagination."""
+def initial_frames(trajectories, states: bool = True):
+    """Recorded first frames as initial states for imagination. states=False: without the simulator's states, which imagination never looks at."""
     from wmpo_lite.trajectory import InitialStates
-    return InitialStates(states=np.stack([t.initial_state for t in trajectories]), frames=np.stack([t.frames[0] for t in trajectories]),
+    rows = [t.initial_state if states else np.zeros(0) for t in trajectories]
+    return InitialStates(states=np.stack(rows), frames=np.stack([t.frames[0] for t in trajectories]),
                          instructions=tuple(t.instruction for t in trajectories), split=trajectories[0].split,
                          indices=np.array([t.index for t in trajectories]))
 
 
-def starts_of_imagination(w):
-    """The P recorded first frames, each under its own sentence and under the one that names the other object: imagination needs no recording of what
-    comes of it, and twice as many starts are harder to learn by heart. The recorded state only tells which colours are on the table. A task with one
-    sentence has the P starts alone.
-
-    w: a Workspace or a Shipped; of either only `task` and `rollouts()` are asked.
-    """
-    from wmpo_lite.envs.tasks import has_other_sentence, with_other_sentence
-    from wmpo_lite.trajectory import InitialStates
-    own = initial_frames(w.rollouts())
-    return InitialStates.concat([own, with_other_sentence(w.task, own)]) if has_other_sentence(w.task) else own
-
-
-def imagined_env(w: Workspace, seed: int, stop: bool = True, doubt: float = 0.0):
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"]
-    return ImaginedEnv(w.autoencoder(), w.world_model(), w.reward_model(), threshold=threshold, seed=seed, steps=w.settings.sample_steps,
-                       stride=w.settings.judge_stride, hold=w.settings.judge_hold, stop=stop, doubt=doubt,
-                       action_names=w.env.action_names)
+def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True, world_model=None):
+    """Imagination as this run is set: its aligned world model (or another one), judged by its reward model."""
+    from wmpo_lite.imagined_env import ImaginedEnv
+    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"] if judged else None
+    return ImaginedEnv(w.autoencoder(), world_model or w.world_model(), w.reward_model() if judged else None, threshold=threshold, seed=seed,
+                       num_inference_steps=w.settings.num_inference_steps, reward_stride=w.settings.reward_stride, min_consecutive=w.settings.min_consecutive,
+                       stop=stop, action_names=w.env.action_names)
 
 
 def greedy(w: Workspace, policy, states, **options):
@@ -149,9 +145,9 @@ def greedy(w: Workspace, policy, states, **options):
     return rollout(policy, w.env, states, horizon=w.horizon, every_frame=options.pop("every_frame", False), batch=64, **options)
 
 
-def clip_scores(model, films, starts, stride: int = 1, hold: int = 1) -> np.ndarray:
+def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1) -> np.ndarray:
     import torch
-    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16]), stride, hold).numpy() for i in range(0, len(films), 16)])
+    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16]), stride, min_consecutive).numpy() for i in range(0, len(films), 16)])
 
 
 def save_arrays(path: Path, **arrays):

@@ -100,7 +100,8 @@ def test_deploy_films_marks_and_numbers_its_episodes(desk, capsys):
 
 
 def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, capsys, monkeypatch):
-    from wmpo_lite.workspace import Run, Workspace, starts_of_imagination
+    from wmpo_lite.workspace import Run, Workspace, initial_frames
+    monkeypatch.setattr("wmpo_lite.train.set_threads", lambda: None)  # a run takes all cores
     settings = Settings(checkpoint="policy", collect=3, name="desk", speed=10.0, look=0.5)
     calls = []
     original = records.save_episode
@@ -121,10 +122,10 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
     rollouts = load_trajectories("runs/desk/rollouts.hdf5")
     theirs = initial_states(PLACE, "rollouts", range(3))
     assert all((t.initial_state == state).all() and t.tokens is not None and len(t) == 40 for t, state in zip(rollouts, theirs.states))
-    workspace = Workspace(Run(task="place", profile="smoke", rollout_budget=64), desk / "runs" / "desk")
+    workspace = Workspace(Run(task="place", profile="smoke", rollout_budget=64, assets=str(tiny.assets(desk / "assets"))), desk / "runs" / "desk")
     assert workspace.stage("rollouts", lambda: pytest.fail("the rollouts are there already"))["n"] == 3
-    starts = starts_of_imagination(workspace)
-    assert len(starts) == 6 and starts.frames.shape == (6, 16, 16, 3)
+    starts = initial_frames(workspace.rollouts())
+    assert starts.frames.shape == (3, 16, 16, 3) and (starts.states == theirs.states).all()
     workspace.env.close()
     checkpoint.write_json(desk / "runs" / "desk" / "stages" / "align.json", {"result": {}})
     with pytest.raises(UserError, match="trained on already"):

@@ -13,11 +13,13 @@ import time
 import torch
 from torch import nn
 
+from wmpo_lite.autoencoder import Autoencoder
+from wmpo_lite.recipes.pretrain import PRETRAINING
 from wmpo_lite.train import set_threads
-from wmpo_lite.draft import Draft
-from wmpo_lite.world_model import Autoencoder, AutoencoderConfig, WorldModel, WorldModelConfig
+from wmpo_lite.world_model import WorldModel
 
-BATCH, DENOISING_STEPS = 32, 3
+CONFIG = PRETRAINING["laptop"].world_model  # the shipped world model's sizes
+BATCH, CHUNK, DENOISING_STEPS = 32, 8, 3
 LEAST, MOST, ENOUGH_SECONDS = 3, 7, 45  # repeats, and the time after which no further one begins
 
 
@@ -57,32 +59,18 @@ class PixelUNet(nn.Module):
         return torch.stack(frames, dim=1)
 
 
-def flops(config: WorldModelConfig) -> int:
-    """Operations (2 a multiply-add) of the transformer's matrix products over one window of c + K frames.
+def flops(model: WorldModel) -> int:
+    """Operations (2 a multiply-add) of the U-Net's convolutions and matrix products in one pass over one episode.
 
-    A backward pass costs twice as much, so a training step is 3 x this; sampling is `sample_steps` x this (a little less: the draft is made once).
+    A backward pass costs twice as much, so a training step is 3 x this; a chunk is `num_inference_steps` times
+    CHUNK / frames x this.
     """
-    frames, width = config.context + config.chunk, config.width
-    tokens, features = (config.latent_size // config.patch) ** 2, config.latent_channels * config.patch**2
-    linear = frames * tokens * (3 + 1 + 4 + 4) * width**2  # qkv, out, up, down
-    spatial = 2 * frames * tokens**2 * width  # scores and their sum over values
-    temporal = 2 * tokens * frames**2 * width  # what is computed, masked half included
-    modulation = frames * 6 * width**2  # AdaLN, once a frame
-    blocks = config.depth * (2 * linear + 2 * modulation + spatial + temporal)
-    time = frames * (64 * width + width**2)
-    action = config.chunk * (config.action_dim * width + width**2)
-    # Embedding of all frames; final modulation and head of the future ones.
-    ends = frames * tokens * features * width + config.chunk * (2 * width**2 + tokens * width * features)
-    draft = 0
-    if config.draft_width:
-        with torch.device("meta"):
-            net = Draft(config.latent_channels, config.latent_size, config.action_dim, config.draft_width, config.draft_memory, config.slots)
-        size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim in (2, 4))  # noqa: E731
-        cells, p = config.latent_size**2, net.painter
-        per_frame = size(p.whole) + size(p.frame)
-        per_cell = size(p.near) + size(p.from_frame) + size(p.body) + size(p.out)
-        draft = 2 * cells * size(net.reader) + cells * size(p.local) + config.chunk * (per_frame + cells * per_cell + config.slots * size(net.mover))
-    return 2 * (blocks + time + action + ends + draft)
+    net, cells = model.denoiser, model.config.latent_size**2
+    size = lambda ndim, *parts: sum(p.numel() for part in parts for p in part.parameters() if p.ndim == ndim)  # noqa: E731
+    whole = size(4, net.input, net.down, net.up, net.output)  # at full resolution
+    half = size(4, net.shrink, net.middle, net.attend, net.grow)  # at half of it
+    attention = len(net.attend) * 2 * (cells // 4) ** 2 * model.config.widths[1]  # scores and their sum over values
+    return 2 * (cells * whole + cells // 4 * half + attention + size(2, net))
 
 
 def seconds(function) -> float:
@@ -106,35 +94,35 @@ def measure() -> dict:
     """All figures of the JSON line, and the spread of the ratio."""
     set_threads()
     torch.manual_seed(0)
-    autoencoder, unet = Autoencoder(AutoencoderConfig()).eval(), PixelUNet().eval()
-    config = WorldModelConfig()
-    world_model = WorldModel(config)
+    autoencoder, unet, world_model = Autoencoder().eval(), PixelUNet().eval(), WorldModel(CONFIG)
+    for net in (autoencoder, world_model):
+        net.to(memory_format=torch.channels_last)
     for parameter in (*world_model.parameters(), *unet.parameters()):  # zeros might be cheaper than trained numbers
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    latent = torch.randn(BATCH, config.context, config.latent_channels, config.latent_size, config.latent_size)
-    future = torch.randn(BATCH, config.chunk, *latent.shape[2:])
+    state = world_model.init_state(torch.randn(BATCH, CONFIG.latent_channels, CONFIG.latent_size, CONFIG.latent_size))
+    future = torch.randn(BATCH, CONFIG.frames, *state.reference.shape[1:])
     pixels = torch.rand(BATCH, 4, 3, 64, 64) * 2 - 1
-    actions = torch.rand(BATCH, config.chunk, config.action_dim) * 2 - 1
+    actions = torch.rand(BATCH, CHUNK, CONFIG.action_dim) * 2 - 1
     optimiser = torch.optim.AdamW(world_model.parameters(), lr=1e-5)
 
-    @torch.no_grad()
     def dream():
-        autoencoder.decode_uint8(world_model.imagine(latent, actions))
+        autoencoder.decode_uint8(world_model.next_frames(state, actions)[0])
 
     def train():
-        loss, _ = world_model.loss(latent, future, actions)
+        loss, _, _ = world_model.loss(state, actions[:, : CONFIG.frames], future, None)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
 
     one_frame = lambda: unet.imagine(pixels, actions[:, :1])  # noqa: E731
-    sample = lambda: world_model.imagine(latent, actions)  # noqa: E731
+    sample = lambda: world_model.next_frames(state, actions)  # noqa: E731
     with torch.no_grad():  # the first call allocates and picks kernels
         unet.net(torch.randn(BATCH, 15, 64, 64), 0, class_labels=torch.randn(BATCH, 256))
     for function in (dream, train, sample):
         function()
-    work = flops(config) * BATCH / 1e9  # GFLOP of one forward pass
+    work = flops(world_model) * BATCH / 1e9  # GFLOP of one forward pass
+    passes = CONFIG.num_inference_steps * CHUNK / CONFIG.frames
     names = ("wm_fps", "unet_fps", "unet_ratio", "matmul_gflops", "sampling_share", "training_share")
     runs, ratios = {name: [] for name in names}, []
     begin = time.perf_counter()
@@ -143,9 +131,9 @@ def measure() -> dict:
         pixel = seconds(one_frame)
         after = seconds(dream)
         # The world model's turns lie on both sides of the U-Net's: a machine that changes speed favours neither.
-        wm_fps, unet_fps = BATCH * config.chunk / ((before + after) / 2), BATCH / pixel
+        wm_fps, unet_fps = BATCH * CHUNK / ((before + after) / 2), BATCH / pixel
         rates = [matmul_gflops()]
-        sampling = work * config.sample_steps / seconds(sample)
+        sampling = work * passes / seconds(sample)
         rates.append(matmul_gflops())
         training = 3 * work / seconds(train)
         rates.append(matmul_gflops())
@@ -161,21 +149,20 @@ def measure() -> dict:
         "unet_ratio": round(median["unet_ratio"], 1), "matmul_gflops": round(median["matmul_gflops"], 1),
         "sampling_share": round(median["sampling_share"], 3), "training_share": round(median["training_share"], 3),
         "unet_ratio_range": [round(min(ratios), 1), round(max(ratios), 1)], "wm_params": count(world_model),
-        "wm_gflop": round(flops(config) / 1e9, 4), "batch": BATCH, "threads": torch.get_num_threads(),
+        "wm_gflop": round(flops(world_model) / 1e9, 4), "batch": BATCH, "threads": torch.get_num_threads(),
         "repeats": len(ratios)}
 
 
 def test_imagination_is_at_least_twenty_times_as_fast():
     """The claim of the README, and that the analytic operation count is the one that PyTorch counts."""
     from torch.utils.flop_counter import FlopCounterMode
-    config = WorldModelConfig()
-    world_model, picture = WorldModel(config), (config.latent_channels, config.latent_size, config.latent_size)
-    future, context = torch.randn(1, config.chunk, *picture), torch.randn(1, config.context, *picture)
+    world_model = WorldModel(CONFIG)
+    state = world_model.init_state(torch.randn(1, CONFIG.latent_channels, CONFIG.latent_size, CONFIG.latent_size))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         # The CPU's fused attention is not in the counter's table; the plain one is.
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            world_model.clean(future, torch.ones(1), context, torch.zeros(1, config.chunk, config.action_dim))
-    assert abs(counter.get_total_flops() / flops(config) - 1) < 0.02
+            world_model.next_frames(state, torch.zeros(1, CONFIG.frames, CONFIG.action_dim), num_inference_steps=1)
+    assert abs(counter.get_total_flops() / flops(world_model) - 1) < 0.02
     figures = measure()
     print(json.dumps(figures))
     assert 3e6 <= figures["unet_params"] <= 4.5e6

@@ -82,17 +82,21 @@ def imagination_speed(task, seconds: float) -> dict:
     """Frames a second of imagination and of the simulator at the same policy steps, by turns, and the median of their ratios."""
     import statistics
 
-    from wmpo_lite.envs.imagined import ImaginedEnv
+    import torch
+
+    from wmpo_lite.autoencoder import Autoencoder
     from wmpo_lite.envs.libero.env import ACTION_DIM, LiberoEnv
+    from wmpo_lite.imagined_env import ImaginedEnv
     from wmpo_lite.profiles import PROFILES
     from wmpo_lite.reward import RewardModel
     from wmpo_lite.trajectory import InitialStates
     from wmpo_lite.train import set_threads
-    from wmpo_lite.world_model import Autoencoder, WorldModel, WorldModelConfig
+    from wmpo_lite.world_model import WorldModel, WorldModelConfig
     set_threads()
-    episodes, chunk, settings = 64, 8, PROFILES["libero"]
-    imagined = ImaginedEnv(Autoencoder().eval(), WorldModel(WorldModelConfig(action_dim=ACTION_DIM)).eval(), RewardModel().eval(), threshold=2.0, steps=settings.sample_steps,
-                           stride=settings.judge_stride, hold=settings.judge_hold)
+    episodes, chunk, settings = 64, 8, PROFILES["laptop"]
+    world_model = WorldModel(WorldModelConfig(action_dim=ACTION_DIM, frames=2)).to(memory_format=torch.channels_last)
+    imagined = ImaginedEnv(Autoencoder().eval(), world_model.eval(), RewardModel().eval(), threshold=2.0, num_inference_steps=settings.num_inference_steps,
+                           reward_stride=settings.reward_stride, min_consecutive=settings.min_consecutive)
     with LiberoEnv(task, size=64) as env:
         real_states = env.initial_states("evaluation", np.arange(2 * len(env._workers)))
         frames = env.reset(real_states)

@@ -49,19 +49,38 @@ def test_one_command_ends_with_numbers_and_a_report(whole):
     html = (run / "report.html").read_text()
     assert "<video" in html and "http://" not in html.replace("http://www.w3.org", "") and len(html) > 50_000
     assert (run / "rollouts.hdf5").stat().st_size > 10_000
+    seen = json.loads((run / "seen.json").read_text())
+    assert seen["base"] == {"demonstrations": [32, 32 * 41], "rollouts": None, "play": None}
+    budget = seen["grpo"]["rollouts"][0]
+    assert seen["grpo"] == seen["dpo"] and seen["world_model"]["rollouts"] == [budget, budget * 41]
+    assert seen["world_model"]["play"][1] > 100_000
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"align", "reward", "wmpo", "grpo", "dpo"} <= {line["stage"] for line in lines}
     assert not list(run.rglob("*.part*")), "half-written files were left behind"
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".pkl", ".pickle")]
 
 
-def test_alignment_moves_the_transformer_and_leaves_the_draft(whole):
+def test_alignment_fine_tunes_the_shipped_world_model(whole):
     from wmpo_lite.workspace import ASSETS
     from wmpo_lite.world_model import WorldModel
     folder, _ = whole
-    shipped, aligned = WorldModel.load(ASSETS / "place" / "world_model"), WorldModel.load(folder / "runs" / "run" / "world_model")
-    same = {name: bool((p == q).all()) for (name, p), q in zip(shipped.named_parameters(), aligned.parameters())}
-    assert all(same[name] for name in same if name.startswith("draft.")) and not all(same.values())
+    before, after = (WorldModel.load(path / "world_model") for path in (ASSETS / "tabletop", folder / "runs" / "run"))
+    assert before.config == after.config
+    gap = sum(float((p - q).detach().square().sum()) for p, q in zip(before.parameters(), after.parameters()))
+    size = sum(float(p.detach().square().sum()) for p in before.parameters())
+    assert 0 < gap < 0.1 * size
+
+
+def test_the_trust_panel_compares_before_and_after_alignment(whole):
+    folder, out = whole
+    trust = json.loads((folder / "runs" / "run" / "trust.json").read_text())
+    assert trust["n"] == len(trust["scores"]) == len(trust["real"]) == 24
+    for panel in (trust, trust["before_alignment"]):
+        low, high = panel["auc_interval"]
+        assert low <= panel["agreement"]["auc"] <= high and panel["psnr"]["horizons"] == [8, 16, 24, 32, 40]
+        assert {f"{kind}_cost" for kind in ("shuffled", "zero", "delayed")} < set(panel["sensitivity"])
+    assert trust["psnr"]["model"] != trust["before_alignment"]["psnr"]["model"]
+    assert trust["psnr"]["copy_last"] == trust["before_alignment"]["psnr"]["copy_last"] and "before alignment" in out
 
 
 def test_killed_and_started_again_it_ends_with_the_same_numbers(whole, tmp_path):

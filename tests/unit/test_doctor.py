@@ -11,8 +11,8 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import Trajectory, save_trajectories
 
 
-def rollouts(path, count=12, successes=5, split="rollouts", source="rollouts", finish=20, horizon=24):
-    states = initial_states(get_task("place"), source, np.arange(count))
+def rollouts(path, count=12, successes=5, split="rollouts", source="rollouts", first=0, finish=20, horizon=24):
+    states = initial_states(get_task("place"), source, np.arange(first, first + count))
     made = [Trajectory(frames=np.zeros((horizon + 1, 8, 8, 3), np.uint8), actions=np.zeros((horizon, 4)),
                        success=i < successes, finish_step=finish if i < successes else horizon,
                        instruction=states.instructions[i], initial_state=states.states[i], split=split, index=i)
@@ -139,6 +139,17 @@ def test_planted_rollout_faults_are_found(run, options, topic):
     assert levels(run, topic) & {"problem", "note"}
 
 
+@pytest.mark.parametrize("first, shared", [(0, 0), (985, 0), (995, 7), (1250, 6)])
+def test_leakage_is_looked_for_where_the_evaluation_began(run, first, shared):
+    """256 states of the evaluation from number 1000 on, and 12 rollouts from `first` on."""
+    found = checkpoint.read_json(run / "evaluation.json")
+    checkpoint.write_json(run / "evaluation.json", found | {"from": 1000})
+    rollouts(run / "rollouts.hdf5", source="evaluation", first=first)
+    said = next(f for f in diagnosis.diagnose(run) if f.topic == "leakage")
+    assert said.level == ("problem" if shared else "ok")
+    assert said.message.startswith(f"{shared} of 256" if shared else "the 12 initial states")
+
+
 def test_clips_are_as_long_as_the_classifier_takes_them(run):
     def windows():
         return next(f.message for f in diagnosis.diagnose(run) if f.topic == "reward windows")
@@ -209,8 +220,11 @@ def test_main_prints_and_returns_a_status(run, capsys, monkeypatch):
 @pytest.mark.parametrize("auc, cost, warnings", [(0.95, 9.0, []), (0.79, 9.0, ["AUC 0.790"]), (0.79, 0.5, ["0.5 dB", "AUC 0.790"])])
 def test_the_trust_panel_warns_before_grpo_begins(auc, cost, warnings):
     from wmpo_lite.trust import describe_trust
-    said = describe_trust({"n": 64, "psnr": {"horizons": [8], "model": [27.0], "copy_last": [15.0]}, "sensitivity": {"shuffled_cost": cost, "zero_cost": 9.0},
-                           "agreement": {"auc": auc, "success_agreement": 0.5, "failure_agreement": 0.9, "confusion": [[1, 1], [1, 9]]},
+    agreement = {"auc": auc, "success_agreement": 0.5, "failure_agreement": 0.9, "confusion": [[1, 1], [1, 9]]}
+    said = describe_trust({"n": 64, "psnr": {"horizons": [8], "model": [27.0], "copy_last": [15.0]},
+                           "sensitivity": {"shuffled_cost": cost, "zero_cost": 9.0, "delayed_cost": 2.0}, "agreement": agreement,
+                           "auc_interval": [0.7, 0.99], "valid_frames": 21.0, "before_alignment": {"agreement": {**agreement, "auc": 0.625}},
                            "reward_f1_real": 0.9, "reward_f1_imagined": 0.8}).splitlines()
+    assert any("before alignment: AUC 0.625" in line for line in said) and any(f"AUC {auc:.3f} [0.700, 0.990]" in line for line in said)
     found = [line for line in said if "warning" in line]
     assert len(found) == len(warnings) and all(words in line for words, line in zip(warnings, found))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.evaluate import (agreement, best_threshold, f1_score, paired_comparison, psnr, success_rate,
-                                successful_lengths, trajectory_length_ratio, wilson_interval)
+from wmpo_lite.evaluate import (agreement, auc_interval, best_threshold, f1_score, paired_comparison, psnr,
+                                success_rate, successful_lengths, trajectory_length_ratio, valid_frames,
+                                wilson_interval)
 
 
 def test_wilson_golden_values():
@@ -233,22 +234,131 @@ def test_psnr_refuses_other_inputs(a, b):
         psnr(a, b)
 
 
-def test_acting_otherwise_counts_tokens_more_than_one_bin_apart():
-    import torch
-    from types import SimpleNamespace
+# -- the AUC's interval ----------------------------------------------------------------------------
 
-    from wmpo_lite.evaluate import acts_otherwise
-    shown = []
 
-    def act(frames, instructions):
-        shown.append((len(frames), list(instructions)))
-        value = frames[:, 0, 0, 0].long()
-        return torch.stack([value, value // 2, value * 0], dim=-1)[:, None], None, None
+def exact_draws(real, scores):
+    """The AUC of every resample of successes and of failures, by the definition, pair by pair; all are equally likely."""
+    good, bad = np.array(scores)[np.array(real)], np.array(scores)[~np.array(real)]
+    found = []
+    for g in product(good, repeat=len(good)):
+        for b in product(bad, repeat=len(bad)):
+            wins = sum((x > y) + 0.5 * (x == y) for x in g for y in b)
+            found.append(wins / (len(good) * len(bad)))
+    return np.array(found)
 
-    pictures, others = (np.full((5, 2, 2, 3), v, np.uint8) for v in (8, 10))
-    others[0] = 8
-    texts = list("abcde")
-    # Of the three tokens the first differs by two, the second by one, the third by nothing, in four of five pictures.
-    assert acts_otherwise(SimpleNamespace(act=act), pictures, others, texts, batch=2) == pytest.approx(4 / 15)
-    assert acts_otherwise(SimpleNamespace(act=act), pictures, pictures, texts) == 0
-    assert shown[:3] == [(2, ["a", "b"]), (2, ["c", "d"]), (1, ["e"])]
+
+@pytest.mark.parametrize("scores", [[0.9, 0.5, 0.2, 0.5, 0.1, 0.7], [3, 2, 1, 2, 0, 1], [0.8, 0.9, 0.3, 0.4, 0.5, 0.2]], ids=str)
+def test_auc_interval_is_that_of_all_resamples_counted_out(scores):
+    """3 successes and 3 failures have 27 x 27 resamples: enough random ones give their quantiles."""
+    real = [True, True, True, False, False, False]
+    exact = exact_draws(real, scores)
+    assert len(exact) == 729
+    low, high = np.percentile(exact, (2.5, 97.5))
+    assert auc_interval(real, scores, resamples=20_000) == pytest.approx((low, high))
+    assert low < agreement(real, scores, 0.5).auc < high
+
+
+def test_auc_interval_golden_values():
+    assert auc_interval([1, 1, 1, 0, 0], [5, 4, 3, 2, 1]) == (1.0, 1.0)  # every resample is perfect, too
+    assert auc_interval([1, 1, 0, 0], [1, 1, 1, 1]) == (0.5, 0.5)
+    # One success above half of the failures: the draw's AUC is the drawn share of the lower one, 0, 1/2 or 1 with 1/4, 1/2, 1/4.
+    assert auc_interval([1, 0, 0], [0.5, 0.2, 0.8]) == (0.0, 1.0)
+
+
+def test_auc_interval_properties():
+    rng = np.random.default_rng(0)
+    for n in (40, 640):
+        real = rng.random(n) < 0.4
+        scores = rng.normal(size=n) + real
+        low, high = auc_interval(real, scores)
+        auc = agreement(real, scores, 0.5).auc
+        assert 0 < low < auc < high < 1
+        assert auc_interval(real, scores) == (low, high) != auc_interval(real, scores, seed=1)
+        assert auc_interval(real, np.exp(scores)) == (low, high)  # only the order counts
+        mirrored = auc_interval(real, -scores)
+        assert mirrored == pytest.approx((1 - high, 1 - low), abs=0.02)
+        width = high - low
+        assert 0.15 < width < 0.35 if n == 40 else 0.05 < width < 0.1
+
+
+def test_auc_interval_covers_what_it_promises():
+    """Two normal distributions a standard deviation apart have an AUC of Phi(1 / sqrt 2) = 0.7602."""
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        real = np.arange(60) < 30
+        low, high = auc_interval(real, rng.normal(size=60) + real, seed=seed, resamples=300)
+        covered += low <= 0.7602 <= high
+    assert 0.88 <= covered / 200 <= 0.98
+
+
+def test_auc_interval_refuses_what_it_cannot_judge():
+    for real, missing in (([True, True], "no negatives"), ([False, False], "no positives")):
+        with pytest.raises(UserError, match=missing):
+            auc_interval(real, [0.1, 0.2])
+    with pytest.raises(UserError, match="scores"):
+        auc_interval([True, False], [0.1, np.nan])
+
+
+# -- how long things stay where they are -----------------------------------------------------------
+
+RED, GREEN, BLUE, ARM, GRAY = (217, 26, 26), (26, 158, 38), (31, 56, 217), (242, 140, 31), (158, 153, 148)
+
+
+def film(*things, steps=12, size=48):
+    """uint8 (1, T, H, W, 3): squares of 5 pixels, each (color, row, column), with numbers or one of them for each frame."""
+    frames = np.full((1, steps, size, size, 3), GRAY, np.uint8)
+    for color, row, column in things:
+        for t, (r, c) in enumerate(zip(np.broadcast_to(row, steps), np.broadcast_to(column, steps))):
+            frames[0, t, r : r + 5, c : c + 5] = color
+    return frames
+
+
+MOVING = 4 + 2 * np.arange(12)
+
+
+def test_a_perfect_imagination_is_valid_to_its_end():
+    truth = film((RED, MOVING, 10), (BLUE, 30, MOVING))
+    assert valid_frames(truth, truth).tolist() == [11]
+
+
+@pytest.mark.parametrize("color", [RED, GREEN, BLUE])
+def test_a_thing_that_stays_behind_is_off_by_its_width_after_some_frames(color):
+    """The true one moves two pixels a frame: frame 4 is the first with more than 7 pixels between them."""
+    truth, stuck = film((color, MOVING, 10)), film((color, 4, 10))
+    assert valid_frames(stuck, truth).tolist() == [3]
+    assert valid_frames(stuck, truth, width=2.0).tolist() == [1] and valid_frames(stuck, truth, width=8.0).tolist() == [4]
+    slanted = film((color, MOVING, MOVING))  # 2.83 pixels a frame: frame 3
+    assert valid_frames(film((color, 4, 4)), slanted).tolist() == [2]
+
+
+def test_a_thing_that_is_gone_ends_it_and_one_that_pales_does_not():
+    truth = film((RED, 10, 10), (GREEN, 30, 30))
+    gone = truth.copy()
+    gone[0, 6:, 30:35, 30:35] = GRAY
+    assert valid_frames(gone, truth).tolist() == [5]
+    gone[0, 6:, 32, 31:34] = GREEN  # 3 of 25 pixels, at its very place
+    assert valid_frames(gone, truth).tolist() == [5]
+    shrunk = truth.copy()
+    shrunk[0, 6:, 30:32, 30:35] = GRAY  # 15 of 25 pixels are left, a pixel further down
+    assert valid_frames(shrunk, truth).tolist() == [11]
+
+
+def test_the_first_thing_that_goes_wrong_counts():
+    truth = film((RED, MOVING, 10), (BLUE, 30, MOVING))
+    wrong = film((RED, MOVING, 10), (BLUE, 30, np.minimum(MOVING, 10)))  # stops at frame 3, is 8 pixels behind at frame 7
+    assert valid_frames(wrong, truth).tolist() == [6]
+    both = np.concatenate([truth, wrong, film((RED, 4, 10), (BLUE, 30, MOVING))])
+    assert valid_frames(both, np.concatenate([truth] * 3)).tolist() == [11, 6, 3]
+
+
+def test_what_is_hidden_or_no_thing_of_the_task_is_not_asked_about():
+    """The orange arm and the gray table are no things; one that the true picture hides may be imagined anywhere."""
+    truth, other = film((ARM, MOVING, 10), (RED, 30, 30)), film((ARM, 4, 40), (RED, 30, 30))
+    assert valid_frames(other, truth).tolist() == [11]
+    hidden = truth.copy()
+    hidden[0, 3:, 30:35, 31:35] = ARM  # 5 of 25 pixels are left to see
+    assert valid_frames(film((ARM, MOVING, 10), (RED, 10, 10)), hidden).tolist() == [0]  # wrong from the start
+    moved = film((ARM, MOVING, 10), (RED, np.where(np.arange(12) < 3, 30, 5), 30))
+    assert valid_frames(moved, hidden).tolist() == [11] and valid_frames(moved, truth).tolist() == [2]
+    assert valid_frames(moved, hidden, visible=5).tolist() == [2]

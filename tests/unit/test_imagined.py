@@ -5,8 +5,8 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.envs.imagined import ImaginedEnv
 from wmpo_lite.errors import UserError
+from wmpo_lite.imagined_env import ImaginedEnv
 
 B, K, D, L = 3, tiny.CHUNK, tiny.ACTIONS, 4
 
@@ -78,21 +78,22 @@ def test_the_caller_may_write_into_what_it_got():
 def test_latents_are_carried_and_the_camera_frame_is_encoded_once(monkeypatch):
     autoencoder, world_model, _ = models()
     encoded, given, made = [], [], []
-    encode, go_on = autoencoder.encode_uint8, world_model.go_on
+    encode, next_frames = autoencoder.encode_uint8, world_model.next_frames
     monkeypatch.setattr(autoencoder, "encode_uint8", lambda frames: encoded.append(encode(frames)) or encoded[-1])
 
-    def spy(context, actions, past, generator=None, steps=None):
-        future, past = go_on(context, actions, past, generator, steps)
-        given.append(context.clone()), made.append(future)
-        return future, past
+    def spy(state, actions, generator=None, steps=None):
+        given.append(state)
+        made.append(next_frames(state, actions, generator, steps))
+        return made[-1]
 
-    monkeypatch.setattr(world_model, "go_on", spy)
-    env = ImaginedEnv(autoencoder, world_model)
-    film, _, _ = play(env)
+    monkeypatch.setattr(world_model, "next_frames", spy)
+    film, _, _ = play(ImaginedEnv(autoencoder, world_model))
     assert len(encoded) == 1 and len(given) == 3
-    assert torch.equal(given[0], encoded[0][:, None].expand(-1, tiny.CONTEXT, -1, -1, -1))  # the first frame, c times
-    assert torch.equal(given[1], made[0][:, -tiny.CONTEXT:]) and torch.equal(given[2], made[1][:, -tiny.CONTEXT:])
-    assert np.array_equal(film[:, 1:], np.concatenate([autoencoder.decode_uint8(z).numpy() for z in made], axis=1))
+    expected = [world_model.init_state(encoded[0])] + [after for _, after in made]
+    for state, wanted in zip(given, expected):
+        assert all(torch.equal(a, b) for a, b in zip(state, wanted))
+    decoded = [autoencoder.decode_uint8(frames).numpy() for frames, _ in made]
+    assert np.array_equal(film[:, 1:], np.concatenate(decoded, axis=1))
 
 
 def test_actions_move_the_picture_and_are_clipped():
@@ -161,14 +162,14 @@ def between(scores) -> float:
 
 @pytest.mark.parametrize("stride", [2, 4])
 def test_a_stride_judges_fewer_windows_and_marks_the_frames_after_them(stride):
-    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, stride=stride))
+    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, reward_stride=stride))
     autoencoder, world_model, reward = models()
     windows = reward.slide(torch.from_numpy(film), list(tiny.states(B).instructions)).numpy()  # window w ends at action w + L - 2
     judged = windows[:, (windows.shape[1] - 1) % stride:: stride]
     assert np.allclose(scores[-1], judged.max(axis=1), atol=1e-5)
     threshold = between(judged)
     reward.threshold.fill_(threshold)
-    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, stride=stride))
+    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, reward_stride=stride))
     expected = np.zeros_like(done)
     for j, window in enumerate(range((windows.shape[1] - 1) % stride, windows.shape[1], stride)):
         expected[:, window + L - 2:] |= (judged[:, j] >= threshold)[:, None]
@@ -177,7 +178,7 @@ def test_a_stride_judges_fewer_windows_and_marks_the_frames_after_them(stride):
 
 @pytest.mark.parametrize("stride, hold", [(1, 2), (1, 5), (2, 3)])
 def test_windows_in_a_row_must_agree_across_chunks(stride, hold):
-    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, stride=stride, hold=hold))
+    film, _, scores = play(ImaginedEnv(*never(models()), stop=False, reward_stride=stride, min_consecutive=hold))
     autoencoder, world_model, reward = models()
     texts = list(tiny.states(B).instructions)
     windows = reward.slide(torch.from_numpy(film), texts, stride).numpy()
@@ -186,7 +187,7 @@ def test_windows_in_a_row_must_agree_across_chunks(stride, hold):
     assert np.allclose(reward.score(torch.from_numpy(film), texts, stride, hold).numpy(), held.max(axis=1), atol=1e-5)
     threshold = between(held.max(axis=1))
     reward.threshold.fill_(threshold)
-    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, stride=stride, hold=hold))
+    _, done, _ = play(ImaginedEnv(autoencoder, world_model, reward, stop=False, reward_stride=stride, min_consecutive=hold))
     for row, good in zip(done, held >= threshold):
         first = (L - 2) + (film.shape[1] - L) % stride + stride * (good.argmax() + hold - 1)  # the action after which the run is long enough
         assert row.any() == good.any() and (not good.any() or row.argmax() == first)
@@ -194,8 +195,8 @@ def test_windows_in_a_row_must_agree_across_chunks(stride, hold):
 
 def test_done_stays_true_and_finished_rows_stand_still(monkeypatch):
     autoencoder, world_model, _ = models()
-    rows, go_on = [], world_model.go_on
-    monkeypatch.setattr(world_model, "go_on", lambda context, *rest: rows.append(len(context)) or go_on(context, *rest))
+    rows, next_frames = [], world_model.next_frames
+    monkeypatch.setattr(world_model, "next_frames", lambda state, *rest: rows.append(len(state.path)) or next_frames(state, *rest))
     env = ImaginedEnv(autoencoder, world_model, Judge({tiny.BLUE}))
     film, done, scores = play(env)  # rows 0 and 2 are red, row 1 is blue
     assert done[1].tolist() == [False] * (L - 2) + [True] * (3 * K - L + 2) and not done[[0, 2]].any()
@@ -204,37 +205,38 @@ def test_done_stays_true_and_finished_rows_stand_still(monkeypatch):
     assert scores[-1].tolist() == [0, 1, 0]
 
 
+def deaf_to_noise():
+    """A world model that does not look at the noise that it starts from: what it imagines is decided by state and actions."""
+    model = tiny.world_model()
+    c = model.config
+    with torch.no_grad():  # channels: 2 of position, the context's, the noisy frames', the reference's
+        begin = 2 + c.context * c.latent_channels
+        model.denoiser.input.weight[:, begin: begin + c.frames * c.latent_channels] = 0
+    return model
+
+
 def test_rows_that_go_on_keep_their_own_past():
-    """Whether another episode is over changes nothing: the scene behind each picture is carried on row by row."""
+    """Whether another episode is over changes nothing: the state behind each picture is carried on row by row."""
     def film(pleased):
-        world_model = tiny.world_model(shaken=0, draft_width=16)  # the draft alone, so that no noise is drawn
-        tiny.shake(world_model.draft, 0.3)
-        return play(ImaginedEnv(tiny.autoencoder(), world_model, Judge(pleased), steps=1), count=4)[0].astype(int)
+        return play(ImaginedEnv(tiny.autoencoder(), deaf_to_noise(), Judge(pleased)), count=4)[0].astype(int)
 
     together, apart = film(set()), film({tiny.BLUE})  # rows 1 and 3 are blue and end early
     assert np.abs(together[[0, 2]] - apart[[0, 2]]).max() <= 1  # sums in another order round differently
     assert np.abs(together[[1, 3], -1] - apart[[1, 3], -1]).max() > 1
 
 
-def test_doubt_makes_twins_differ():
-    def film(doubt):
-        world_model = tiny.world_model(shaken=0, draft_width=16)
-        tiny.shake(world_model.draft, 0.3)
-        env = ImaginedEnv(tiny.autoencoder(), world_model, doubt=doubt)
-        env.reset(tiny.states(1).repeat(2))
-        return env.step_chunk(np.repeat(tiny.random_actions(1, K, D), 2, axis=0))[0].astype(int)
+def test_inference_steps_are_the_models_or_ones_own():
+    def film(steps):
+        return play(ImaginedEnv(tiny.autoencoder(), tiny.world_model(num_inference_steps=2), num_inference_steps=steps))[0]
 
-    with pytest.raises(UserError, match="without a draft"):
-        ImaginedEnv(*models()[:2], doubt=0.005).reset(tiny.states(1))
-    sure, unsure = film(0.0), film(0.5)
-    assert np.abs(sure[0] - sure[1]).max() <= 1 and np.abs(unsure[0] - unsure[1]).max() > 1
+    assert np.array_equal(film(None), film(2)) and not np.array_equal(film(None), film(1))
 
 
 def test_all_rows_finished_costs_nothing(monkeypatch):
     autoencoder, world_model, _ = models()
     env = ImaginedEnv(autoencoder, world_model, Judge({tiny.RED, tiny.BLUE}))
     play(env, chunks=1)
-    monkeypatch.setattr(world_model, "go_on", lambda *_: pytest.fail("nothing is left to imagine"))
+    monkeypatch.setattr(world_model, "next_frames", lambda *_: pytest.fail("nothing is left to imagine"))
     frames, done, _ = env.step_chunk(tiny.random_actions(B, K, D))
     assert done.all() and frames.shape == (B, K, 16, 16, 3)
 
@@ -272,14 +274,19 @@ def test_actions_that_are_not_numbers_are_refused(bad):
         env.step_chunk(actions)
 
 
-def test_a_last_chunk_may_be_shorter_than_the_context():
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_last_chunk_may_be_of_any_length(steps):
     env = ImaginedEnv(*never(models()))
     env.reset(tiny.states(B))
     env.step_chunk(tiny.random_actions(B, K, D))
-    before = env.context[:, -1].clone()
-    frames, done, _ = env.step_chunk(tiny.random_actions(B, 1, D))
-    assert frames.shape == (B, 1, 16, 16, 3) and done.shape == (B, 1)
-    assert env.context.shape[1] == tiny.CONTEXT and torch.equal(env.context[:, 0], before)
+    before, moves = env.state, tiny.random_actions(B, steps, D)
+    newest, path = before.frames[:, -1].clone(), before.path.clone()
+    frames, done, _ = env.step_chunk(moves)
+    assert frames.shape == (B, steps, 16, 16, 3) and done.shape == (B, steps)
+    assert env.state.frames.shape[1] == tiny.CONTEXT
+    if steps < tiny.CONTEXT:
+        assert torch.equal(env.state.frames[:, -1 - steps], newest)
+    assert torch.allclose(env.state.path, path + torch.from_numpy(moves).sum(dim=1), atol=1e-6)
 
 
 def test_frames_of_another_size_are_refused():

@@ -1,15 +1,18 @@
-"""What the policy learns before it is cloned: grasping and moving where words and a still picture say."""
+"""What the policy learns before it is cloned, grasping and moving where words and a still picture say; and what of the trained is shipped."""
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from wmpo_lite import pretrain_policy
+from wmpo_lite import checkpoint, pretrain_policy
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import TRAVEL, plan_grasp, plan_hover
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import get_task
+from wmpo_lite.errors import UserError
+from wmpo_lite.recipes.pretrain import demonstration_trajectories, install_assets, make_assets
 from wmpo_lite.train import FitConfig
+from wmpo_lite.world_model import WorldModel
 
 
 def test_a_planned_grasp_lifts_the_cube_in_the_simulator():
@@ -47,135 +50,37 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
     assert 0.1 < np.mean([text == "move to the plate" for text in asked]) < 0.3
 
 
-def test_imagined_clips_end_with_their_chunk_and_are_labelled_by_the_scene_they_were_painted_from():
-    from wmpo_lite.pretrain_reward import imagined_clips
-    asked = []
-
-    def fulfilled(points, opening, instructions):
-        asked.append((points, opening, instructions))
-        return points[:, 0, 0] > np.median(points[:, 0, 0])
-
-    autoencoder, model, policy = tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), tiny.policy()
-    frames = np.random.default_rng(0).integers(0, 256, (5, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-    texts = [tiny.RED, tiny.BLUE, tiny.RED, tiny.BLUE, tiny.RED]
-    make = lambda **more: imagined_clips(autoencoder, model, policy, 3 * tiny.CHUNK, fulfilled, frames, texts, seed=3, length=2, batch=4, **more)  # noqa: E731
-    found = make()
-    # chunks of 4 frames: clips end with the 4th and the 1st, in all three chunks
-    assert found["frames"].shape == (30, 2, tiny.SIZE, tiny.SIZE, 3) and found["frames"].dtype == np.uint8
-    assert list(found["instruction"]) == 6 * texts[:4] + 6 * texts[4:]
-    expected = np.concatenate([points[:, 0, 0] > np.median(points[:, 0, 0]) for points, *_ in asked])
-    assert (found["success"] == expected).all() and 0 < expected.sum() < 30
-    assert [len(points) for points, *_ in asked] == [4] * 6 + [1] * 6
-    assert asked[0][0].shape == (4, 5, 3) and asked[0][1].shape == (4,) and list(asked[0][2]) == texts[:4]
-    again = make()
-    assert all((found[key] == again[key]).all() for key in found)
-    other = make(meddle=0.3)
-    assert (other["frames"] != found["frames"]).any()
-    nearly = make(nearly=lambda points, *_: np.ones(len(points), bool))
-    assert (nearly["nearly"] == ~expected).all() and "nearly" not in found  # a success is not nearly one
+def test_demonstrations_become_trajectories_of_executed_actions():
+    """`finish_step` counts from 1: done is true from the step that led to the first successful frame on."""
+    done = np.arange(6) >= np.array([[2], [5]])
+    data = {"frames": tiny.noise_frames(2, 7), "executed": tiny.random_actions(2, 6, 4), "intended": np.zeros((2, 6, 4)), "done": done,
+            "instruction": np.array([tiny.RED, tiny.BLUE])}
+    one, two = demonstration_trajectories(data)
+    assert (one.finish_step, two.finish_step) == (3, 6) and one.success and two.success
+    assert (one.instruction, two.instruction, one.split, two.index) == (tiny.RED, tiny.BLUE, "demos", 1)
+    assert np.array_equal(two.frames, data["frames"][1]) and np.array_equal(two.actions, data["executed"][1])
 
 
-def test_what_is_let_go_beside_the_target():
-    from types import SimpleNamespace
-
-    from wmpo_lite.pretrain_reward import let_go_beside
-    points = np.zeros((4, 5, 3))
-    points[:, 0, 0], points[:, 1, 0] = 0.5, [0.039, 0.041, 0.039, 0.0]  # metres: the red thing far off, the green one near
-    points[:, 3, 1], points[:, 1, 2] = 0.0, [0.0, 0.0, 0.2, 0.0]  # height does not count
-    assert let_go_beside(SimpleNamespace(beside=0.04), points, np.array([1.0, 1.0, 1.0, 0.4]), ["put the green nut over the peg"] * 4).tolist() == [True, False, True, False]
-
-
-def test_what_was_recorded_is_imagined_in_order():
-    """Five episodes of three chunks in batches of two: every chunk of actions reaches imagination once, at its place."""
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.pretrain_reward import Recorded, imagined_clips
-    actions = np.random.default_rng(0).uniform(-0.9, 0.9, (5, 3 * tiny.CHUNK, tiny.ACTIONS)).astype(np.float32)
-    told, step = [], ImaginedEnv.step_chunk
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImaginedEnv, "step_chunk", lambda env, chunk: told.append(chunk) or step(env, chunk))
-        imagined_clips(tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), Recorded(actions, tiny.CHUNK), 3 * tiny.CHUNK, lambda points, *_: points[:, 0, 0] > 0,
-                       np.zeros((5, tiny.SIZE, tiny.SIZE, 3), np.uint8), [tiny.RED] * 5, seed=0, length=2, batch=2)
-    done = [np.concatenate(told[i: i + 3], axis=1) for i in range(0, 9, 3)]
-    assert [len(part) for part in done] == [2, 2, 1] and (np.concatenate(done) == actions).all()
+def test_what_is_installed_is_half_as_large_and_nothing_is_left_out(tmp_path):
+    made, installed = tiny.assets(tmp_path / "made"), tmp_path / "installed"
+    checkpoint.write_json(made / "work" / "fit" / "progress.json", {})
+    install_assets(made, installed)
+    names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "work" not in path.parts)  # noqa: E731
+    assert names(installed) == names(made) and not (installed / "work").exists()
+    for name in names(made):
+        old, new = made / name, installed / name
+        if old.suffix != ".safetensors":
+            assert new.read_bytes() == old.read_bytes()
+            continue
+        weights, halves = checkpoint.load_tensors(old), checkpoint.load_tensors(new)
+        assert weights.keys() == halves.keys() and {value.dtype for value in halves.values()} == {torch.float16}
+        assert all(torch.equal(value.half(), halves[key]) for key, value in weights.items())
+    again = WorldModel.load(installed / "tabletop" / "world_model")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert checkpoint.fingerprint(again) == checkpoint.fingerprint(tiny.world_model())
 
 
-def test_release_clips_show_both_sides_of_success(tmp_path):
-    """Four filmed episodes of 9 frames, numbered by their grey: success at frame 5; never, and always let go beside; never, and always far; success at the last frame."""
-    from types import SimpleNamespace
-
-    from wmpo_lite.pretrain_reward import release_clips
-    grey = (np.arange(9)[None] + 20 * np.arange(4)[:, None]).astype(np.uint8)
-    frames = np.broadcast_to(grey[..., None, None, None], (4, 9, 8, 8, 3))
-    done = np.zeros((4, 8), bool)
-    done[0, 4:], done[3, 7] = True, True
-    points = np.zeros((4, 9, 5, 3), np.float32)
-    points[2, :, 0, 0] = 0.5  # metres from the target
-    np.savez(tmp_path / "a.npz", frames=frames, done=done, points=points, opening=np.ones((4, 9), np.float32), instruction=np.array(["put the red cube on the plate"] * 4))
-    clips = release_clips(SimpleNamespace(beside=0.06), [tmp_path / "a.npz"], SimpleNamespace(recode=lambda x: x + 100), seed=0, length=3, close=2)
-    n = len(clips["success"]) // 2
-    ends, camera = clips["frames"][:, :, 0, 0, 0].astype(int), slice(0, n)
-    assert (ends[n:] == ends[:n] + 100).all() and (clips["success"][n:] == clips["success"][:n]).all()  # as filmed, and as the autoencoder gives it back
-    assert (np.diff(ends, axis=1) == 1).all() and set(clips["instruction"]) == {"put the red cube on the plate"}
-    episode, frame = ends[camera, -1] // 20, ends[camera, -1] % 20
-    good, nearly = clips["success"][camera], clips["nearly"][camera]
-    assert sorted(frame[(episode == 0) & good]) == [5, 6, 7] and list(frame[(episode == 3) & good]) == [8] and not good[(episode == 1) | (episode == 2)].any()
-    assert (frame[(episode == 0) & ~good] < 5).all() and (frame[~good] >= 2).all()
-    assert [int(nearly[episode == e].sum()) for e in range(4)] == [2, 2, 0, 2] and not (nearly & good).any()
-    assert [int((~nearly & ~good)[episode == e].sum()) for e in range(4)] == [1, 1, 1, 1]
-
-
-def test_meddling_holds_grippers_and_swaps_motions():
-    """Of 400 imagined chunks a tenth each has its gripper closed, its gripper opened and another episode's motion; the rest are the policy's."""
-    import torch
-
-    from wmpo_lite.envs.imagined import ImaginedEnv
-    from wmpo_lite.pretrain_reward import imagined_clips
-    told, own, act, step = [], [], tiny.policy().act, ImaginedEnv.step_chunk
-    policy = tiny.policy()
-    policy.act = lambda *given: own.append(found := act(*given)) or (*found[:2], found[2].clone())
-    frames = np.zeros((100, tiny.SIZE, tiny.SIZE, 3), np.uint8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImaginedEnv, "step_chunk", lambda env, actions: told.append(actions) or step(env, actions))
-        imagined_clips(tiny.autoencoder(), tiny.world_model(draft_width=16, slots=5), policy, 4 * tiny.CHUNK, lambda points, *_: points[:, 0, 0] > 0, frames,
-                       [tiny.RED] * 100, seed=0, length=2, meddle=0.1)
-    own, told = (torch.cat([torch.as_tensor(part) for part in parts]) for parts in ([found[2] for found in own], told))
-    same_motion, same_grip = (own == told)[..., :-1].all(-1).all(-1), (own == told)[..., -1].all(-1)
-    opened, closed = ((told[..., -1] == value).all(-1) & ~same_grip for value in (-1.0, 1.0))
-    assert 20 <= int(opened.sum()) <= 60 and 20 <= int(closed.sum()) <= 60 and 20 <= int((~same_motion).sum()) <= 60
-    assert (same_grip | opened | closed).all() and (same_motion | same_grip).all()
-
-
-def test_fulfilled_asks_the_task_about_the_thing_that_is_named():
-    from types import SimpleNamespace
-
-    from wmpo_lite.pretrain_reward import fulfilled
-    points = np.arange(2 * 5 * 3).reshape(2, 5, 3)
-    task = SimpleNamespace(fulfilled=lambda thing, target, hand, opening: [thing, target, hand, opening])
-    thing, target, hand, opening = fulfilled(task, points, np.array([0.1, 0.9]), [tiny.RED, tiny.BLUE])
-    assert (thing == points[[0, 1], [0, 2]]).all() and (target == points[:, 3]).all() and (hand == points[:, 4]).all() and list(opening) == [0.1, 0.9]
-
-
-def test_what_is_foreseen_is_what_is_painted_in_metres():
-    import torch
-    draft = tiny.world_model(draft_width=16, slots=5).draft
-    draft.calibrate(torch.eye(3, 4), (0.1, 0.2, 0.3), 0.05)
-    context, actions = torch.randn(3, 2, 4, 8, 8), torch.rand(3, 4, tiny.ACTIONS)
-    points, opening = draft.foresee(context, actions)
-    last, gripper = draft.scene_of(draft(context, actions)[2])
-    assert points.shape == (3, 4, 5, 3) and torch.allclose(points[:, -1], last, atol=1e-6) and torch.allclose(opening[:, -1], gripper, atol=1e-6)
-    new, _ = draft._unpack(draft(context, actions)[2], draft.read(context[:, -1])[0].look)
-    assert torch.allclose(last, new.points * 0.05 + torch.tensor([0.1, 0.2, 0.3]), atol=1e-6)
-
-
-def test_options_without_weights_change_a_model_and_not_its_weights(tmp_path):
-    from wmpo_lite.pretrain import with_controller, with_options
-    model = with_controller(tiny.world_model(draft_width=16, slots=5), 0.03, [[0, 1], [0, 1], [0, 1]])
-    other = with_options(model, draft_keyframe=True, draft_rest=True)
-    assert with_options(model, draft_keyframe=False) is model and with_options(other, draft_keyframe=True, draft_rest=True) is other
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
-    other.save(tmp_path / "w", {})
-    again = type(other).load(tmp_path / "w")
-    assert again.draft.keyframe and again.draft.mover.rest
-    context, actions = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 4, tiny.ACTIONS) * 2 - 1
-    for a, b in zip(other.eval().draft(context, actions), again.draft(context, actions)):
-        assert torch.equal(a, b)
+def test_an_unknown_size_of_pre_training_is_named(tmp_path):
+    with pytest.raises(UserError, match="profile 'huge' is unknown; use one of laptop, gpu, smoke"):
+        make_assets(tmp_path / "new", profile="huge")
+    assert not (tmp_path / "new").exists()

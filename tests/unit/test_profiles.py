@@ -4,12 +4,13 @@ import dataclasses
 import pytest
 import torch
 
+from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.errors import UserError
-from wmpo_lite.workspace import Run
 from wmpo_lite.policy import ActionStatistics, Policy
 from wmpo_lite.profiles import PROFILES, paper_models
 from wmpo_lite.reward import RewardModel
-from wmpo_lite.world_model import Autoencoder, WorldModel
+from wmpo_lite.workspace import Run
+from wmpo_lite.world_model import WorldModel
 
 
 def parameters(module):
@@ -28,6 +29,8 @@ def test_paper_sizes_on_the_meta_device():
     assert 85e6 < parameters(reward.encoder.encoder) < 90e6  # ViT-B
     assert parameters(policy) > 5e9
     assert all(p.is_meta for p in world_model.parameters())
+    paper = sizes["world_model"]  # c = 4, K = 8, 30 denoising steps; what this kit adds is off
+    assert (paper.context, paper.frames, paper.num_inference_steps) == (4, 8, 30) and not paper.reference and not paper.path
 
 
 def test_budget_smaller_than_a_group_is_refused():
@@ -40,13 +43,18 @@ def test_unknown_profile_is_named():
         Run(profile="huge").settings()
 
 
-def test_a_tasks_own_settings_come_on_top_of_the_profiles():
-    place, square = (Run(task=task, profile="smoke").settings() for task in ("place", "square"))
-    assert square.doubt < place.doubt and square.judge_hold == place.judge_hold == 2 > PROFILES["smoke"].judge_hold
-    assert dataclasses.replace(square, doubt=place.doubt, judge_hold=place.judge_hold, align_perceived=place.align_perceived) == place
+def test_all_tasks_have_the_same_settings():
+    for name in PROFILES:
+        assert Run(task="place", profile=name).settings() == Run(task="square", profile=name).settings() == PROFILES[name]
 
 
-def test_a_tasks_own_sizes_are_those_of_one_profile():
-    square, gpu = Run(task="square").settings(), Run(task="square", profile="gpu").settings()
-    assert (square.group_size, square.iterations) == (16, 20) and Run().settings().group_size == 8
-    assert gpu.group_size == 16 and gpu.iterations == PROFILES["gpu"].iterations
+def test_changes_come_on_top_of_the_profile():
+    changed = Run(profile="smoke", changes={"track_real": False, "evaluation_states": 8}).settings()
+    assert (changed.track_real, changed.evaluation_states) == (False, 8)
+    assert dataclasses.replace(changed, track_real=True, evaluation_states=24) == PROFILES["smoke"]
+
+
+def test_updates_in_imagination_take_their_numbers_from_the_profile():
+    settings = dataclasses.replace(PROFILES["laptop"], groups=3, group_size=5, wmpo_lr=0.25, wmpo_decay=7, wmpo_epochs=4)
+    update = settings.wmpo_update()
+    assert (update.groups, update.group_size, update.lr, update.decay, update.epochs) == (3, 5, 0.25, 7, 4)

@@ -33,6 +33,11 @@ def test_a_newer_run_replaces_the_older_one_of_its_task_and_seed_and_keeps_what_
     assert not (out / "libero.json").exists()
 
 
+def test_runs_with_another_budget_stand_beside_each_other(tmp_path):
+    results.collect([finished(tmp_path / "a"), finished(tmp_path / "b", rollout_budget=1280), finished(tmp_path / "c", seed=1)], tmp_path)
+    assert [(r["rollout_budget"], r["seed"]) for r in read(tmp_path / "main_job.json")] == [(128, 0), (128, 1), (1280, 0)]
+
+
 def test_a_run_on_libero_goes_into_a_file_of_its_own_with_the_measures_of_its_suite(tmp_path):
     out = tmp_path / "results"
     out.mkdir()
@@ -73,7 +78,7 @@ def test_the_speed_table_has_a_row_a_look_and_a_column_a_suite(tmp_path):
     assert "| 64 px | 10 (1.0 x) | 20 (2.0 x) |" in lines and lines[-1].endswith("| 10 | 20 |")
 
 
-@pytest.mark.parametrize("task, name", [("place", "real_and_imagined.png"), ("libero_object/0", "real_and_imagined_libero.png")])
+@pytest.mark.parametrize("task, name", [("place", "real_and_imagined.png"), ("square", "real_and_imagined_square.png"), ("libero_object/0", "real_and_imagined_libero.png")])
 def test_the_picture_has_two_rows_an_episode(tmp_path, task, name):
     import numpy as np
     from PIL import Image

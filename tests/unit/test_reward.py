@@ -1,4 +1,5 @@
-"""The success classifier: where windows end, which clips count as what, its threshold, and that it can learn."""
+"""The success classifier: where windows end, which clips count as what, its threshold, what it takes
+over from the image tower, and that it can learn."""
 
 import numpy as np
 import pytest
@@ -6,8 +7,17 @@ import tiny
 import torch
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.reward import RewardConfig, RewardModel, fit_threshold, reward_loss, sample_clips
-from wmpo_lite.train import FitConfig, fit
+from wmpo_lite.reward import (
+    RewardConfig,
+    RewardModel,
+    best_probability,
+    fit_threshold,
+    matching_threshold,
+    reward_loss,
+    sample_clips,
+    shifted,
+)
+from wmpo_lite.train import FitConfig, fit, generators
 
 L = 4  # clip length of the tiny model
 
@@ -79,7 +89,7 @@ def test_score_is_the_best_window_and_needs_one():
     with pytest.raises(UserError, match="have 3 frames, fewer than the reward model's clip of 4"):
         model.score(frames[:, :3], texts)
     with pytest.raises(UserError, match="6 windows of the episodes are judged and 7 in a row must agree"):
-        model.score(frames, texts, hold=7)
+        model.score(frames, texts, min_consecutive=7)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- clips
@@ -96,7 +106,7 @@ def draw(data, half=200, seed=0, **options):
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_are_balanced_and_cut_where_the_paper_says(seed):
     data = episodes(seed=seed)
-    success, numbers, texts, labels = draw(data, seed=seed, ghosts=0.0)
+    success, numbers, texts, labels = draw(data, seed=seed, after=0)
     assert labels.sum() == len(labels) / 2
     episode = np.array([int(text.split()[1]) for text in texts])
     assert (np.diff(numbers, axis=1) == 1).all()  # consecutive frames
@@ -114,34 +124,32 @@ def test_batches_are_balanced_and_cut_where_the_paper_says(seed):
 
 def test_the_other_instruction_makes_a_terminal_clip_a_negative():
     data = episodes(other="other")
-    success, numbers, texts, labels = draw(data, ghosts=0.0)
+    success, numbers, texts, labels = draw(data, after=0)
     swapped = np.array([text.startswith("other") for text in texts])
     episode = np.array([int(text.split()[1]) for text in texts])
     assert 0.2 < swapped.sum() / (labels == 0).sum() < 0.4
     assert (labels[swapped] == 0).all() and success[swapped].all() and (numbers[swapped, -1] == data["finish_step"][episode[swapped]]).all()
 
 
-def test_ghosts_are_terminal_clips_blended_with_the_first_frame():
-    data = episodes()
-    data["frames"] = data["frames"] * np.uint8(10)  # room for mixtures; failures are not used here
-    clips, texts, labels = sample_clips(data, RewardConfig(clip=L), np.random.default_rng(0), 100, ghosts=0.54)
-    values = clips[:, :, 0, 0, 0].float().numpy()
-    ghosts = 0
-    for clip, text, label in zip(values, texts, labels):
-        e = int(text.split()[1])
-        if label or not data["success"][e]:
-            continue
-        mix = clip[-1] / (10 * data["finish_step"][e])
-        if 0.28 < mix < 0.62 and np.allclose(clip, mix * 10 * np.arange(data["finish_step"][e] - L + 1, data["finish_step"][e] + 1), atol=2):
-            ghosts += 1
-    assert ghosts > 40
+@pytest.mark.parametrize(
+    "options, after", [({"after": 0}, 0), ({"after": 2}, 2), ({}, 8)], ids=["0", "2", "default"]
+)
+def test_terminal_clips_end_at_the_finish_or_up_to_so_many_frames_later(options, after):
+    data = episodes(other="other")
+    success, numbers, texts, labels = draw(data, **options)
+    episode = np.array([int(text.split()[1]) for text in texts])
+    terminal = (labels == 1) | np.array([text.startswith("other") for text in texts])
+    late = numbers[terminal, -1] - data["finish_step"][episode[terminal]]
+    assert set(late) == set(range(after + 1)) and numbers.max() <= 20  # the film is over after frame 20
+    ending = draw(episodes(finish=20), **options)[1]
+    assert ending.max() == 20
 
 
 def test_early_successes_give_no_negatives_of_their_own():
     """A success at frame 5 has no clip of 4 frames that ends 4 frames earlier: a failure serves instead."""
-    success, _, _, labels = draw(episodes(finish=5), ghosts=0.0)
+    success, _, _, labels = draw(episodes(finish=5), after=0)
     assert (success == (labels == 1)).all()
-    success, numbers, _, labels = draw(episodes(finish=2 * L - 1), ghosts=0.0)  # exactly one such clip, frames 0..3
+    success, numbers, _, labels = draw(episodes(finish=2 * L - 1), after=0)  # exactly one such clip, frames 0..3
     assert (numbers[success & (labels == 0)] == np.arange(L)).all() and (success & (labels == 0)).any()
 
 
@@ -168,7 +176,129 @@ def test_clips_repeat_by_seed():
     assert (one[1] == two[1]).all() and one[2] == two[2] and (one[1] != other[1]).any()
 
 
+# -- what an image tower has learnt ----------------------------------------------------------------
+
+
+@pytest.fixture
+def tower():
+    """A policy with three layers of vision and something in every parameter."""
+    return tiny.shake(tiny.policy(vision_depth=3), 0.3)
+
+
+def encode(model, clips):
+    """The encoder's normalised tokens of clips uint8 (B, L, H, W, 3)."""
+    pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return model.norm(model.encoder(pixel_values=pixels).last_hidden_state)
+
+
+def test_of_a_still_clip_the_inflated_encoder_sees_what_the_tower_sees(tower):
+    model, frames = RewardModel.from_tower(tower), torch.from_numpy(tiny.noise_frames(3))
+    still = frames[:, None].repeat(1, L, 1, 1, 1)
+    with torch.no_grad():
+        seen, expected = encode(model, still), tower.features(frames)
+    assert expected.std() > 0.5 and not torch.allclose(expected[:1], expected[1:], atol=0.1)
+    expected = expected.repeat(1, L // 2, 1)  # once for each tubelet of two frames
+    assert torch.allclose(seen, expected, atol=1e-4)
+
+
+def test_of_two_frames_the_inflated_encoder_takes_the_mean(tower):
+    model, frames = RewardModel.from_tower(tower), torch.from_numpy(tiny.noise_frames(L))
+    pixels = (frames.permute(0, 3, 1, 2).float() / 127.5 - 1)[None]
+    with torch.no_grad():
+        embedded = model.encoder.embeddings(pixels, None)[0]  # (32, width)
+        each = tower.vision.embeddings(pixels[0])  # (4, 16, width)
+    assert torch.allclose(embedded, each.unflatten(0, (2, 2)).mean(dim=1).flatten(0, 1), atol=1e-5)
+
+
+def train_one_step(model):
+    loss = reward_loss(model, episodes(), half=4)
+    fit(model, loss, FitConfig(steps=1, lr=1e-2, warmup=0), seed=0, name="one")
+
+
+def test_sizes_come_from_the_tower_and_its_weights_stay_the_policys(tower):
+    assert RewardModel.from_tower(tiny.policy()).config == tiny.reward_model().config
+    model = RewardModel.from_tower(tower)
+    assert model.config == RewardConfig(image=16, patch=4, width=16, depth=3)
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    train_one_step(model)
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_frozen_layers_keep_what_they_know_while_the_others_learn(tower, layers):
+    model = RewardModel.from_tower(tower)
+    model.freeze_lower(2)
+    model.freeze_lower(layers)  # the last word counts
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_one_step(model)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    frozen = tuple(f"encoder.encoder.layer.{i}." for i in range(layers))
+    frozen += ("encoder.embeddings.",) if layers else ("encoder.embeddings.position_embeddings",)
+    assert same == {name for name in before if name.startswith(frozen)} | {"threshold"}
+
+
 # ----------------------------------------------------------------------------------------------------------------------- learning
+
+
+def test_shifted_moves_a_clip_as_a_whole_by_up_to_two_pixels_and_repeats_its_border():
+    clips = torch.from_numpy(tiny.noise_frames(200, L)).float()
+    moved = shifted(clips, np.random.default_rng(0))
+    assert moved.shape == clips.shape
+    padded = np.pad(clips.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    places = set()
+    for clip, wide in zip(moved.numpy(), padded):
+        shifts = [(y, x) for y in range(5) for x in range(5)]
+        found = [(y, x) for y, x in shifts if np.array_equal(clip, wide[:, y: y + 16, x: x + 16])]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) == 25  # both ways, each apart
+    assert torch.equal(shifted(clips, np.random.default_rng(0)), moved)
+    assert not torch.equal(shifted(clips, np.random.default_rng(1)), moved)
+    assert torch.equal(shifted(clips, np.random.default_rng(0), most=0), clips)
+
+
+def test_shifted_keeps_a_constant_picture():
+    clips = torch.arange(24.0).view(8, 1, 1, 1, 3).expand(8, L, 16, 16, 3)
+    assert torch.equal(shifted(clips, np.random.default_rng(0)), clips)
+
+
+def test_clips_for_training_are_mirrored_and_of_other_brightness():
+    """Pictures that rise from left to right: a slope's sign tells mirrored ones, its size how bright."""
+    model, data = tiny.reward_model(), episodes()
+    ramp = (8 * np.arange(16) + 40).astype(np.uint8)[:, None]  # (W, 1)
+    data["frames"] = np.broadcast_to(ramp, (12, 21, 16, 16, 3))
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    loss_fn = reward_loss(model, data, half=100)
+    losses = [float(loss_fn(*generators(seed, 0), 0)[0].detach()) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2] and torch.equal(seen[0], seen[1])
+    row = seen[0][:, 0, 8, :, 0]
+    slope = (row[:, 11] - row[:, 4]) / 7
+    assert 60 < (slope < 0).sum() < 140
+    brightness = slope.abs() / 8
+    assert 0.95 <= brightness.min() < 0.96 and 1.04 < brightness.max() <= 1.05
+    assert (seen[0] == seen[0][:, :1]).all()  # a still clip stays one
+
+
+def test_no_clip_for_training_is_brighter_than_white():
+    model, data, seen = tiny.reward_model(), episodes(), []
+    data["frames"] = np.full_like(data["frames"], 255)
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    reward_loss(model, data, half=20)(*generators(0, 0), 0)
+    assert seen[0].max() == 255 and seen[0].min() < 250
+
+
+@pytest.mark.parametrize("smooth, logit", [(0.0, 2.0), (0.1, 2.0), (0.1, -1.0)])
+def test_the_loss_by_hand(monkeypatch, smooth, logit):
+    """Positives come first: their labels are 1 - smooth, those of the others smooth."""
+    model = tiny.reward_model()
+    logits = torch.tensor([logit] * 8 + [-logit] * 8)
+    monkeypatch.setattr(RewardModel, "forward", lambda self, clips, texts: logits)
+    loss, logs = reward_loss(model, episodes(), half=8, smooth=smooth)(*generators(0, 0), 0)
+    p = 1 / (1 + np.exp(-logit))
+    expected = -(1 - smooth) * np.log(p) - smooth * np.log(1 - p)
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+    assert logs["accuracy"] == float(logit > 0)  # of the labels as they are
 
 
 def toy_films(count=16, steps=12, seed=0):
@@ -227,6 +357,32 @@ def test_fit_threshold_by_hand(monkeypatch):
     assert f1 == 1.0 and 0.4 < threshold <= 0.6 and float(model.threshold) == pytest.approx(threshold)
 
 
+def test_the_best_probability_lies_in_the_widest_gap_of_log_odds():
+    """Between 0.9 and 0.99 lie 2.4 log-odds, between 0.99 and 0.99999 nearly 7: the middle of those is chosen where both are perfect."""
+    scores, success = np.array([0.5, 0.9, 0.99, 0.99999]), [False, True, False, True]
+    threshold, f1 = best_probability(scores, success)
+    odds = np.log(scores / (1 - scores))
+    assert f1 == pytest.approx(0.8) and np.log(threshold / (1 - threshold)) == pytest.approx((odds[0] + odds[1]) / 2)  # two right of three
+    threshold, f1 = best_probability(scores, [False, False, False, True])
+    assert f1 == 1 and np.log(threshold / (1 - threshold)) == pytest.approx((odds[2] + odds[3]) / 2)
+
+
+def test_the_median_of_bootstrap_samples_jumps_less_from_draw_to_draw():
+    """40 times 32 rollouts whose scores overlap."""
+    success, found = np.arange(32) % 2 == 0, {0: [], 50: []}
+    for seed in range(40):
+        rng = np.random.default_rng([1, seed])
+        scores = 1 / (1 + np.exp(-3 * (rng.normal(size=32) + success)))
+        for resamples, odds in found.items():
+            threshold, f1 = best_probability(scores, success, resamples)
+            called = scores >= threshold
+            hits = (called & success).sum()
+            assert f1 == pytest.approx(2 * hits / (called.sum() + success.sum()))
+            odds.append(np.log(threshold / (1 - threshold)))
+    assert np.std(found[50]) < 0.8 * np.std(found[0])
+    assert best_probability(scores, success, 50) == (threshold, f1)
+
+
 # -------------------------------------------------------------------------------------------------------------------------- files
 
 
@@ -247,23 +403,7 @@ def test_a_saved_model_comes_back_bit_exact_with_its_threshold(tmp_path):
         RewardModel.load(tmp_path / "reward")
 
 
-def test_inflated_from_an_image_tower_a_still_clip_looks_like_its_frame():
-    from wmpo_lite.policy import PolicyConfig, build_vision
-    config = RewardConfig(image=tiny.SIZE, clip=4, patch=4, tubelet=2, width=16, depth=2, heads=4)
-    tower = tiny.shake(build_vision(PolicyConfig(image=tiny.SIZE, patch=4, vision_width=16, vision_depth=2)), 0.3)
-    model = RewardModel(config).eval()
-    model.inflate(tower.state_dict())
-    frames = torch.from_numpy(tiny.noise_frames(3))
-    pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-    expected = tower(pixel_values=pixels).last_hidden_state  # (3, patches, width)
-    clips = pixels[:, None].repeat(1, 4, 1, 1, 1)
-    seen = model.norm(model.encoder(pixel_values=clips).last_hidden_state).unflatten(1, (2, -1))
-    for moment in range(2):
-        assert torch.allclose(seen[:, moment], expected, atol=1e-3)
-    assert expected.std() > 0.1
-
-
-def test_inflated_positions_are_saved(tmp_path):
+def test_positions_are_saved(tmp_path):
     model = tiny.reward_model()
     with torch.no_grad():
         model.encoder.embeddings.position_embeddings.add_(1.0)
@@ -271,21 +411,17 @@ def test_inflated_positions_are_saved(tmp_path):
     assert torch.equal(RewardModel.load(tmp_path).encoder.embeddings.position_embeddings, model.encoder.embeddings.position_embeddings)
 
 
-def test_further_clips_join_every_batch_and_need_both_outcomes(monkeypatch):
-    model, data = tiny.reward_model(), episodes()
-    length = model.config.clip
-    still = {"frames": np.full((6, length + 1, tiny.SIZE, tiny.SIZE, 3), 77, np.uint8), "success": np.array([1, 0, 0, 0, 0, 0], bool),
-             "instruction": np.array([tiny.RED] * 6)}
-    seen = []
-    monkeypatch.setattr(model, "forward", lambda clips, texts: seen.append((clips, texts)) or torch.zeros(len(clips), requires_grad=True))
-    loss, logs = reward_loss(model, data, half=3, still=[still])(torch.Generator().manual_seed(0), np.random.default_rng(0), 0)
-    clips, texts = seen[0]
-    assert clips.shape[:2] == (12, length) and texts[6:] == [tiny.RED] * 6 and logs["accuracy"] == 0.5  # as many successes as failures
-    assert all(clip.unique().numel() == 1 for clip in clips[6:])
-    marked = still | {"frames": still["frames"] * (1 - 0.1 * np.arange(6)[:, None, None, None, None]).astype(np.float32), "nearly": np.arange(6) == 5}
-    for step in range(4):  # half of the failures, rounded up, are of those that nearly are none
-        reward_loss(model, data, half=3, still=[marked])(torch.Generator().manual_seed(step), np.random.default_rng(step), step)
-        brightness = seen[-1][0][6:].flatten(1).mean(1) / 77
-        assert {3, 5} <= set(((brightness - 0.5).abs() < 0.04).nonzero().flatten().tolist()) and (brightness[:3] > 0.9).all()
-    with pytest.raises(UserError, match="0 of 6 further clips"):
-        reward_loss(model, data, still=[still, {**still, "success": np.zeros(6, bool)}])
+def test_the_matching_threshold_calls_as_many_a_success_as_truly_are():
+    scores = np.array([0.99, 0.2, 0.7, 0.01, 0.6, 0.999999])
+    for count in range(1, 6):
+        success = np.arange(6) < count  # which ones they are does not matter
+        threshold = matching_threshold(scores, success)
+        assert (scores >= threshold).sum() == count
+    # Half-way in log-odds between the second and the third: logit(0.7) = 0.847, logit(0.99) = 4.595.
+    assert matching_threshold(scores, [True, True, False, False, False, False]) == pytest.approx(1 / (1 + np.exp(-2.721)), abs=1e-3)
+
+
+@pytest.mark.parametrize("success", [[True, True], [False, False]])
+def test_outcomes_of_one_kind_give_no_matching_threshold(success):
+    with pytest.raises(UserError, match="both kinds"):
+        matching_threshold([0.2, 0.8], success)

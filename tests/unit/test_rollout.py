@@ -146,7 +146,7 @@ def test_replay_without_the_frames_between():
 
 
 def test_imagination_runs_under_the_same_function():
-    from wmpo_lite.envs.imagined import ImaginedEnv
+    from wmpo_lite.imagined_env import ImaginedEnv
 
     def imagine(every_frame=True):
         env = ImaginedEnv(tiny.autoencoder(), tiny.world_model(), tiny.reward_model())

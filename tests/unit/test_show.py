@@ -49,7 +49,10 @@ def make_run(folder, *, films=2, frames=9, size=16, states=64, iterations=12, fi
     checkpoint.write_json(folder / "trust.json", {
         "n": states, "psnr": {"horizons": [8, 16, 32, 40], "model": [29.1, 26.8, 24.9, 24.1],
                               "copy_last": [22.0, 20.4, 18.8, 18.3]},
-        "sensitivity": {"true": 26.1, "shuffled": 21.9, "zero": 20.8, "shuffled_cost": 4.2, "zero_cost": 5.3},
+        "sensitivity": {"true": 26.1, "shuffled": 21.9, "zero": 20.8, "delayed": 23.0,
+                        "shuffled_cost": 4.2, "zero_cost": 5.3, "delayed_cost": 3.1},
+        "before_alignment": {"agreement": {"auc": 0.7012, "success_agreement": 0.432}},
+        "valid_frames": 21.34,
         "agreement": dataclasses.asdict(found), "reward_f1_real": 0.968, "reward_f1_imagined": 0.91, "threshold": 0.5,
         "scores": scores.tolist(), "real": real.tolist()})
     clips = [np.stack([film(frames, size, 10 * k + i) for i in range(films)]) for k in range(4)]
@@ -71,6 +74,8 @@ def make_run(folder, *, films=2, frames=9, size=16, states=64, iterations=12, fi
                             **dict(zip(("kept", "all_success", "all_failure", "out_of_range"), fates.tolist()))})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     checkpoint.write_json(folder / "stages" / "align.json", {"result": {}, "seconds": 61.5})
+    checkpoint.write_json(folder / "seen.json", {"base": {"demonstrations": [32, 1312], "rollouts": None, "play": None},
+                                                 "world_model": {"demonstrations": [32, 1312], "rollouts": [128, 5248], "play": [7104, 348096]}})
     checkpoint.write_json(folder / "result.json", {"task": "place", "seed": 0, "n": states, "gain": 0.24,
                                                    "versions": {"torch": "2.13.0"}, "commit": "abc123"})
     return folder
@@ -224,6 +229,29 @@ def test_learning_curves_draw_what_was_recorded(full_run):
             plots.learning_curves(nothing)
 
 
+def test_success_in_the_real_environment_is_drawn_with_its_intervals():
+    imagined = [{"stage": "wmpo", "step": i, "success": 0.5, "entropy": 1.0} for i in range(1, 8)]
+    assert not plots.learning_curves(imagined).axes[0].containers
+    real = [{"stage": "real", "step": step, "success": rate, "n": 10}
+            for step, rate in ((0, 0.0), (7, 0.6))]
+    axes = plots.learning_curves(imagined + real).axes[0]
+    line, _, (bars,) = axes.containers[0]
+    assert line.get_xdata().tolist() == [0, 7] and line.get_ydata().tolist() == [0, 60]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx([0, 27.75], abs=0.01), pytest.approx([31.27, 83.18], abs=0.01)]
+    assert "WMPO, greedy (real)" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_kind_of_wrong_actions_that_was_measured_has_a_bar(full_run):
+    trust = checkpoint.read_json(full_run / "trust.json")
+    axes = plots.trust_plot(trust).axes[1]
+    assert [patch.get_height() for patch in axes.patches] == [26.1, 21.9, 20.8, 23.0]
+    assert [label.get_text() for label in axes.get_xticklabels()][3] == "delayed\n(3.1 dB worse)"
+    del trust["sensitivity"]["delayed"]
+    fewer = plots.trust_plot(trust).axes[1]
+    assert [patch.get_height() for patch in fewer.patches] == [26.1, 21.9, 20.8]
+
+
 def test_trust_plot_says_which_parts_are_missing(full_run):
     trust = checkpoint.read_json(full_run / "trust.json")
     words = lambda figure: " ".join(text.get_text() for axes in figure.axes for text in axes.texts)  # noqa: E731
@@ -285,6 +313,12 @@ def test_a_full_run_gives_a_self_contained_report(full_run):
     for words in ("WMPO against offline DPO", "put the red cube on the plate", "94.6", "abc123", "2.13.0",
                   "31.0 % [22.8, 40.6] (n=100)", "Time of each stage"):
         assert words in page
+    values = dict(re.findall(r"<tr><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", page))
+    assert values["AUC before alignment"] == "0.701"
+    assert values["Real successes imagined as successes, before alignment"] == "0.43"
+    assert values["Frames until a thing is off by its own width (mean)"] == "21.3"
+    assert values["Cost of shuffled actions (dB)"] == "4.2"
+    assert "WMPO: its world model" in page and "7,104 episodes, 348,096 frames" in page
     assert not list(full_run.glob("*.part"))
     assert report.write_report(full_run).read_text() == page  # the same run gives the same report
 
@@ -296,7 +330,7 @@ def undrawn(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "trust.json", "trust_films.npz", "evaluation.json",
-                                  "episodes.npz", "result.json"])
+                                  "episodes.npz", "result.json", "seen.json"])
 def test_a_truncated_file_is_named_and_the_rest_is_shown(tmp_path, undrawn, name):
     run = make_run(tmp_path / "run", films=1, frames=2, states=8)
     (run / name).write_bytes((run / name).read_bytes()[:20])
@@ -306,7 +340,7 @@ def test_a_truncated_file_is_named_and_the_rest_is_shown(tmp_path, undrawn, name
 
 def test_an_empty_run_is_reported_and_no_run_is_refused(tmp_path):
     page = report.write_report(tmp_path).read_text()
-    assert "No result yet" in page and page.count("<li>") == 7 and outside(page) == []
+    assert "No result yet" in page and page.count("<li>") == 8 and outside(page) == []
     with pytest.raises(UserError, match="not a run folder"):
         report.write_report(tmp_path / "nowhere")
 

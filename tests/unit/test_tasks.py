@@ -36,16 +36,3 @@ def test_the_other_sentence_names_the_other_object_of_the_same_scene():
     assert all(a != b for a, b in zip(states.instructions, other.instructions)) and (states.states[:, :-1] == other.states[:, :-1]).all()
     assert tasks.with_other_sentence(task, other).instructions == states.instructions
     assert tasks.has_other_sentence(task) and not tasks.has_other_sentence(ELSEWHERE)
-
-
-def test_covered_cells_are_told_by_colour_where_objects_have_pure_ones():
-    frames = np.full((2, 3, 16, 16, 3), 128, np.uint8)
-    frames[1, 2, :8, 8:] = (250, 10, 10)
-    found = tasks.object_map(tasks.get_task("place"), frames, 2)
-    expected = np.zeros((2, 3, 2, 2))
-    expected[1, 2, 0, 1] = 1
-    assert (found.numpy() == expected).all() and tasks.object_map(ELSEWHERE, frames, 2) is None
-    frames[0, 0, 8:, :8] = 250  # a white target: no object of `place`, whose plate is large, but of `square`, whose peg is small
-    assert (tasks.object_map(tasks.get_task("place"), frames, 2).numpy() == expected).all()
-    expected[0, 0, 1, 0] = 1
-    assert (tasks.object_map(tasks.get_task("square"), frames, 2).numpy() == expected).all()

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, averaged weights, refusals; and how world-model windows are cut."""
+"""The training loop: exact resume, averaged weights, what else belongs to a checkpoint, refusals."""
 
 import dataclasses
 import json
@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import nn
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.train import FitConfig, MetricsLog, WindowConfig, cut_windows, fit, generators, learning_rate, world_model_loss
+from wmpo_lite.train import FitConfig, MetricsLog, fit, generators, learning_rate
 
 CONFIG = FitConfig(steps=24, lr=1e-2, warmup=4, ema=0.9, save_every=5)
 
@@ -127,6 +126,40 @@ def test_a_checkpoint_of_another_model_is_a_user_error(tmp_path):
         fit(module, lambda *_: (module.weight.sum(), {}), CONFIG, seed=0, name="stage", folder=tmp_path)
 
 
+def walk(extra, stop_at=None, folder=None):
+    """A loss that depends on a tensor it moves as it goes, as a pool of windows does."""
+    module = network()
+    inner = regression(module)
+
+    def loss_fn(generator, rng, step):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        extra["place"] = extra["place"] + rng.normal()  # a new tensor under the old name
+        extra["count"] += 1  # and one changed in place
+        loss, logs = inner(generator, rng, step)
+        return loss * extra["place"].square().mean(), logs
+
+    fit(module, loss_fn, CONFIG, seed=0, name="stage", folder=folder, extra=extra)
+    return module
+
+
+@pytest.mark.parametrize("stop_at", [5, 13])
+def test_what_a_loss_carries_along_belongs_to_the_checkpoint(tmp_path, stop_at):
+    start = lambda: {"place": torch.ones(3), "count": torch.zeros(1, dtype=torch.long)}  # noqa: E731
+    whole, resumed = start(), start()
+    expected = walk(whole)
+    with pytest.raises(KeyboardInterrupt):
+        walk(start(), stop_at, tmp_path)
+    assert equal(expected, walk(resumed, folder=tmp_path))
+    assert torch.equal(whole["place"], resumed["place"]) and whole["count"] == resumed["count"] == 24
+
+
+def test_a_checkpoint_without_what_the_loss_carries_is_a_user_error(tmp_path):
+    run(tmp_path)
+    with pytest.raises(UserError, match="unfinished training of another kind \\(it lacks 'place'\\)"):
+        walk({"place": torch.ones(3), "count": torch.zeros(1)}, folder=tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------------------------- the loop
 
 
@@ -233,163 +266,3 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
     log({"stage": "a", "loss": math.nan, "kept": np.int64(3)}), log({"stage": "b", "rate": np.float32(0.5)})
     assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
         {"stage": "a", "loss": None, "kept": 3}, {"stage": "b", "rate": 0.5}]
-
-
-# ------------------------------------------------------------------------------------------------------------------------ windows
-
-
-def numbered(episodes=3, steps=12):
-    """latents whose value is 100 e + t, actions whose value is 100 e + s."""
-    level = 100 * np.arange(episodes)[:, None] + np.arange(steps + 1)
-    latents = torch.from_numpy(level).float()[..., None, None, None].repeat(1, 1, 4, 8, 8)
-    return latents, torch.from_numpy(level[:, :-1]).float()[..., None].repeat(1, 1, tiny.ACTIONS)
-
-
-def test_windows_by_hand():
-    """Newest context frame `start`; before the first frame there is the first frame again; action[s] leads to frame s + 1."""
-    latents, actions = numbered()
-    context, future, acts = cut_windows(latents, actions, [0, 1, 2, 2], [0, 1, 5, 10], context=4, chunk=2)
-    values = lambda x: x.flatten(2)[..., 0].tolist()  # noqa: E731
-    assert values(context) == [[0, 0, 0, 0], [100, 100, 100, 101], [202, 203, 204, 205], [207, 208, 209, 210]]
-    assert values(future) == [[1, 2], [102, 103], [206, 207], [211, 212]]
-    assert values(acts) == [[0, 1], [101, 102], [205, 206], [210, 211]]
-    assert context.shape == (4, 4, 4, 8, 8) and future.shape == (4, 2, 4, 8, 8) and acts.shape == (4, 2, tiny.ACTIONS)
-    assert cut_windows(latents.half(), actions, [0], [3], 2, 2)[0].dtype == torch.float32
-
-
-class Spy:
-    """In place of a world model: keeps the windows it is given; imagines -1 everywhere."""
-
-    def __init__(self):
-        self.config, self.windows, self.imagined = tiny.world_model().config, [], []
-
-    def loss(self, context, future, actions, generator, weight, past):
-        assert past is None  # no draft, so nothing to recall
-        pick = lambda x: x.flatten(2)[..., 0]  # noqa: E731
-        self.windows.append((pick(context), pick(future), pick(actions), weight))
-        return future.mean(), {}
-
-    def go_on(self, context, actions, past, generator, steps):
-        assert steps == 1 and past is None
-        self.imagined.append((context[:, :, 0, 0, 0], actions[..., 0]))
-        return torch.full((len(context), actions.shape[1], 4, 8, 8), -1.0), None
-
-
-def cut(windows, last_frame, step=0, draws=40):
-    spy, (latents, actions) = Spy(), numbered()
-    loss_fn = world_model_loss(spy, latents, actions, windows, total_steps=100, last_frame=last_frame)
-    for seed in range(draws):
-        loss_fn(*generators(seed, step), step)
-    context, future, acts, weight = (torch.cat(parts) for parts in zip(*spy.windows))
-    return spy, context.int().numpy(), future.int().numpy(), acts.int().numpy(), weight
-
-
-@pytest.mark.parametrize("step", [0, 99])
-def test_windows_never_reach_past_the_last_frame(step):
-    """Episodes end at frames 12, 7 and 3; the last is shorter than a chunk of 4 and never used. Every admissible window occurs."""
-    last = np.array([12, 7, 3])
-    _, context, future, acts, _ = cut(WindowConfig(batch=32), last, step)
-    episode, end = future[:, -1] // 100, future[:, -1] % 100
-    assert set(episode) == {0, 1}
-    assert all(set(end[episode == e]) == set(range(4, last[e] + 1)) for e in (0, 1))
-    assert (np.diff(future, axis=1) == 1).all() and (acts == future - 1).all()
-    own = context[:, -1] == -1
-    assert (context[~own, -1] == future[~own, 0] - 1).all()
-    assert own.any() == (step == 99)
-
-
-def test_without_last_frames_whole_episodes_are_used():
-    _, _, future, _, _ = cut(WindowConfig(batch=32), None)
-    assert set(future[:, -1] % 100) == set(range(4, 13)) and set(future[:, -1] // 100) == {0, 1, 2}
-
-
-def test_own_contexts_come_from_the_chunk_before():
-    """From `own_from` on, half of the windows that have a whole chunk behind them start from the model's own imagination of it."""
-    spy, context, future, acts, _ = cut(WindowConfig(batch=32, own_rollout=0.5, own_chunks=1, own_from=0.4), None, step=40)
-    own = (context == -1).all(axis=1)
-    start = future[:, 0] % 100 - 1
-    assert ((context == -1).any(axis=1) == own).all() and (start[own] >= tiny.CHUNK).all()
-    assert abs(own.sum() / (start >= tiny.CHUNK).sum() - 0.5) < 0.1
-    before, earlier = (torch.cat(parts).int().numpy() for parts in zip(*spy.imagined))
-    assert (earlier[:, 0] == acts[own][:, 0] - tiny.CHUNK).all()
-    assert (before[:, -1] == future[own][:, 0] - 1 - tiny.CHUNK).all()
-    assert not (cut(WindowConfig(batch=32, own_rollout=0.5, own_from=0.4), None, step=39)[1] == -1).any()
-
-
-def test_contexts_may_be_several_chunks_of_own_work():
-    """own_chunks=2: some contexts come from two imagined chunks, the second of which starts from the first; none reaches before the episode."""
-    spy, context, future, acts, _ = cut(WindowConfig(batch=32, own_rollout=1.0, own_chunks=2, own_from=0.0), None, draws=60)
-    before = [part.int().numpy() for part, _ in spy.imagined]
-    second = [part for part in before if (part == -1).all()]
-    assert 0.25 < len(second) / len(before) < 0.42  # one batch in two takes two chunks: a third of the calls
-    start, own = future[:, 0] % 100 - 1, (context == -1).all(axis=1)
-    assert own[start >= 2 * tiny.CHUNK].all() and not own[start < tiny.CHUNK].any()
-    assert all((part[:, -1] % 100 >= 0).all() for part in before if not (part == -1).all())
-
-
-def test_own_contexts_bring_their_own_past(monkeypatch):
-    """The draft is told how the imagined context was made, as it is in imagination; recorded contexts are read."""
-    model, (latents, actions) = tiny.world_model(draft_width=16, shaken=0.1), numbered()
-    given, loss = [], model.loss
-    monkeypatch.setattr(model, "loss", lambda context, *rest, **more: given.append((context, more["past"])) or loss(context, *rest, **more))
-    loss_fn = world_model_loss(model, latents / 1000, actions / 1000, WindowConfig(batch=32, own_rollout=0.5, own_chunks=1, own_from=0.0), total_steps=10)
-    loss_fn(*generators(0, 0), 0)
-    (context, past), = given
-    with torch.no_grad():
-        read = (model.draft.recall(context) - past).abs().amax(dim=1) < 1e-5
-    recorded = ((context[:, -1] - context[:, -1, :1, :1, :1].expand_as(context[:, -1])).abs().amax(dim=(1, 2, 3)) == 0)  # one value in every frame
-    assert 4 < int((~recorded).sum()) < 28 and torch.equal(read, recorded)
-
-
-def test_objects_weigh_more():
-    latents, actions = numbered()
-    objects = torch.zeros(latents.shape[0], latents.shape[1], 8, 8)
-    objects[:, 5, 2, 3] = 0.5  # an object covers half of one position in frame 5 of every episode
-    spy = Spy()
-    world_model_loss(spy, latents * 0, actions, WindowConfig(batch=64, objects=12.0), 100, objects=objects)(*generators(0, 0), 0)
-    weight, moves = spy.windows[0][3], spy.windows[0][2]
-    frame = moves.int() % 100 + 1  # number of each future frame
-    assert (weight[:, :, 0, 2, 3] == torch.where(frame == 5, 7.0, 1.0)).all() and (frame == 5).any()
-    weight[:, :, 0, 2, 3] = 1
-    assert (weight == 1).all()
-
-
-def test_weights_rise_where_the_picture_changes():
-    """Numbered frames change by 1, 2, 3, 4 against the context: all clipped at 1. A still film has weight 1."""
-    *_, weight = cut(WindowConfig(batch=8, emphasis=3.0), None, draws=1)
-    assert weight.shape == (8, tiny.CHUNK, 1, 8, 8) and (weight == 4).all()
-    spy, (latents, actions) = Spy(), numbered()
-    world_model_loss(spy, latents * 0, actions, WindowConfig(batch=8), 100)(*generators(0, 0), 0)
-    assert (spy.windows[0][3] == 1).all()
-
-
-def test_episodes_shorter_than_a_chunk_are_a_user_error():
-    latents, actions = numbered(steps=3)
-    with pytest.raises(UserError, match="no episode is at least 4 steps long"):
-        world_model_loss(tiny.world_model(), latents, actions, WindowConfig(), 10)
-    latents, actions = numbered()
-    with pytest.raises(UserError, match="no episode is at least 4 steps long"):
-        world_model_loss(tiny.world_model(), latents, actions, WindowConfig(), 10, last_frame=np.array([3, 2, 1]))
-
-
-def test_a_world_model_resumes_bit_identical(tmp_path):
-    """The real loss, with its own roll-outs, through the real loop."""
-    latents, actions = tiny.moving_dot(8, 12, seed=0)
-    config = FitConfig(steps=12, lr=1e-3, warmup=2, ema=0.99, save_every=4)
-
-    def train(folder, stop_at=None):
-        torch.manual_seed(0)
-        model = tiny.world_model(shaken=0, latent_channels=1, action_dim=2)
-        loss_fn = world_model_loss(model, latents, actions, WindowConfig(batch=8), 12)
-
-        def interrupted(generator, rng, step):
-            if step == stop_at:
-                raise KeyboardInterrupt
-            return loss_fn(generator, rng, step)
-
-        fit(model, interrupted, config, seed=0, name="world model", folder=folder)
-        return model
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, 10)
-    assert equal(train(None), train(tmp_path))

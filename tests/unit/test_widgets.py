@@ -7,8 +7,8 @@ import pytest
 
 import tiny
 from wmpo_lite import widgets
-from wmpo_lite.envs.imagined import ImaginedEnv
 from wmpo_lite.errors import UserError
+from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.notebooks import figure
 from wmpo_lite.widgets import KEYS, MOVES, Driver
 

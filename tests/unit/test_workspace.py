@@ -1,22 +1,393 @@
-"""Where imagination starts."""
+"""A run's folder and its stages up to the trust panel, on models that are built in milliseconds."""
+
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import tiny
+import torch
 
-from wmpo_lite.envs.tabletop.env import initial_states
-from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
-from wmpo_lite.workspace import starts_of_imagination
+from wmpo_lite import checkpoint, main_job
+from wmpo_lite.envs import tasks
+from wmpo_lite.errors import UserError
+from wmpo_lite.reward import RewardModel
+from wmpo_lite.trajectory import save_trajectories
+from wmpo_lite.trust import describe_trust, panel, trust
+from wmpo_lite.workspace import Run, Workspace, imagined_env, initial_frames
+from wmpo_lite.world_model import WorldModel
+
+SMALL = {
+    "align_steps": 3,
+    "align_batch": 4,
+    "reward_steps": 3,
+    "reward_frozen": 1,
+    "after_success": 1,
+    "reward_stride": 3,
+    "min_consecutive": 2,
+}
 
 
-def test_every_recorded_first_frame_is_imagined_under_both_sentences():
-    task = get_task("place")
-    states = initial_states(task, "rollouts", np.arange(20))
-    rollouts = [SimpleNamespace(initial_state=row, frames=np.full((2, 8, 8, 3), i, np.uint8), instruction=text, split="rollouts", index=i)
-                for i, (row, text) in enumerate(zip(states.states, states.instructions))]
-    starts = starts_of_imagination(SimpleNamespace(task=task, rollouts=lambda: rollouts))
-    assert len(starts) == 40 and starts.split == "rollouts" and starts.instructions[:20] == states.instructions
-    assert np.array_equal(starts.frames[:20], starts.frames[20:]) and np.array_equal(starts.indices[:20], starts.indices[20:])
-    for own, other, row in zip(starts.instructions[:20], starts.instructions[20:], states.states):
-        named = [next(colour for colour in COLOURS if colour in text.split()) for text in (own, other)]
-        assert set(named) == {COLOURS[int(row[-3])], COLOURS[int(row[-2])]} and named[0] != named[1]
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A run takes all cores; tiny models are faster with one thread, and later files expect it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wmpo_lite.train.set_threads", lambda: None)
+        yield
+
+
+def make_run(folder) -> Run:
+    """A smoke run of `place` with tiny assets, shorter stages and two layers of vision.
+
+    The reward model keeps one of them as it is.
+    """
+    assets = tiny.assets(folder / "assets")
+    tiny.policy(vision_depth=2).save(assets / "place" / "policy")
+    return Run(profile="smoke", assets=str(assets), changes=SMALL)
+
+
+def make_recorded(folder) -> Workspace:
+    """A workspace with 12 recorded rollouts of 8 steps, half of them successes."""
+    made = Workspace(make_run(folder), folder / "run")
+    made.horizon = 8
+    save_trajectories(
+        made.folder / "rollouts.hdf5", tiny.trajectories(12), env_args={}, provenance={}
+    )
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def workspace(run, tmp_path):
+    made = Workspace(run, tmp_path / "run")
+    yield made
+    made.env.close()
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    made = make_recorded(tmp_path)
+    yield made
+    made.env.close()
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Aligned, and with a reward model; the workspace and the reward stage's result."""
+    made = make_recorded(tmp_path_factory.mktemp("judged"))
+    made.stage("align", lambda: main_job.align_world_model(made))
+    yield made, made.stage("reward", lambda: main_job.fit_reward(made))
+    made.env.close()
+
+
+def other(run, **changes):
+    return dataclasses.replace(run, changes={**run.changes, **changes})
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_done_once_and_its_result_remembered(workspace, run):
+    results = iter([{"loss": np.float32(0.5), "at": (1, 2)}])
+    first = workspace.stage("align", lambda: next(results))
+    assert first == {"loss": 0.5, "at": [1, 2]}
+    again = Workspace(run, workspace.folder)
+    again.env.close()
+    assert again.stage("align", lambda: pytest.fail("this stage is done")) == first
+    assert again.seconds() == pytest.approx(0, abs=1)
+
+
+def test_a_stage_that_broke_is_done_again(workspace):
+    with pytest.raises(KeyboardInterrupt):
+        workspace.stage("align", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert workspace.stage("align", lambda: {"n": 1}) == {"n": 1}
+
+
+def test_a_folder_of_other_settings_is_refused_and_the_difference_named(workspace, run):
+    with pytest.raises(
+        UserError,
+        match=r"holds a run with other settings \(align_steps, changes\); choose another --name",
+    ):
+        Workspace(other(run, align_steps=4), workspace.folder)
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        Workspace(dataclasses.replace(run, seed=3), workspace.folder)
+
+
+def test_a_folder_of_other_weights_is_refused(workspace, run, tmp_path):
+    tiny.shake(tiny.world_model()).save(tmp_path / "assets" / "tabletop" / "world_model")
+    with pytest.raises(UserError, match=r"other settings \(assets\)"):
+        Workspace(run, workspace.folder)
+
+
+def test_the_folder_says_what_the_run_began_with(workspace, tmp_path):
+    config = checkpoint.read_json(workspace.folder / "config.json")
+    weights = {
+        name: tmp_path / "assets" / "tabletop" / name for name in ("autoencoder", "world_model")
+    }
+    weights["policy"] = tmp_path / "assets" / "place" / "policy"
+    assert config["assets"] == {
+        k: checkpoint.checksum(v / "model.safetensors")[:12] for k, v in weights.items()
+    }
+    assert config["align_steps"] == 3 and config["horizon"] == 40 and config["task"] == "place"
+
+
+def test_a_task_without_assets_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(UserError, match="no trained assets for task 'square'.*--from-scratch"):
+        Workspace(dataclasses.replace(run, task="square"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_task_of_libero_is_refused_until_there_is_a_world_model_of_its_pictures(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        tasks, "get_task", lambda name: SimpleNamespace(suite="libero_object", horizon=56)
+    )
+    with pytest.raises(
+        UserError,
+        match="demo of 'libero_object/0' waits for a world model of LIBERO's pictures.*place",
+    ):
+        Workspace(dataclasses.replace(run, task="libero_object/0"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_recorded_first_frames_are_where_imagination_begins():
+    rollouts = tiny.trajectories(5)
+    starts = initial_frames(rollouts)
+    assert all(np.array_equal(frame, t.frames[0]) for frame, t in zip(starts.frames, rollouts))
+    assert (
+        starts.instructions == tuple(t.instruction for t in rollouts) and starts.split == "rollouts"
+    )
+    assert starts.indices.tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(starts.states, np.stack([t.initial_state for t in rollouts]))
+
+
+# -- its stages ------------------------------------------------------------------------------------
+
+
+def test_windows_end_a_few_frames_after_a_success(recorded):
+    """after_success is 1: a success at step f is seen up to frame f + 1, a failure to its end."""
+    rollouts = recorded.rollouts()
+    episodes = main_job.recorded_episodes(recorded, rollouts)
+    expected = [min(t.finish_step + 1, len(t)) if t.success else len(t) for t in rollouts]
+    assert episodes.last.tolist() == expected and min(expected) < 8 == max(expected)
+    latents = recorded.autoencoder().encode_uint8(
+        torch.from_numpy(np.stack([t.frames for t in rollouts]))
+    )
+    assert torch.equal(episodes.latents, latents)
+    assert np.array_equal(episodes.actions.numpy(), np.stack([t.actions for t in rollouts]))
+
+
+def test_alignment_sees_rollouts_and_demonstrations_and_changes_the_world_model(
+    recorded, monkeypatch
+):
+    from wmpo_lite import own_context
+
+    seen, pool = [], own_context.Pool
+    monkeypatch.setattr(
+        own_context,
+        "Pool",
+        lambda episodes, *rest: seen.append(len(episodes)) or pool(episodes, *rest),
+    )
+    record = main_job.align_world_model(recorded)
+    assert seen == [12 + 4] and record["step"] == 3 and np.isfinite(record["loss"])
+    before, after = WorldModel.load(recorded.shared / "world_model"), recorded.world_model()
+    gaps = [
+        float((a - b).abs().max())
+        for a, b in zip(before.state_dict().values(), after.state_dict().values())
+    ]
+    assert max(gaps) > 1e-5 and after.config == before.config
+    note = checkpoint.read_json(recorded.folder / "world_model" / "provenance.json")
+    assert note["stage"] == "align" and note["settings"]["align_steps"] == 3
+
+
+def test_a_rewards_examples_know_a_sentence_that_they_do_not_fulfil():
+    rollouts = tiny.trajectories(6)
+    episodes = main_job.reward_episodes(rollouts)
+    assert np.array_equal(episodes["frames"], np.stack([t.frames for t in rollouts]))
+    assert episodes["success"].tolist() == [True, False] * 3
+    assert episodes["finish_step"].tolist() == [t.finish_step for t in rollouts]
+    for said, another in zip(episodes["instruction"], episodes["other"]):
+        assert another != said and another.split()[3:] == said.split()[3:]
+    shown = np.zeros_like(episodes["frames"])
+    assert main_job.reward_episodes(rollouts, shown)["frames"] is shown
+
+
+def test_the_reward_model_gets_two_thresholds_from_rollouts_that_it_was_not_fitted_to(judged):
+    workspace, result = judged
+    assert (
+        result["chosen_on"] == 3
+        and 0 < result["threshold"] < 1
+        and 0 < result["imagined_threshold"] < 1
+    )
+    model = RewardModel.load(workspace.folder / "reward")
+    assert float(model.threshold) == pytest.approx(result["threshold"])
+    scores = model.score(
+        torch.from_numpy(np.stack([t.frames for t in workspace.rollouts()])),
+        [t.instruction for t in workspace.rollouts()],
+    )
+    assert scores.min() < result["threshold"] < scores.max()
+
+
+def test_the_reward_model_begins_with_the_policys_tower_and_keeps_its_lower_layers(judged):
+    workspace, _ = judged
+    before = RewardModel.from_tower(workspace.base())
+    after = RewardModel.load(workspace.folder / "reward")
+    assert after.config == before.config
+    old, new = before.encoder.state_dict(), after.encoder.state_dict()
+    kept = {name for name, value in new.items() if torch.equal(value, old[name])}
+    assert kept == {name for name in old if not name.startswith("encoder.layer.1.")}
+    gaps = [float((new[name] - old[name]).abs().max()) for name in new if name not in kept]
+    assert max(gaps) < 0.1  # fine-tuned, not built anew
+
+
+def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagined(
+    recorded, monkeypatch
+):
+    from wmpo_lite import reward
+
+    recorded.stage("align", lambda: main_job.align_world_model(recorded))
+    seen, loss = [], reward.reward_loss
+    monkeypatch.setattr(
+        reward,
+        "reward_loss",
+        lambda model, episodes, **more: seen.append(episodes) or loss(model, episodes, **more),
+    )
+    main_job.fit_reward(recorded)
+    frames, success = seen[0]["frames"], seen[0]["success"]
+    assert len(frames) == 3 * (9 + 4) and len(seen[0]["instruction"]) == len(
+        frames
+    )  # 9 rollouts that are not held out
+    filmed, given_back, imagined = np.split(frames, 3)
+    assert np.array_equal(given_back, recorded.autoencoder().reconstruct(filmed))
+    assert np.array_equal(imagined[:, 0], filmed[:, 0]) and not np.array_equal(imagined, filmed)
+    assert all(np.array_equal(part, success[:13]) for part in np.split(success, 3))
+
+
+def test_demonstrations_without_a_simulator_state_are_imagined_beside_rollouts(judged):
+    """Imagination needs first frames alone; `make_assets` stores no state with demonstrations."""
+    from wmpo_lite.recipes.pretrain import demonstration_trajectories
+
+    workspace, _ = judged
+    demos = demonstration_trajectories({
+        "frames": tiny.noise_frames(2, 9), "executed": tiny.random_actions(2, 8, tiny.ACTIONS),
+        "done": np.ones((2, 8), bool), "instruction": np.array([tiny.RED, tiny.BLUE]),
+    })  # fmt: skip
+    films = main_job.replay_in(
+        imagined_env(workspace, 0, judged=False), tiny.trajectories(2) + demos
+    )
+    assert films.shape == (4, 9, 16, 16, 3)
+
+
+def test_imagination_is_set_as_the_run_is(judged):
+    workspace, result = judged
+    env = imagined_env(workspace, seed=1)
+    assert env.threshold == result["imagined_threshold"]
+    assert (env.reward_stride, env.min_consecutive, env.num_inference_steps, env.stop) == (
+        3,
+        2,
+        1,
+        True,
+    )
+    assert (
+        env.world_model is workspace.world_model()
+        and env.action_names == workspace.env.action_names
+    )
+    before = WorldModel.load(workspace.shared / "world_model")
+    bare = imagined_env(workspace, seed=1, stop=False, judged=False, world_model=before)
+    assert bare.reward_model is None and bare.world_model is before and not bare.stop
+
+
+def test_the_trust_panel_measures_a_world_model_on_real_rollouts(judged):
+    workspace, _ = judged
+    real = tiny.trajectories(10, seed=3)
+    truth = np.stack([t.frames for t in real])
+    found = panel(workspace, real, truth, workspace.world_model(), few=4)
+    assert found["frames"].shape == truth.shape and np.array_equal(
+        found["frames"][:, 0], truth[:, 0]
+    )
+    assert found["imagined_scores"].shape == (10,)
+    a, (low, high) = found["agreement"], found["auc_interval"]
+    assert a["n"] == 10 and 0 <= low <= a["auc"] <= high <= 1
+    assert found["psnr"]["horizons"] == found["latent_error"]["horizons"] == [8]
+    copied = np.square(truth[:, 0].astype(float) - truth[:, 8]).mean(axis=(1, 2, 3))
+    assert found["psnr"]["copy_last"] == [
+        pytest.approx(float(np.mean(10 * np.log10(255**2 / copied))))
+    ]
+    s = found["sensitivity"]
+    for kind in ("shuffled", "zero", "delayed"):
+        assert s[f"{kind}_cost"] == pytest.approx(s["true"] - s[kind]) and s[kind] != s["true"]
+    assert 0 <= found["valid_frames"] <= 8
+
+
+def test_the_true_world_has_the_best_marks(judged, monkeypatch):
+    """An imagination that shows what was filmed is off by nothing."""
+    workspace, _ = judged
+    real = tiny.trajectories(6, seed=4)
+    truth = np.stack([t.frames for t in real])
+    monkeypatch.setattr(
+        "wmpo_lite.rollout.replay", lambda env, trajectories, states: (truth[: len(states)], None)
+    )
+    with np.errstate(invalid="ignore"):
+        found = panel(workspace, real, truth, workspace.world_model(), few=2)
+    assert found["psnr"]["model"] == [np.inf] and found["latent_error"]["model"] == [0.0]
+    assert found["latent_error"]["copy_last"][0] > 0 and found["valid_frames"] == 8
+
+
+def test_the_trust_stage_measures_before_and_after_alignment_on_fresh_rollouts(
+    judged, monkeypatch
+):
+    workspace, reward = judged
+    real, asked = tiny.trajectories(12, seed=6), []
+    monkeypatch.setattr(workspace, "states", lambda *which: asked.append(which))
+    monkeypatch.setattr("wmpo_lite.rollout.rollout", lambda *_, **options: real)
+    returned = trust(workspace)
+    assert asked == [("validation", 1000, 24)]  # apart from what anything is trained or evaluated on
+    found = checkpoint.read_json(workspace.folder / "trust.json")
+    assert all(found[key] == value for key, value in checkpoint.plain(returned).items())
+    truth = np.stack([t.frames for t in real])
+    before = panel(workspace, real, truth, WorldModel.load(workspace.shared / "world_model"))
+    after = panel(workspace, real, truth, workspace.world_model())
+    films, scores = after.pop("frames"), after.pop("imagined_scores")
+    before.pop("frames"), before.pop("imagined_scores")
+    assert found["before_alignment"] == checkpoint.plain(before)
+    assert {key: found[key] for key in after} == checkpoint.plain(after)
+    assert before["psnr"]["model"] != after["psnr"]["model"]
+    assert found["real"] == [t.success for t in real]
+    assert found["scores"] == pytest.approx(scores, abs=1e-4)
+    assert found["real_threshold"] == pytest.approx(reward["threshold"])
+    with np.load(workspace.folder / "trust_films.npz") as shown:
+        rows = [0, 2, 4, 6, 1, 3, 5, 7]  # four successes, four failures
+        assert np.array_equal(shown["imagined"], films[rows])
+        assert np.array_equal(shown["real"], truth[rows])
+        assert shown["real_success"].tolist() == [True] * 4 + [False] * 4
+
+
+def test_the_panel_in_words(judged):
+    workspace, _ = judged
+    real = tiny.trajectories(6, seed=5)
+    truth = np.stack([t.frames for t in real])
+    found = panel(workspace, real, truth, workspace.world_model(), few=2)
+    said = describe_trust(
+        {
+            "n": 6,
+            **found,
+            "before_alignment": found,
+            "reward_f1_real": 0.5,
+            "reward_f1_imagined": 0.25,
+        }
+    )
+    auc, (low, high) = found["agreement"]["auc"], found["auc_interval"]
+    assert (
+        f"AUC {auc:.3f} [{low:.3f}, {high:.3f}]" in said
+        and f"before alignment: AUC {auc:.3f}" in said
+    )
+    assert (
+        "trust panel on 6 fresh real rollouts" in said
+        and "F1: 0.500 on real, 0.250 on imagined video" in said
+    )
+    assert f"after {found['valid_frames']:.1f} frames" in said

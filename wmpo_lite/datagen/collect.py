@@ -1,4 +1,8 @@
-"""Recording by worker processes: shards of play as npz files that hold pictures and actions only."""
+"""Recording by worker processes: play, demonstrations and labelled still scenes, as npz shards.
+
+A shard's number is its seed, so any number of workers gives the same files; shards that exist are kept.
+Files of play hold pictures and actions only: nothing else may reach a world model.
+"""
 
 import multiprocessing
 import os
@@ -10,25 +14,26 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
-SHARD = 32  # episodes that share a kit
-HORIZON = 48  # control steps an episode
+PLAY_SHARD = 32  # episodes that share a kit
+PLAY_HORIZON = 48  # control steps an episode
+DEMO_SHARD, SCENE_SHARD = 64, 2048
 
 
-def play_states(kit, shard: int, count: int = SHARD):
+def play_states(kit, shard: int):
     """The initial states of one shard of play."""
     from wmpo_lite.envs.tabletop.env import SPLITS
     from wmpo_lite.trajectory import InitialStates
 
-    indices = np.arange(shard * SHARD, shard * SHARD + count)
-    rows = [kit.sample(np.random.default_rng([SPLITS["play"], shard, i])) for i in range(count)]
-    return InitialStates(np.stack(rows), None, ("",) * count, "play", indices)
+    rows = [kit.sample(np.random.default_rng([SPLITS["play"], shard, i])) for i in range(PLAY_SHARD)]
+    indices = np.arange(shard * PLAY_SHARD, (shard + 1) * PLAY_SHARD)
+    return InitialStates(np.stack(rows), None, ("",) * PLAY_SHARD, "play", indices)
 
 
-def record_shard(shard: int, size: int, horizon: int = HORIZON) -> dict:
-    """Play of one kit: frames uint8 (SHARD, T + 1, H, W, 3), actions float32 (SHARD, T, 4).
+def record_play(shard: int, size: int = 64, horizon: int = PLAY_HORIZON) -> dict:
+    """Play with one kit: frames uint8 (PLAY_SHARD, T + 1, H, W, 3), actions float32 (PLAY_SHARD, T, 4).
 
-    First and last frames are drawn twice and compared: an OpenGL context that was disturbed by
-    another one would otherwise leave faulty pictures that nobody notices.
+    First and last frames are drawn twice and compared: an OpenGL context that was disturbed by another
+    one would otherwise leave faulty pictures that nobody notices.
     """
     from wmpo_lite.datagen.kits import Kit
     from wmpo_lite.datagen.play import play
@@ -51,25 +56,71 @@ def record_shard(shard: int, size: int, horizon: int = HORIZON) -> dict:
     return data
 
 
+def record_demonstrations(task_name: str, shard: int, noise: float, burst: float) -> dict:
+    """The scripted expert on one shard of states, those that succeeded: the dict of `expert.demonstrate`
+    and instruction (N,). noise, burst: see there."""
+    from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
+    from wmpo_lite.envs.tabletop.expert import demonstrate
+    from wmpo_lite.envs.tabletop.tasks import get_task
+
+    task, rows = get_task(task_name), np.arange(shard * DEMO_SHARD, (shard + 1) * DEMO_SHARD)
+    env, states = TabletopEnv(task, threads=1), initial_states(task, "demos", rows)
+    try:
+        data = demonstrate(env, states, np.random.default_rng([shard, 11]), noise, burst, recover=task.collides)
+    finally:
+        env.close()
+    keep = data["done"][:, -1]
+    data = {key: value[keep] for key, value in data.items()}
+    return data | {"instruction": np.array([text for text, good in zip(states.instructions, keep) if good])}
+
+
+def record_scenes(task_name: str, shard: int) -> dict:
+    """Labelled still scenes (`scenes.random_scenes`), for the policy's vision tower alone."""
+    from wmpo_lite.envs.tabletop.scenes import random_scenes
+    from wmpo_lite.envs.tabletop.tasks import get_task
+
+    return random_scenes(get_task(task_name), SCENE_SHARD, shard)
+
+
 def _work(job):
-    shard, size, path = job
+    function, arguments, path = job
     temporary = f"{path}.part.npz"
-    np.savez(temporary, **record_shard(shard, size))
+    np.savez(temporary, **function(*arguments))
     os.replace(temporary, path)
-    return path
 
 
-def collect_play(shards: int, folder: Path, *, size: int = 64, workers: int | None = None) -> list[Path]:
-    """Record shards 0 to `shards` - 1 of play into `folder`; those that are there are kept.
-
-    A shard's number is its seed, so any number of workers gives the same files.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"play_{size}px_{shard:04d}.npz" for shard in range(shards)]
-    jobs = [(shard, size, str(path)) for shard, path in enumerate(paths) if not path.exists()]
-    if jobs:
+def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
+    jobs = [(function, arguments, Path(path)) for function, arguments, path in jobs]
+    missing = [job for job in jobs if not job[2].exists()]
+    if missing:
+        missing[0][2].parent.mkdir(parents=True, exist_ok=True)
         with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:
-            for _ in progress(pool.imap_unordered(_work, jobs), total=len(jobs), desc="record play"):
+            for _ in progress(pool.imap_unordered(_work, missing), total=len(missing), desc=desc):
                 pass
-    return paths
+    return [path for _, _, path in jobs]
+
+
+def collect_play(shards: int, folder: Path, *, size: int = 64, horizon: int = PLAY_HORIZON, workers: int | None = None):
+    """Record shards 0 to `shards` - 1 of play into `folder`; returns the paths."""
+    name = f"play_{size}px_{horizon}steps" + "_{:04d}.npz"
+    jobs = [(record_play, (i, size, horizon), Path(folder) / name.format(i)) for i in range(shards)]
+    return _collect(jobs, "record play", workers)
+
+
+def collect_demonstrations(task: str, count: int, folder: Path, *, noise: float, burst: float, workers: int | None = None) -> dict:
+    """The first `count` demonstrations that succeeded: frames (E, T + 1, H, W, 3), executed and intended
+    (E, T, D), done (E, T), instruction (E,)."""
+    name = f"demos_{task}_{noise:g}_{burst:g}" + "_{:04d}.npz"
+    shards = -(-(count + count // 8) // DEMO_SHARD)
+    jobs = [(record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i)) for i in range(shards)]
+    parts = [dict(np.load(path)) for path in _collect(jobs, "record demonstrations", workers)]
+    data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
+    if len(data["frames"]) < count:
+        raise UserError(f"{count} demonstrations of {task} were asked for and {len(data['frames'])} of those recorded succeeded; ask for fewer")
+    return data
+
+
+def collect_scenes(task: str, shards: int, folder: Path, *, workers: int | None = None) -> list[Path]:
+    """Record shards of labelled scenes of `task`; returns the paths."""
+    jobs = [(record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz") for i in range(shards)]
+    return _collect(jobs, "render scenes", workers)

@@ -8,8 +8,7 @@ is given and nothing is sorted by its outcome.
 
 import numpy as np
 
-from wmpo_lite.envs.tabletop.env import MAX_STEP, WORKSPACE
-from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
+from wmpo_lite.envs.tabletop.env import MAX_STEP
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, AFTER, PUSH, WANDER = range(10)
 TRAVEL = 0.085  # m, height of the finger tips while carrying

@@ -50,14 +50,3 @@ def with_other_sentence(task, states: InitialStates) -> InitialStates:
     import dataclasses
     rows = task.swap_instruction(states.states)
     return dataclasses.replace(states, states=rows, instructions=tuple(task.instruction(row) for row in rows))
-
-
-def object_map(task, frames, cells: int):
-    """How much of each cell of recorded pictures uint8 (..., H, W, 3) an object of the task covers, a tensor (..., cells, cells); None where pictures alone
-    do not tell."""
-    if hasattr(task, "suite"):
-        return None
-    import torch
-
-    from wmpo_lite.envs.tabletop.scene import object_map as by_colour
-    return torch.from_numpy(by_colour(frames, cells, getattr(task, "small_target", False)))

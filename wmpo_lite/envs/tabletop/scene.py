@@ -11,23 +11,6 @@ EYE, LOOK_AT, FIELD_OF_VIEW = (0.44, 0.0, 0.44), (0.170, 0.0, 0.040), 30  # m, m
 TABLE_RGB, ARM_RGB, JAW_RGB = (0.62, 0.60, 0.58), (0.95, 0.55, 0.12), (0.13, 0.13, 0.14)
 
 
-def object_map(frames, cells: int, target: bool = False):
-    """How much of each cell of a picture an object of the task covers: uint8 (..., H, W, 3) -> float32 (..., cells, cells) in [0, 1].
-
-    Told by colour alone: objects are pure red, green or blue, the arm is orange and everything else is grey. Small things are all of a task and
-    next to nothing of a mean squared error, so losses are weighted with this. target: the white target is such a thing too. A peg two pixels wide that was
-    not faded out of imagined pictures within 16 frames, and nobody puts a nut over what is not in sight.
-    """
-    import numpy as np
-    low, middle, high = np.moveaxis(np.sort(frames, axis=-1), -1, 0).astype(np.int16)
-    pure = (high - low > 70) & (middle - low < 0.35 * (high - low))
-    if target:
-        pure |= low > 215  # the table is grey, 170 to 174
-    side = pure.shape[-1] // cells
-    covered = pure.reshape(*pure.shape[:-2], cells, side, cells, side).mean(axis=(-3, -1), dtype=np.float32)
-    return np.minimum(1, 4 * covered)  # a quarter of a cell counts as all of it
-
-
 def _rgba(rgb):
     return " ".join(f"{v:.3f}" for v in rgb) + " 1"
 

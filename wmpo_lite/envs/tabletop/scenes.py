@@ -1,16 +1,13 @@
 """Random rendered scenes with their contents as labels: what stands in for the web-scale pre-training of a big VLA's vision tower.
 
-No episode is shown: in `random_scenes` objects hang at random places, never in a task's goal relation, and in `dropped` nobody moves them.
+No episode is shown: things lie or hang at random places, and nobody moves them. The world model never sees these labels.
 """
-import dataclasses
-
 import numpy as np
 
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import labels
 
-DROPPED_FROM = 80_000_000  # in the pretraining split, whose first states are random scenes
 CLASSES = ("red", "green", "blue", "target", "hand")  # what a mask can say of a pixel; everything else is background
 
 
@@ -59,39 +56,3 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
     masker.close()
     env.close()
     return out
-
-
-def dropped(task, count: int, seed: int, size: int = 64, settle: int = 8) -> dict:
-    """`count` clips of an object that falls on or near the target while the hand stands by, for the success classifier: what the goal looks like,
-    and what only resembles it, without anybody doing anything.
-
-    frames uint8 (N, 4, H, W, 3): the last frames of `settle` control steps; success bool (N,); instruction (N,).
-    """
-    env = TabletopEnv(task, size=size, threads=1)
-    rng = np.random.default_rng([seed, 31])
-    states = initial_states(task, "pretraining", np.arange(seed * 100_000 + DROPPED_FROM, seed * 100_000 + DROPPED_FROM + count))
-    rows, opening = states.states.copy(), rng.choice([1.0, 1.0, 1.0, 0.4, 0.0], size=count)
-    target = [env.model.joint(f"{task.target}_{axis}").qposadr[0] for axis in "xy"]
-    for n, row in enumerate(rows):
-        which = int(row[-1]) if rng.random() < 0.8 else 1 - int(row[-1])  # mostly the object that the instruction names
-        start = env.model.joint(task.objects[which]).qposadr[0]
-        row[start: start + 2] = row[target] + rng.uniform(-1, 1, 2) * task.drop_spread * rng.choice([0.1, 0.5, 1.0])
-        row[start + 2] = task.drop_height
-        low, others = rng.random() < 0.3, np.stack([row[start: start + 2], row[target]])
-        while True:
-            tip = rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
-            tip[2] = tip[2] if low else rng.uniform(0.05, WORKSPACE[2, 1])
-            if tip[2] > task.drop_height + 0.035 or np.linalg.norm(others - tip[:2], axis=1).min() > 0.08:
-                break
-        row[:5], row[5:7] = arm.inverse_kinematics(tip), opening[n] * scene.FINGER_TRAVEL
-    frames, success = np.zeros((count, 4, size, size, 3), np.uint8), np.zeros(count, bool)
-    for n in range(0, count, 64):
-        part = dataclasses.replace(states[n: n + 64], states=rows[n: n + 64])
-        env.reset(part)
-        still = np.zeros((len(part), settle, 4))
-        still[..., 3] = (1 - 2 * opening[n: n + 64])[:, None]
-        env.step_chunk(still[:, :-4], every_frame=False)
-        frames[n: n + 64] = env.step_chunk(still[:, -4:])[0]
-        success[n: n + 64] = task.success(env)
-    env.close()
-    return {"frames": frames, "success": success, "instruction": np.array(states.instructions)}

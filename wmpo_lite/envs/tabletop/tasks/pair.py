@@ -13,11 +13,6 @@ def named_colour(state: np.ndarray) -> str:
     return COLOURS[int(second if named else first)]
 
 
-def named_slot(instruction: str) -> int:
-    """Which of the labelled points (`expert.labels`) belongs to the object that the sentence names."""
-    return COLOURS.index(next(word for word in instruction.split() if word in COLOURS))
-
-
 def pick_up(task, colour: str) -> str:
     """What a policy is told before it knows the task; `move_to` is the other sentence."""
     return f"pick up the {colour} {task.noun}"

@@ -7,16 +7,13 @@ from wmpo_lite.envs.tabletop.tasks import pair
 name = "place"
 horizon = 40  # control steps
 num_parameters = pair.NUM_PARAMETERS
-CUBES = objects = play_objects = ("cube_a", "cube_b")
+CUBES = objects = ("cube_a", "cube_b")
 noun, target = "cube", "plate"  # as sentences call them
 place_tolerance = 0.008  # m, how well the expert aims before it lowers
 PLATE_RADIUS, PLATE_HEIGHT = 0.040, 0.006  # m
 AREA = np.array([[0.145, 0.225], [-0.095, 0.095]])  # m, where objects start
 collides = False  # nothing stands in the way of a descent
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
-drop_spread, drop_height = 0.065, 0.034  # m: where `scenes.dropped` lets go of things, seen from the target
-release_ring = (0.028, 0.062)  # m from the target, where `expert.release` lets go of most: about the rim, where a cube may lie, lean or fall
-beside = 0.065  # m from the target: what was let go nearer may have succeeded, so the success classifier is shown much of it
 swap_instruction = pair.swap_instruction
 
 
@@ -67,26 +64,8 @@ def success(env) -> np.ndarray:
     return pair.of_named(env, *(on_plate(env, cube) for cube in CUBES)) & pair.released(env, CUBES, RELEASE_HEIGHT)
 
 
-def fulfilled(cube: np.ndarray, plate: np.ndarray, hand: np.ndarray, opening: np.ndarray) -> np.ndarray:
-    """`success` of a scene at rest from points (B, 3) in metres and the gripper's opening (B,) in [0, 1]: bool (B,)."""
-    return _lies_on(cube, plate) & (opening > 0.6) & (hand[:, 2] > RELEASE_HEIGHT)
-
-
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
     """(pick, place) positions for the scripted expert, each (B, 3) in metres: grasp point and release point of the finger tips."""
     pick = named_cube(env).copy()
     plate = env.position("plate")
     return pick, np.concatenate([plate, np.full((len(plate), 1), PLATE_HEIGHT + scene.CUBE_HALF + 0.006)], axis=1)
-
-
-def play_spots(env, which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where play lets go of things: anywhere (len(which), 2) in the work area but on the plate."""
-    plate = env.position("plate")[which]
-    spots = rng.uniform(AREA[:, 0] - 0.01, AREA[:, 1] + 0.01, (64, len(which), 2))
-    free = np.linalg.norm(spots - plate, axis=-1) > PLATE_RADIUS + 0.012
-    return spots[free.argmax(axis=0), np.arange(len(which))]
-
-
-def goal_relation(env) -> np.ndarray:
-    """Which episodes (B,) have any cube, named or not, on the plate: what play must never show."""
-    return on_plate(env, "cube_a") | on_plate(env, "cube_b")

@@ -7,17 +7,14 @@ from wmpo_lite.envs.tabletop.tasks import pair
 name = "square"
 horizon = 48  # control steps
 num_parameters = pair.NUM_PARAMETERS
-NUTS = objects = play_objects = ("nut_a", "nut_b")
+NUTS = objects = ("nut_a", "nut_b")
 noun, target = "nut", "peg"  # as sentences call them
 place_tolerance = 0.0025  # m, how well the expert aims before it lowers
 OUTER, INNER, HALF_HEIGHT = 0.021, 0.0135, 0.008  # m, half sizes of the frame
 PEG_HALF, PEG_HEIGHT = 0.009, 0.030  # m: a play of 4.5 mm on each side
 AREA = np.array([[0.150, 0.225], [-0.090, 0.090]])  # m, where objects start
-small_target = True  # a few pixels, which losses over pictures have to be told of (`scene.object_map`)
 collides = True  # a descent beside the peg does, and the expert then tries again
 RELEASE_HEIGHT = 0.055  # m, the hand has withdrawn
-drop_spread, drop_height = 0.030, 0.046  # m: where `scenes.dropped` lets go of things, seen from the target
-beside = 0.040  # m from the target: what was let go nearer may have succeeded, so the success classifier is shown much of it
 swap_instruction = pair.swap_instruction
 
 
@@ -66,31 +63,9 @@ def success(env) -> np.ndarray:
     return pair.of_named(env, *(over_peg(env, nut) for nut in NUTS)) & pair.released(env, NUTS, RELEASE_HEIGHT)
 
 
-def fulfilled(nut: np.ndarray, peg: np.ndarray, hand: np.ndarray, opening: np.ndarray) -> np.ndarray:
-    """`success` of a scene at rest from points (B, 3) in metres and the gripper's opening (B,) in [0, 1]: bool (B,)."""
-    return _round_it(nut, peg) & (opening > 0.6) & (hand[:, 2] > RELEASE_HEIGHT)
-
-
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
     """(pick, place) positions for the scripted expert, each (B, 3) in metres; a nut that hangs askew is steered by its own centre."""
     pick = named_nut(env).copy()
     held = (pick[:, 2:3] > 0.02) & (env.opening[:, None] < 0.6 * scene.FINGER_TRAVEL)  # one let go that leans on the peg is as high
     aim = env.position("peg") + np.where(held, env.tip[:, :2] - pick[:, :2], 0)
     return pick, np.concatenate([aim, np.full((len(aim), 1), 0.014)], axis=1)
-
-
-def play_spots(env, which: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where play lets go of things: anywhere (len(which), 2) in the work area but over the peg; beside it often enough to collide."""
-    peg = env.position("peg")[which]
-    spots = rng.uniform(AREA[:, 0] - 0.01, AREA[:, 1] + 0.01, (64, len(which), 2))
-    near = rng.random(len(which)) < 0.3
-    spots[:, near] = peg[near] + rng.uniform(-0.035, 0.035, (64, int(near.sum()), 2))
-    free = np.abs(spots - peg).max(axis=-1) > INNER - PEG_HALF + 0.005
-    return spots[free.argmax(axis=0), np.arange(len(which))]
-
-
-def goal_relation(env) -> np.ndarray:
-    """Which episodes (B,) have any nut, named or not, round the peg: what play must never show."""
-    peg = env.position("peg")
-    near = lambda nut: (np.abs(env.position(nut)[:, :2] - peg).max(axis=1) < INNER) & (env.position(nut)[:, 2] < PEG_HEIGHT)  # noqa: E731
-    return near("nut_a") | near("nut_b")

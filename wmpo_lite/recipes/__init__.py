@@ -1,0 +1,1 @@
+"""Recipes: what is trained on what, in which order, with which sizes."""
