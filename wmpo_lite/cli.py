@@ -92,9 +92,12 @@ class Results:
         from wmpo_lite import results
         if self.runs:
             results.collect(self.runs)
+            results.collect_panels(self.runs)
         if self.picture:
             results.picture(self.picture)
         tables = [results.table(path) for path in (results.PATH, results.RESULTS / "libero.json") if path.exists()]
+        panels = results.RESULTS / "world_model.json"
+        tables += [results.panel_table(panels)] if panels.exists() else []
         print("\n\n".join([*tables, results.speed_table()]))
 
 

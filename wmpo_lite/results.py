@@ -7,6 +7,7 @@ from wmpo_lite.evaluate import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
 PATH = RESULTS / "main_job.json"
+NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
 MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")  # apart from the run, and kept when it is replaced
 
 
@@ -41,6 +42,42 @@ def collect(runs, folder: Path = RESULTS):
                 if row["task"] == bound["task"]:
                     row["upper_bound_success"] = bound["upper_bound_success"]
         checkpoint.write_json(path, [records[key] for key in sorted(records)])
+
+
+def collect_panels(runs, folder: Path = RESULTS):
+    """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and as aligned, one record per task and variant."""
+    path = folder / "world_model.json"
+    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+    for run in map(Path, runs):
+        if not (run / "trust.json").exists():
+            continue
+        trust, config = checkpoint.read_json(run / "trust.json"), checkpoint.read_json(run / "config.json")
+        weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
+        for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
+            records[config["task"], variant] = {
+                "task": config["task"], "variant": variant, "n": trust["n"], **panel_record(panel), "parameters": sum(w.numel() for w in weights.values()),
+                "frames": 0 if variant == NOT_ALIGNED else 2 * config["align_steps"] * config["align_batch"]}
+    if records:
+        checkpoint.write_json(path, [records[key] for key in sorted(records)])
+
+
+def panel_record(panel: dict) -> dict:
+    """One side of a trust panel (`trust.panel`) as the flat fields of world_model.json."""
+    agreement, (low, high) = panel["agreement"], panel["auc_interval"]
+    psnr = dict(zip(panel["psnr"]["horizons"], panel["psnr"]["model"]))
+    return {"auc": agreement["auc"], "auc_low": low, "auc_high": high, "tpr": agreement["success_agreement"], "tnr": agreement["failure_agreement"],
+            "psnr_8": psnr[8], "psnr_24": psnr[24], "psnr_end": panel["psnr"]["model"][-1], "shuffled_db": panel["sensitivity"]["shuffled_cost"],
+            "valid_frames": panel["valid_frames"]}
+
+
+def panel_table(path: Path = RESULTS / "world_model.json") -> str:
+    """world_model.json as a Markdown table."""
+    rows = ["| task | world model | n | AUC | true-positive / true-negative rate | PSNR after 8 / 24 / all frames (dB) | shuffled actions cost (dB) | valid frames |",
+            "|---|---|---|---|---|---|---|---|"]
+    for r in checkpoint.read_json(path):
+        rows.append(f"| {r['task']} | {r['variant']} | {r['n']} | {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] | {r['tpr']:.2f} / {r['tnr']:.2f} | "
+                    f"{r['psnr_8']:.1f} / {r['psnr_24']:.1f} / {r['psnr_end']:.1f} | {r['shuffled_db']:.1f} | {r['valid_frames']:.1f} |")
+    return "\n".join(rows)
 
 
 def _key(record: dict):

@@ -38,6 +38,27 @@ def test_runs_with_another_budget_stand_beside_each_other(tmp_path):
     assert [(r["rollout_budget"], r["seed"]) for r in read(tmp_path / "main_job.json")] == [(128, 0), (128, 1), (1280, 0)]
 
 
+def test_the_trust_panels_of_a_run_become_two_records_and_two_rows(tmp_path):
+    import torch
+
+    from wmpo_lite import checkpoint
+    run = finished(tmp_path / "run")
+    side = {"agreement": {"auc": 0.75, "success_agreement": 0.5, "failure_agreement": 0.875}, "auc_interval": [0.625, 0.8125], "valid_frames": 12.5,
+            "psnr": {"horizons": [8, 24, 40], "model": [24.0, 20.0, 19.0]}, "sensitivity": {"shuffled_cost": 6.25}}
+    after = {**side, "agreement": {**side["agreement"], "auc": 0.875}}
+    (run / "trust.json").write_text(json.dumps({"n": 32, **after, "before_alignment": side}))
+    (run / "config.json").write_text(json.dumps({"task": "place", "align_steps": 10, "align_batch": 4}))
+    checkpoint.save_tensors(run / "world_model" / "model.safetensors", {"w": torch.zeros(3, 5)})
+    results.collect_panels([run, tmp_path], tmp_path)  # a folder without a panel is passed over
+    results.collect_panels([run], tmp_path)
+    aligned, before = read(tmp_path / "world_model.json")
+    assert (aligned["variant"], aligned["auc"], aligned["frames"]) == (results.ALIGNED, 0.875, 80)
+    assert (before["variant"], before["auc"], before["frames"]) == (results.NOT_ALIGNED, 0.75, 0)
+    assert before["parameters"] == 15 and (before["psnr_8"], before["psnr_24"], before["psnr_end"]) == (24, 20, 19)
+    row = results.panel_table(tmp_path / "world_model.json").splitlines()[-1]
+    assert row == "| place | not aligned | 32 | 0.750 [0.625, 0.812] | 0.50 / 0.88 | 24.0 / 20.0 / 19.0 | 6.2 | 12.5 |"
+
+
 def test_a_run_on_libero_goes_into_a_file_of_its_own_with_the_measures_of_its_suite(tmp_path):
     out = tmp_path / "results"
     out.mkdir()
