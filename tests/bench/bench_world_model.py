@@ -67,7 +67,10 @@ def main(run: str, *names: str):
         clock = time.process_time()
         key = (which, tuple(changes.items()))
         if key not in made:
-            made = {key: WorldModel.load(w.shared / "world_model") if which is None else aligned(w, which, changes)}
+            model = w.world_model() if key == ("all", ()) else None  # the run's own alignment
+            if which is None:
+                model = WorldModel.load(w.shared / "world_model")
+            made = {key: model or aligned(w, which, changes)}
         hours = (time.process_time() - clock) / 3600
         w.settings = dataclasses.replace(w.settings, num_inference_steps=steps)
         p = panel(w, real, truth, made[key])
