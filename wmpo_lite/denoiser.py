@@ -43,6 +43,7 @@ class DenoiserConfig:
     context: int = 4  # newest frames that it sees (paper: c = 4)
     frames: int = 1  # that one pass predicts (paper: K = 8)
     reference: bool = True  # whether it sees the episode's first frame
+    gate: bool = True  # whether it may also take a position from that frame as it is, see `compose`
     path: bool = True  # and the summed action: an arm that integrates its errors drifts less
     actions: str = "frame"  # each frame's own action, or 'pooled': their mean, which loses the order
     widths: tuple = (96, 160)  # U-Net channels at full and half resolution
@@ -57,10 +58,31 @@ class DenoiserConfig:
             if getattr(self, name) not in allowed:
                 raise UserError(f"denoiser option {name}='{getattr(self, name)}' is unknown; use one of {', '.join(allowed)}")
 
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate: only where there is a reference to let through."""
+        return self.gate and self.reference
+
 
 def build_denoiser(config: DenoiserConfig) -> nn.Module:
     """The network that `config.kind` names."""
     return UNet(config) if config.kind == "unet" else SpaceTimeDiT(config)
+
+
+def compose(context: Context, out: torch.Tensor, gated: bool) -> torch.Tensor:
+    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, C + gated, h, w): the newest frame and
+    its change, or, where the gate opens, the reference.
+
+    A small thing that lies still fades a little with every pass of a network that draws it anew, and what has
+    been behind the arm has to come back from somewhere. Compositing from an earlier frame is an old remedy
+    (Finn et al. 2016, arXiv 1605.07157).
+    """
+    channels = context.reference.shape[1]
+    frames = context.frames[:, -1:] + out[:, :, :channels]
+    if gated:
+        gate = torch.sigmoid(out[:, :, channels:] - 3)  # (B, k, 1, h, w), nearly closed at the start
+        frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate.expand_as(frames))
+    return frames
 
 
 def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
@@ -147,7 +169,7 @@ class UNet(nn.Module):
         self.attend = nn.ModuleList(Attention(narrow, c.heads) for _ in range(c.blocks))
         self.grow = nn.Conv2d(narrow, 4 * wide, 1)
         self.up = nn.ModuleList(ResBlock(wide if i else 2 * wide, wide, embed) for i in range(c.blocks))
-        self.norm, self.output = nn.GroupNorm(8, wide), nn.Conv2d(wide, c.latent_channels * c.frames, 3, padding=1)
+        self.norm, self.output = nn.GroupNorm(8, wide), nn.Conv2d(wide, (c.latent_channels + c.gated) * c.frames, 3, padding=1)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         side = (torch.arange(c.latent_size) + 0.5) / c.latent_size * 2 - 1
@@ -170,8 +192,8 @@ class UNet(nn.Module):
         h = torch.cat([F.pixel_shuffle(self.grow(h), 2), skip], dim=1)  # (B, 2 wide, h, w)
         for block in self.up:
             h = block(h, embed)
-        change = self.output(F.silu(self.norm(h))).unflatten(1, x_t.shape[1:3])
-        return context.frames[:, -1:] + change
+        out = self.output(F.silu(self.norm(h))).unflatten(1, (x_t.shape[1], -1))
+        return compose(context, out, self.config.gated)
 
 
 # -- space-time transformer ---------------------------------------------------------------------------
@@ -227,7 +249,7 @@ class SpaceTimeDiT(nn.Module):
         self.embed_action = nn.Sequential(nn.Linear(inputs, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.null_action = nn.Parameter(torch.zeros(c.width))  # of the reference, that no action led to
         self.blocks = nn.ModuleList(STBlock(c.width, c.heads, bool(i % 2)) for i in range(2 * c.depth))
-        self.final, self.head = nn.Linear(c.width, 2 * c.width), nn.Linear(c.width, features)
+        self.final, self.head = nn.Linear(c.width, 2 * c.width), nn.Linear(c.width, features + c.gated * c.patch**2)
         for layer in (self.final, self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -244,8 +266,8 @@ class SpaceTimeDiT(nn.Module):
 
     def _unpatchify(self, x: torch.Tensor) -> torch.Tensor:  # the inverse
         b, t, _, _ = x.shape
-        p, c = self.config.patch, self.config.latent_channels
-        s = self.config.latent_size // p
+        p, s = self.config.patch, self.config.latent_size // self.config.patch
+        c = x.shape[-1] // p**2
         return x.reshape(b, t, s, s, c, p, p).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, c, s * p, s * p)
 
     def _conditions(self, t: torch.Tensor, context: Context, actions: torch.Tensor) -> torch.Tensor:
@@ -278,4 +300,4 @@ class SpaceTimeDiT(nn.Module):
             x = block(x, condition, self.cos[:frames], self.sin[:frames])
         shift, scale = self.final(condition)[:, :, None].chunk(2, dim=-1)
         x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)[:, -x_t.shape[1]:]
-        return context.frames[:, -1:] + self._unpatchify(self.head(x))
+        return compose(context, self._unpatchify(self.head(x)), self.config.gated)

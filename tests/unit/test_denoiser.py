@@ -1,11 +1,12 @@
 """Both denoisers: shapes, what they see and what they cannot see, the identity they begin as."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from wmpo_lite.denoiser import Context, DenoiserConfig, build_denoiser
+from wmpo_lite.denoiser import Context, DenoiserConfig, build_denoiser, compose
 from wmpo_lite.errors import UserError
 
 SMALL = dict(latent_channels=4, latent_size=8, action_dim=3, context=3, frames=2, widths=(16, 16), blocks=1, width=32, depth=1, heads=2)
@@ -35,8 +36,35 @@ def inputs(batch=2, seed=0, c=SMALL, **changes):
 @KINDS
 def test_a_new_denoiser_copies_the_newest_frame(kind):
     x_t, t, context, actions = inputs()
-    found = build(kind, shaken=0).predict_x0(x_t, t, context, actions)
+    found = build(kind, shaken=0, gate=False).predict_x0(x_t, t, context, actions)
     assert torch.equal(found, context.frames[:, -1:].expand_as(x_t))
+
+
+@KINDS
+def test_a_new_gate_is_nearly_closed(kind):
+    x_t, t, context, actions = inputs()
+    found = build(kind, shaken=0).predict_x0(x_t, t, context, actions)
+    share = 1 / (1 + math.exp(3))
+    expected = (1 - share) * context.frames[:, -1:] + share * context.reference[:, None]
+    assert torch.allclose(found, expected.expand_as(x_t), atol=1e-6)
+
+
+def test_an_open_gate_lets_the_reference_through_and_a_closed_one_what_is_drawn():
+    x_t, _, context, _ = inputs()
+    change, gate = torch.randn(x_t.shape), torch.full((*x_t.shape[:2], 1, *x_t.shape[3:]), -99.0)
+    gate[:, 1, :, 2, 3] = 99.0  # of the second frame, one position
+    found = compose(context, torch.cat([change, gate], dim=2), gated=True)
+    drawn = context.frames[:, -1:] + change
+    assert torch.equal(found[:, 1, :, 2, 3], context.reference[:, :, 2, 3])
+    found[:, 1, :, 2, 3] = drawn[:, 1, :, 2, 3]
+    assert torch.equal(found, drawn)
+
+
+@KINDS
+def test_there_is_no_gate_without_a_reference(kind):
+    count = lambda **options: sum(p.numel() for p in build(kind, **options).parameters())  # noqa: E731
+    assert count(gate=True) > count(gate=False)
+    assert count(reference=False, gate=True) == count(reference=False, gate=False)
 
 
 @KINDS
