@@ -56,10 +56,10 @@ POLICIES = {
 class PretrainConfig:
     """Sizes of the shared training."""
 
-    play_shards: int = 320  # of 32 episodes of 48 steps
-    autoencoder_shards: int = 160
-    autoencoder_steps: int = 12_000
-    world_model_steps: int = 30_000
+    play_shards: int = 224  # of 32 episodes of 48 steps, the first two held out
+    autoencoder_shards: int = 111
+    autoencoder_steps: int = 8_000
+    world_model_steps: int = 16_000
     world_model_lr: float = 1e-3
     world_model: WorldModelConfig = WorldModelConfig(frames=2)
     windows: WindowConfig = field(default_factory=WindowConfig)
