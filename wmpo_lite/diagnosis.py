@@ -47,7 +47,7 @@ def _read(path: Path, findings: list) -> dict:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
             return value
     except (ValueError, OSError):
@@ -60,7 +60,7 @@ def _read_lines(path: Path, findings: list) -> list[dict]:
     """Records of a JSON-lines file. A cut last line (a kill in mid-write) is passed over, another is a finding."""
     if not path.is_file():
         return []
-    lines, records, bad = path.read_text(errors="replace").splitlines(), [], 0
+    lines, records, bad = path.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
     for number, line in enumerate(lines):
         try:
             records.append(dict(json.loads(line)))
@@ -88,7 +88,7 @@ def _checkpoints(run: Path):
     """(folder, class name) of every checkpoint in the run folder."""
     for path in sorted(run.glob("**/config.json")):
         try:
-            kind = json.loads(path.read_text()).get("class")
+            kind = json.loads(path.read_text(encoding="utf-8")).get("class")
         except (ValueError, OSError, AttributeError):
             continue
         if kind:
