@@ -72,9 +72,9 @@ class Workspace:
         if not self.assets.exists():
             raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
         config = {**dataclasses.asdict(run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
-        self._try_assets()
         self.env = make_env(self.task)
         try:
+            self._try_assets()
             self._own_folder(checkpoint.plain(config))
         except BaseException:
             self.env.close()

@@ -12,6 +12,8 @@ from wmpo_lite.envs.tabletop.tasks import get_task
 env = TabletopEnv(get_task("place"), threads=1)
 picture = env.reset(initial_states(env.task, "demos", np.arange(1)))
 assert picture.std() > 10
+other = TabletopEnv(get_task("place"), threads=1)
+other.reset(env.initial)
 print("drawn")
 """
 
@@ -21,11 +23,10 @@ def run(*command, folder, **environment):
     return subprocess.run([sys.executable, *command], cwd=folder, env={**kept, **environment}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("backend", ["bogus", "disabled", "glfw"])
-@pytest.mark.parametrize("command", [["demo", "--profile", "smoke"], ["upper-bound", "--iterations", "1"], ["deploy"], ["deploy", "--dry-run"]])
+@pytest.mark.parametrize("backend, command", [
+    ("bogus", ["demo", "--profile", "smoke"]), ("glfw", ["demo", "--profile", "smoke"]), ("disabled", ["upper-bound", "--iterations", "1"]),
+    ("bogus", ["deploy"]), ("disabled", ["deploy", "--arm", "so101", "--emulated"])])
 def test_without_a_way_to_draw_there_is_one_sentence_and_no_run_folder(tmp_path, backend, command):
-    if backend == "glfw" and command[0] != "demo":
-        pytest.skip("one is enough")
     done = run("-m", "wmpo_lite.cli", *command, folder=tmp_path, MUJOCO_GL=backend)
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     said = [line for line in done.stderr.splitlines() if line.startswith("wmpo-lite:")]
