@@ -1,58 +1,15 @@
 """Trained things on disk: a folder with `config.json`, `model.safetensors` and `provenance.json`. Never pickle, never code."""
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import _plain, is_a, make_folder, one_sentence, plain, read_json, whole_folder, write_atomic, write_json  # noqa: F401
 
 PACKAGES = ("torch", "transformers", "diffusers", "mujoco", "numpy")
-
-
-def write_atomic(path: Path, data: bytes):
-    """Write a file so that a reader, or a kill, never meets half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror}); free some disk space or choose another folder") from error
-
-
-def write_json(path: Path, value):
-    write_atomic(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
-
-
-def read_json(path: Path):
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; the folder is not a checkpoint of this kit or was only partly copied") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it was truncated or edited, fetch or train it again") from error
-
-
-def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    return str(value)
 
 
 def save_tensors(path: Path, tensors: dict):
@@ -93,22 +50,18 @@ def commit() -> str:
 
 
 def checksum(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with one_sentence(path, "read"):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def save_module(folder: Path, module, config, provenance: dict | None = None, extra: dict | None = None):
     """Write `module` with its dataclass `config` and `extra` files (name -> text); the folder appears complete or not at all."""
-    folder = Path(folder)
-    staging = folder.with_name(folder.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    save_tensors(staging / "model.safetensors", module.state_dict())
-    write_json(staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)})
-    for name, text in (extra or {}).items():
-        write_atomic(staging / name, text.encode())
-    write_json(staging / "provenance.json", {**(provenance or {}), "versions": versions(), "commit": commit()})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staging, folder)
+    with whole_folder(folder) as staging:
+        save_tensors(staging / "model.safetensors", module.state_dict())
+        write_json(staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)})
+        for name, text in (extra or {}).items():
+            write_atomic(staging / name, text.encode())
+        write_json(staging / "provenance.json", {**(provenance or {}), "versions": versions(), "commit": commit()})
 
 
 def load_config(folder: Path, config_class, class_name: str):
@@ -117,9 +70,15 @@ def load_config(folder: Path, config_class, class_name: str):
     found = values.pop("class", None)
     if found != class_name:
         raise UserError(f"{folder} holds a '{found}', expected a '{class_name}'; check which folder belongs to which option")
-    known = {field.name for field in dataclasses.fields(config_class)}
-    if set(values) - known:
-        raise UserError(f"{folder}/config.json has unknown fields {sorted(set(values) - known)}; it was written by another version of the kit")
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    if set(values) - set(fields):
+        raise UserError(f"{folder}/config.json has unknown fields {sorted(set(values) - set(fields))}; it was written by another version of the kit")
+    for name, field in fields.items():
+        usual = field.default
+        if name not in values and usual is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train it again")
+        if name in values and usual not in (dataclasses.MISSING, None) and not is_a(values[name], list if isinstance(usual, tuple) else type(usual)):
+            raise UserError(f"{folder}/config.json has {values[name]!r} for '{name}', expected something like {usual!r}; it was edited, fetch or train it again")
     return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -131,11 +90,6 @@ def load_state(folder: Path, module):
         raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
     module.load_state_dict(tensors)
     return module
-
-
-def plain(value):
-    """`value` as it looks after a round trip through JSON, for comparing settings with stored ones."""
-    return json.loads(json.dumps(value, default=_plain))
 
 
 def fingerprint(module) -> str:

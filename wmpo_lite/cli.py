@@ -1,5 +1,7 @@
 """The command line: `wmpo-lite demo | assets | upper-bound | doctor | results | ship | deploy`."""
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from wmpo_lite.arms.settings import Settings
-from wmpo_lite.errors import UserError
+from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,19 @@ class Demo:
     evaluation_states: int | None = None  # held-out initial states of the last stage; by default the profile's number
 
     def __call__(self):
-        from wmpo_lite.envs.tasks import folder_name
+        from wmpo_lite.envs.tasks import folder_name, get_task
         from wmpo_lite.main_job import main_job
-        from wmpo_lite.workspace import ASSETS, Run
-        assets = ASSETS
-        if self.from_scratch:
-            from wmpo_lite.recipes.pretrain import make_assets
-            assets = Path("runs") / "assets"
-            make_assets(assets, seed=self.seed, profile=self.profile)
+        from wmpo_lite.workspace import ASSETS, Run, run_folder
+        assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = {} if self.track_real else {"track_real": False}
         if self.evaluation_states is not None:
             changes["evaluation_states"] = self.evaluation_states
         run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets), changes=changes)
-        run.settings()
-        main_job(run, Path("runs") / (self.name or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"))
+        run.settings(), get_task(self.task)
+        folder = run_folder(self.name or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}")
+        if self.from_scratch:
+            train_assets(assets, self.seed, self.profile)
+        main_job(run, folder)
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,21 @@ class Assets:
     profile: str = "laptop"
 
     def __call__(self):
-        from wmpo_lite.recipes.pretrain import install_assets, make_assets
+        from wmpo_lite.recipes.pretrain import install_assets
         from wmpo_lite.workspace import ASSETS
-        make_assets(Path("runs") / "assets", seed=self.seed, profile=self.profile)
+        train_assets(Path("runs") / "assets", self.seed, self.profile)
         install_assets(Path("runs") / "assets", ASSETS)
+
+
+def train_assets(folder: Path, seed: int, profile: str):
+    """`make_assets`, by one process at a time."""
+    from wmpo_lite.owner import Owner
+    from wmpo_lite.recipes.pretrain import PRETRAINING, make_assets
+    require_between("--seed", seed, 0, LARGEST_SEED)
+    if profile not in PRETRAINING:
+        raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
+    with Owner(folder):
+        make_assets(folder, seed=seed, profile=profile)
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,10 @@ class UpperBound:
     name: str = ""  # folder under runs/
 
     def __call__(self):
+        from wmpo_lite.envs.tasks import folder_name
         from wmpo_lite.upper_bound import upper_bound
-        from wmpo_lite.workspace import Run
-        upper_bound(Run(task=self.task, seed=self.seed), Path("runs") / (self.name or f"{self.task}-upper-s{self.seed}"), self.iterations)
+        from wmpo_lite.workspace import Run, run_folder
+        upper_bound(Run(task=self.task, seed=self.seed), run_folder(self.name or f"{folder_name(self.task)}-upper-s{self.seed}"), self.iterations)
 
 
 @dataclass(frozen=True)
@@ -126,17 +139,40 @@ COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor":
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `wmpo-lite`; a UserError becomes one line on standard error and exit status 1."""
+    """Entry point of `wmpo-lite`; a UserError, or whatever a disk refuses, becomes one line on standard error and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # closed, or replaced by something simpler
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=arguments, prog="wmpo-lite")
-        command()
+        try:
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="wmpo-lite")()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now, while there is somebody to tell of a full disk
     except UserError as error:
-        print(f"wmpo-lite: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, error)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        _end(1)
+    except OSError as error:
+        from wmpo_lite.files import explain
+        _end(1, explain(error))
     except KeyboardInterrupt:
-        print("wmpo-lite: stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "stopped; run the same command again to go on")
+
+
+def _end(status: int, said=None):
+    """Leave with one line on standard error; what standard output could not take is dropped, or the interpreter would complain about it once more."""
+    if said is not None:
+        with suppress(OSError):
+            print(f"wmpo-lite: {said}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except AttributeError:
+        pass
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,17 @@ def diagnose(run_folder) -> list[Finding]:
     records = _read_lines(run / "metrics.jsonl", findings)
     rollouts = _read_rollouts(run / "rollouts.hdf5", findings)
     clip = _clip(run, config)
-    findings += about_rollouts(rollouts, config, clip) + about_windows(rollouts, config, clip, trust)
-    findings += about_updates(records, config.get("rollout_budget"))
-    findings += about_trust(trust) + about_evaluation(evaluation, records)
-    findings += about_states(rollouts, config, evaluation)
-    findings += _statistics(run) + _versions(run)
+    for files, look in (("config.json", lambda: about_rollouts(rollouts, config, clip)),
+                        ("config.json or trust.json", lambda: about_windows(rollouts, config, clip, trust)),
+                        ("config.json or metrics.jsonl", lambda: about_updates(records, config.get("rollout_budget"))),
+                        ("trust.json", lambda: about_trust(trust)), ("evaluation.json", lambda: about_evaluation(evaluation, records)),
+                        ("config.json or evaluation.json", lambda: about_states(rollouts, config, evaluation)),
+                        ("a policy's actions.json", lambda: _statistics(run)), ("a provenance.json", lambda: _versions(run))):
+        try:
+            findings += look()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # JSON, but not what a run writes
+            findings.append(Finding("problem", "files", f"{files} has another content than a run writes ({type(error).__name__}: {error}): delete it and run the "
+                                                        "stage again."))
     return findings
 
 
@@ -47,7 +53,7 @@ def _read(path: Path, findings: list) -> dict:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
             return value
     except (ValueError, OSError):
@@ -60,7 +66,7 @@ def _read_lines(path: Path, findings: list) -> list[dict]:
     """Records of a JSON-lines file. A cut last line (a kill in mid-write) is passed over, another is a finding."""
     if not path.is_file():
         return []
-    lines, records, bad = path.read_text(errors="replace").splitlines(), [], 0
+    lines, records, bad = path.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
     for number, line in enumerate(lines):
         try:
             records.append(dict(json.loads(line)))
@@ -88,7 +94,7 @@ def _checkpoints(run: Path):
     """(folder, class name) of every checkpoint in the run folder."""
     for path in sorted(run.glob("**/config.json")):
         try:
-            kind = json.loads(path.read_text()).get("class")
+            kind = json.loads(path.read_text(encoding="utf-8")).get("class")
         except (ValueError, OSError, AttributeError):
             continue
         if kind:
@@ -99,7 +105,8 @@ def _clip(run: Path, config: dict) -> int:
     """Frames of a reward clip: as the run's success classifier says, else as the settings say, else as the kit has it."""
     from wmpo_lite.reward import RewardConfig
     classifiers = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
-    return (_read(classifiers[0] / "config.json", []) if classifiers else config).get("clip", RewardConfig().clip)
+    clip = (_read(classifiers[0] / "config.json", []) if classifiers else config).get("clip")
+    return clip if isinstance(clip, int) else RewardConfig().clip
 
 
 # ------------------------------------------------------------------------------------------------------------ findings about files alone

@@ -62,7 +62,7 @@ def pinned_versions() -> dict[str, tuple[str, bool]]:
         if not path.is_file():
             raise UserError("wmpo_lite is not installed, so its pins are unknown; run make, or pip install -e "
                             ".") from None
-        project = tomllib.loads(path.read_text())["project"]
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         lines = project["dependencies"] + [f"{line}; extra" for extra in project["optional-dependencies"].values()
                                            for line in extra]
     found = {}
@@ -92,8 +92,14 @@ def _check_packages():
 
 def _check_gl():
     problems = setup_check.gl_problems(setup_check.can_load)
-    backend = os.environ.get("MUJOCO_GL", "chosen at import")
-    return not problems, problems[0].message if problems else f"MUJOCO_GL={backend}"
+    if problems:
+        return False, problems[0].message
+    from wmpo_lite.envs.drawing import import_mujoco
+    try:
+        import_mujoco()
+    except UserError as error:
+        return False, str(error)
+    return True, f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}"
 
 
 def _place_env(count: int):

@@ -6,3 +6,12 @@ class UserError(Exception):
 
     The command line prints it as a single line and exits with status 1; everything else is a bug and keeps its traceback.
     """
+
+
+LARGEST_SEED = 2**32 - 1
+
+
+def require_between(name: str, value, low, high) -> None:
+    """UserError unless low <= value <= high (NaN is not)."""
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value}; expected {low:,} to {high:,}".replace(",", "_"))

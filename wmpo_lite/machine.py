@@ -1,7 +1,36 @@
 """What this machine offers."""
 import os
+from pathlib import Path
 
 
-def cores() -> int:
-    """Processor cores that this process may use: fewer than the machine has where it is pinned to some (taskset, a container)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """Processor cores that this process may use: fewer than the machine has where it is pinned to some (taskset) or has a quota (a container)."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen)
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that control groups allow (cpu.max of version 2, cpu.cfs_quota_us of version 1), None for no limit. root: of the file system."""
+    groups = [line.split(":", 2)[1:] for line in _text(root / "proc/self/cgroup").splitlines() if line.count(":") >= 2]
+    found = []
+    for controllers, group in groups:
+        if not controllers:
+            base, names = root / "sys/fs/cgroup", ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            base, names = root / "sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        # A quota of a group that is farther up counts as well; inside a container the mount begins at the group itself.
+        inside = base / group.strip("/")
+        for folder in {base, *(f for f in (inside, *inside.parents) if f.is_relative_to(base))}:
+            words = " ".join(_text(folder / name) for name in names).split()
+            if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+                found.append(int(words[0]) / int(words[1]))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""

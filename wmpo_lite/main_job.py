@@ -1,5 +1,6 @@
 """`wmpo-lite demo`: the whole method once, from P real rollouts to a report. Every stage leaves its result in the run folder and is not done twice."""
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,25 @@ def record_rollouts(w: Workspace) -> dict:
 
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
     found = rollout(w.base(), w.env, states, horizon=w.horizon, temperature=w.settings.temperature, seed=w.run.seed, desc="record rollouts")
-    successes = sum(t.success for t in found)
-    if successes in (0, len(found)):
-        raise UserError(f"the base policy succeeded in {successes} of {len(found)} rollouts; nothing can be learnt from outcomes that are all alike: clone it from "
-                        f"{'more' if successes == 0 else 'fewer'} demonstrations")
+    require_outcomes(found)
     save_trajectories(w.folder / "rollouts.hdf5", found, env_args={"task": w.run.task, "size": w.env.size}, provenance=w.provenance())
-    return {"n": len(found), "successes": successes}
+    return {"n": len(found), "successes": sum(t.success for t in found)}
+
+
+def split_rollouts(outcomes, seed: int) -> tuple[list[int], list[int]]:
+    """Which rollouts the reward model is fitted to, and which quarter its thresholds are chosen on: every success rate keeps its share in both."""
+    order = sorted(np.random.default_rng([seed, 5]).permutation(len(outcomes)), key=lambda i: outcomes[i])
+    held = set(order[::4])
+    return [i for i in range(len(outcomes)) if i not in held], sorted(held)
+
+
+def require_outcomes(trajectories) -> None:
+    """UserError unless every later stage finds the successes and failures that it needs among the rollouts."""
+    outcomes = [t.success for t in trajectories]
+    held = [outcomes[i] for i in split_rollouts(outcomes, 0)[1]]  # how many of each kind are held out does not depend on the seed
+    if all(held) or not any(held):
+        raise UserError(f"the base policy succeeded in {sum(outcomes)} of {len(outcomes)} rollouts, too {'many' if all(held) else 'few'} for a reward model: the "
+                        "quarter that is held out must hold successes and failures; raise --rollout-budget or take another --seed")
 
 
 def demonstrations(w: Workspace) -> list:
@@ -45,6 +59,7 @@ def align_world_model(w: Workspace) -> dict:
     from wmpo_lite.world_model import WorldModel
 
     s = w.settings
+    require_outcomes(w.rollouts())  # which a deployment may have recorded
     model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
     pool = Pool(recorded_episodes(w, w.rollouts() + demonstrations(w)), model, WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4))
     records = fit(model, pool.loss, FitConfig(steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99, save_every=100), seed=w.run.seed,
@@ -86,20 +101,18 @@ def fit_reward(w: Workspace) -> dict:
     from wmpo_lite.train import FitConfig, fit
 
     s, trajectories = w.settings, w.rollouts()
-    order = np.random.default_rng([w.run.seed, 5]).permutation(len(trajectories))
-    order = sorted(order, key=lambda i: trajectories[i].success)  # every success rate keeps its share in both parts
-    held = set(order[::4])
+    fitted, held = split_rollouts([t.success for t in trajectories], w.run.seed)
     torch.manual_seed(w.run.seed)
     model = RewardModel.from_tower(w.base())
     model.freeze_lower(s.reward_frozen)
-    seen = [t for i, t in enumerate(trajectories) if i not in held] + demonstrations(w)
+    seen = [trajectories[i] for i in fitted] + demonstrations(w)
     real, env = np.stack([t.frames for t in seen]), imagined_env(w, w.run.seed, stop=False, judged=False)
     imagined = replay_in(env, seen)
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
     records = fit(model, reward_loss(model, episodes, half=24), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=30, decay=0.6, ema=0.99, save_every=100,
                   weight_decay=0.05), seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
-    chosen_on = [trajectories[i] for i in sorted(held)]
+    chosen_on = [trajectories[i] for i in held]
     texts, success = [t.instruction for t in chosen_on], [t.success for t in chosen_on]
     threshold, f1 = fit_threshold(model, torch.from_numpy(np.stack([t.frames for t in chosen_on])), texts, success, resamples=200)
     scores = clip_scores(model, replay_in(env, chosen_on), initial_frames(chosen_on), s.reward_stride, s.min_consecutive)
@@ -252,9 +265,13 @@ def seen(w: Workspace) -> dict:
 
 def main_job(run: Run, folder: Path) -> dict:
     """All stages in order; returns the record and leaves report.html. Killed and started again it goes on where it was."""
+    with closing(Workspace(run, folder)) as w:
+        return _main_job(w)
+
+
+def _main_job(w: Workspace) -> dict:
     from wmpo_lite.report import write_report
 
-    w = Workspace(run, folder)
     steps = (("rollouts", record_rollouts), ("align", align_world_model), ("reward", fit_reward), ("trust", trust), ("wmpo", train_wmpo),
              ("grpo", train_online), ("dpo", train_offline), ("evaluate", evaluate))
     stages = {}
@@ -265,9 +282,8 @@ def main_job(run: Run, folder: Path) -> dict:
     result = record(w, stages)
     checkpoint.write_json(w.folder / "result.json", result)
     checkpoint.write_json(w.folder / "seen.json", seen(w))
-    w.env.close()
     path = write_report(w.folder)
-    print(describe(result, checkpoint.read_json(w.folder / "evaluation.json")))
+    print(describe(result, checkpoint.read_json(w.folder / "evaluation.json", {"policies": dict, "comparisons": dict})))
     print(f"report: {path}   ({result['demo_s']:.0f} s)")
     return result
 

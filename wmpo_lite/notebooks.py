@@ -145,13 +145,13 @@ def main(names: list[str]) -> None:
     if not chosen:
         raise SystemExit(f"no notebook begins with {' or '.join(names)}; there are {', '.join(path.stem for path in paths())}")
     for path in chosen:
-        missing = [module for module in re.findall(r'^\s*"needs\(\\"([\w.]+)', path.read_text(), re.MULTILINE) if not installed(module)]
+        missing = [module for module in re.findall(r'^\s*"needs\(\\"([\w.]+)', path.read_text(encoding="utf-8"), re.MULTILINE) if not installed(module)]
         if missing:
             print(f"{path.name}: left as it is, {' and '.join(missing)} is not installed", flush=True)
             continue
-        clock = time.time()
+        clock = time.monotonic()
         execute(path)
-        print(f"{path.name}: {time.time() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB", flush=True)
+        print(f"{path.name}: {time.monotonic() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB", flush=True)
         for problem in problems(path):
             print(f"  {problem}")
 

@@ -31,7 +31,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
     records, start = _resume(folder, policy, optimiser, parameters)
     bar = progress(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
     for iteration in bar:
-        clock = time.time()
+        clock = time.monotonic()
         rng = np.random.default_rng([seed, iteration])
         for group in optimiser.param_groups:
             group["lr"] = config.lr * min(1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1))
@@ -42,7 +42,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
                 break
             chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
             env = make_env(int(rng.integers(2**31)))
-            numbers = np.repeat(np.arange(missing), config.group_size) + 1000 * attempt
+            numbers = np.repeat(np.arange(missing), config.group_size) + config.groups * attempt  # unique in the iteration
             batch = rollout(policy, env, states[chosen].repeat(config.group_size), horizon=horizon, temperature=config.temperature,
                             seed=int(rng.integers(2**31)), groups=numbers, every_frame=False, batch=256)
             good, found = grpo.filter_groups(batch, config.dynamic_sampling)
@@ -59,7 +59,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
             policy.eval()
         elif not tolerate_silence:
             grpo.require_signal(stats)
-        record["seconds"] = round(time.time() - clock, 2)
+        record["seconds"] = round(time.monotonic() - clock, 2)
         records.append(record)
         bar.set_postfix(success=f"{record['success']:.2f}", kept=stats.kept)
         if on_log:

@@ -16,7 +16,7 @@ def read_metrics(path: Path) -> list[dict]:
     A run that was killed may leave half a last line (skipped) and, resumed, repeat steps: the last record of a (stage, step) counts.
     """
     try:
-        lines = Path(path).read_text(errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"{path} is missing; the run was stopped before its first training step") from error
     records = {}

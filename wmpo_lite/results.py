@@ -8,6 +8,10 @@ from wmpo_lite.evaluate import wilson_interval
 RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
 PATH = RESULTS / "main_job.json"
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
+BOUND = {"task": str, "upper_bound_success": float}
+RECORD = {"task": str, "seed": int, "profile": str, "n": int, **{f"{name}_success": float for name in ("base", "grpo", "dpo", "wmpo")}}
+PANEL = {"agreement": {"auc": float, "success_agreement": float, "failure_agreement": float}, "auc_interval": [float], "valid_frames": float,
+         "psnr": {"horizons": [int], "model": [float]}, "sensitivity": {"shuffled_cost": float}}
 MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")  # apart from the run, and kept when it is replaced
 
 
@@ -20,11 +24,11 @@ def collect(runs, folder: Path = RESULTS):
     new, bounds = [], []
     for run in map(Path, runs):
         if (run / "upper_bound.json").exists():
-            bounds.append(checkpoint.read_json(run / "upper_bound.json"))
+            bounds.append(checkpoint.read_json(run / "upper_bound.json", BOUND))
             continue
         if not (run / "result.json").exists():
             raise UserError(f"{run} holds neither result.json nor upper_bound.json; run the same demo again to finish it")
-        new.append(checkpoint.read_json(run / "result.json"))
+        new.append(checkpoint.read_json(run / "result.json", RECORD))
         wanted = "libero" if "/" in new[-1]["task"] else "laptop"
         if new[-1]["profile"] != wanted:
             raise UserError(f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are collected for its task, a smoke run proves nothing")
@@ -32,7 +36,7 @@ def collect(runs, folder: Path = RESULTS):
         if not any(map(belongs, new + bounds)):
             continue
         path = folder / name
-        records = {_key(r): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+        records = {_key(r): r for r in (checkpoint.read_json(path, [{"task": str, "seed": int}]) if path.exists() else [])}
         for r in filter(belongs, new):
             old = records.get(_key(r), {})
             records[_key(r)] = {**{key: old[key] for key in MEASURED if key in old}, **r,
@@ -47,11 +51,12 @@ def collect(runs, folder: Path = RESULTS):
 def collect_panels(runs, folder: Path = RESULTS):
     """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and as aligned, one record per task and variant."""
     path = folder / "world_model.json"
-    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(path) if path.exists() else [])}
+    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(path, [{"task": str, "variant": str}]) if path.exists() else [])}
     for run in map(Path, runs):
         if not (run / "trust.json").exists():
             continue
-        trust, config = checkpoint.read_json(run / "trust.json"), checkpoint.read_json(run / "config.json")
+        trust = checkpoint.read_json(run / "trust.json", {"n": int, **PANEL, "before_alignment": PANEL})
+        config = checkpoint.read_json(run / "config.json", {"task": str, "align_steps": int, "align_batch": int})
         weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
         for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
             records[config["task"], variant] = {
@@ -74,7 +79,8 @@ def panel_table(path: Path = RESULTS / "world_model.json") -> str:
     """world_model.json as a Markdown table."""
     rows = ["| task | world model | n | AUC | true-positive / true-negative rate | PSNR after 8 / 24 / all frames (dB) | shuffled actions cost (dB) | valid frames |",
             "|---|---|---|---|---|---|---|---|"]
-    for r in checkpoint.read_json(path):
+    shape = dict.fromkeys(("auc", "auc_low", "auc_high", "tpr", "tnr", "psnr_8", "psnr_24", "psnr_end", "shuffled_db", "valid_frames"), float)
+    for r in checkpoint.read_json(path, [{"task": str, "variant": str, "n": int, **shape}]):
         rows.append(f"| {r['task']} | {r['variant']} | {r['n']} | {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] | {r['tpr']:.2f} / {r['tnr']:.2f} | "
                     f"{r['psnr_8']:.1f} / {r['psnr_24']:.1f} / {r['psnr_end']:.1f} | {r['shuffled_db']:.1f} | {r['valid_frames']:.1f} |")
     return "\n".join(rows)
@@ -113,7 +119,7 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     with np.load(films) as data:
         rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
     buffer = io.BytesIO()
-    grid, task = np.concatenate(rows), checkpoint.read_json(run / "config.json")["task"]
+    grid, task = np.concatenate(rows), checkpoint.read_json(run / "config.json", {"task": str})["task"]
     path = Path(folder) / f"real_and_imagined{'_libero' if '/' in task else '' if task == 'place' else '_' + task}.png"
     Image.fromarray(grid).resize((grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
     checkpoint.write_atomic(path, buffer.getvalue())
@@ -121,7 +127,7 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
 
 def table(path: Path = PATH) -> str:
     """The records of either file as a Markdown table; success in percent with 95 % Wilson intervals, the gain with its paired bootstrap interval."""
-    records = checkpoint.read_json(path)
+    records = checkpoint.read_json(path, [{**RECORD, "gain": float, "gain_low": float, "gain_high": float, "agreement_auc": float, "rollout_budget": int}])
     rate = lambda p, n: "{:.1f} [{:.0f}, {:.0f}]".format(100 * p, *(100 * x for x in wilson_interval(round(p * n), n)))  # noqa: E731
     rows = ["| task | seed | P | n | base | online GRPO | DPO | WMPO | WMPO - base | AUC |", "|---|---|---|---|---|---|---|---|---|---|"]
     for r in records:

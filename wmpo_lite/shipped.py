@@ -3,11 +3,13 @@ opened first. Nothing here writes except `ship_run`."""
 from pathlib import Path
 
 from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.errors import UserError, require_between
+from wmpo_lite.files import whole_folder
 from wmpo_lite.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
 FILES = ("evaluation.json", "trust.json", "result.json", "metrics.jsonl", "rollouts.hdf5", "config.json", "seen.json")
+THRESHOLDS = {"threshold": float, "imagined_threshold": float}
 
 
 class Shipped:
@@ -39,7 +41,7 @@ class Shipped:
 
     def thresholds(self) -> dict:
         """`threshold` for camera pictures, chosen on the P rollouts, and `imagined_threshold` for imagined ones."""
-        return checkpoint.read_json(self._file("reward.json"))
+        return checkpoint.read_json(self._file("reward.json"), THRESHOLDS)
 
     def policy(self, name: str = "base"):
         """'base', or one that the shipped run trained: 'grpo', 'dpo' or 'wmpo'."""
@@ -57,10 +59,11 @@ class Shipped:
     def imagined_env(self, seed: int = 0, **options):
         """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
         from wmpo_lite.imagined_env import ImaginedEnv
-        config = self.read("config")
+        settings = {"num_inference_steps": int, "reward_stride": int, "min_consecutive": int}
+        config = checkpoint.read_json(self._file("config.json"), settings)
         options = {"threshold": self.thresholds()["imagined_threshold"],
-                   **{name: config[name] for name in ("num_inference_steps", "reward_stride", "min_consecutive")},
-                   "action_names": checkpoint.read_json(self.home / "policy" / "actions.json")["names"], **options}
+                   **{name: config[name] for name in settings},
+                   "action_names": checkpoint.read_json(self.home / "policy" / "actions.json", {"names": [str]})["names"], **options}
         reward_model = options.pop("reward_model") if "reward_model" in options else self.reward_model()
         return ImaginedEnv(self.autoencoder(), self.world_model(), reward_model, seed=seed, **options)
 
@@ -88,50 +91,65 @@ class Shipped:
 
 
 def copy_half(source: Path, target: Path):
-    """Copy a model's folder, its weights in half precision (they are read back as single)."""
-    import shutil
+    """Copy a model's folder, its weights in half precision (they are read back as single). It replaces `target` when it is complete."""
+    with whole_folder(target) as staging:
+        _copy_half(source, staging)
 
-    target.mkdir(parents=True, exist_ok=True)
+
+def _copy_half(source: Path, target: Path):
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors":
             halves = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.load_tensors(path).items()}
             checkpoint.save_tensors(target / path.name, halves)
-        else:
-            shutil.copy(path, target / path.name)
+        elif path.is_file():
+            checkpoint.write_atomic(target / path.name, path.read_bytes())
 
 
 def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> Path:
     """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision.
 
-    rollouts: keep so many of the P recorded ones, the first (all by default); pictures of meshes are many bytes.
+    rollouts: keep so many of the P recorded ones, the first (all by default); pictures of meshes are many bytes. Everything is read before anything is
+    written, and the new run takes the place of the shipped one as a whole.
     """
-    import shutil
-
     from wmpo_lite.envs.tasks import folder_name
+    from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
 
     run = Path(run)
     missing = [name for name in FILES if not (run / name).exists()]
     if missing:
         raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
-    config = checkpoint.read_json(run / "config.json")
+    config = checkpoint.read_json(run / "config.json", {"task": str, "assets": dict})
     home = Path(assets) / folder_name(config["task"])
     folders = {name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")} | {"policy": home / "policy"}
-    weights = {name: folders[name] / "model.safetensors" for name in config["assets"]}
+    weights = {name: folders[name] / "model.safetensors" for name in config["assets"] if name in folders}
     found = {name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()}
     if found != config["assets"]:
         raise UserError(f"{run} began with other weights than {home} holds; run the demo again with the shipped ones")
-    target = home / "run"
-    target.mkdir(exist_ok=True)
     for name in FILES:
-        shutil.copy(run / name, target / name)
+        if name.endswith(".json"):
+            checkpoint.read_json(run / name)
+    thresholds = checkpoint.read_json(run / "stages" / "reward.json", {"result": THRESHOLDS})["result"]
+    recorded = load_trajectories(run / "rollouts.hdf5")
     if rollouts is not None:
-        from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
-        save_trajectories(target / "rollouts.hdf5", load_trajectories(run / "rollouts.hdf5")[:rollouts], **load_metadata(run / "rollouts.hdf5"))
-    checkpoint.write_json(target / "reward.json", checkpoint.read_json(run / "stages" / "reward.json")["result"])
-    copy_half(run / "reward", target / "reward")
-    for name, before, after in [("world_model", folders["world_model"], run / "world_model")] + [
-            (name, home / "policy", run / "policies" / name) for name in POLICIES]:
-        old, new = (checkpoint.load_tensors(folder / "model.safetensors") for folder in (before, after))
-        changed = {key: value.half() for key, value in new.items() if value.is_floating_point() and (value.float() != old[key].float()).any()}
-        checkpoint.save_tensors(target / f"{name}.safetensors", changed)
-    return target
+        require_between("--rollouts", rollouts, 1, len(recorded))
+    changes = {"world_model": changed_weights(folders["world_model"], run / "world_model")}
+    changes |= {name: changed_weights(home / "policy", run / "policies" / name) for name in POLICIES}
+    checkpoint.load_tensors(run / "reward" / "model.safetensors")
+    with whole_folder(home / "run") as target:
+        for name in FILES:
+            checkpoint.write_atomic(target / name, (run / name).read_bytes())
+        if rollouts is not None:
+            save_trajectories(target / "rollouts.hdf5", recorded[:rollouts], **load_metadata(run / "rollouts.hdf5"))
+        checkpoint.write_json(target / "reward.json", thresholds)
+        _copy_half(run / "reward", checkpoint.make_folder(target / "reward"))
+        for name, tensors in changes.items():
+            checkpoint.save_tensors(target / f"{name}.safetensors", tensors)
+    return home / "run"
+
+
+def changed_weights(before: Path, after: Path) -> dict:
+    """The weights of checkpoint `after` that differ from those of `before`, in half precision."""
+    old, new = (checkpoint.load_tensors(folder / "model.safetensors") for folder in (before, after))
+    if any(key not in old or old[key].shape != value.shape for key, value in new.items()):
+        raise UserError(f"{after} holds another model than {before} (other names or shapes); run the demo again with the shipped one")
+    return {key: value.half() for key, value in new.items() if value.is_floating_point() and (value.float() != old[key].float()).any()}

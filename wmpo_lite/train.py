@@ -14,6 +14,7 @@ import torch
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import append, make_folder
 from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
@@ -67,7 +68,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
     if folder is not None and (folder / "progress.json").exists():
         start, records = load_progress(folder, module, optimiser, parameters, average, extra)
     module.train()
-    clock, sums, count = time.time(), {}, 0
+    clock, sums, count = time.monotonic(), {}, 0
     for step in progress(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -88,8 +89,8 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
         count += 1
         if (step + 1) % log_every == 0 or step + 1 == config.steps:
             records.append({"stage": name, "step": step + 1, **{key: value / count for key, value in sums.items()},
-                            "seconds": round(time.time() - clock, 2)})
-            clock, sums, count = time.time(), {}, 0
+                            "seconds": round(time.monotonic() - clock, 2)})
+            clock, sums, count = time.monotonic(), {}, 0
             if on_log:
                 on_log(records[-1])
         if folder is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
@@ -146,9 +147,8 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
 
     def __call__(self, record: dict):
         clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in record.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(clean, default=checkpoint._plain) + "\n")
+        append(self.path, json.dumps(clean, default=checkpoint._plain).encode())

@@ -12,8 +12,8 @@ HDF5 in the LIBERO / robomimic layout: official LIBERO demonstrations load uncha
     data/demo_0/tokens, log_probs             ours, only if the trajectory carries them
 """
 
+import io
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import write_atomic
 
 OUR_ATTRS = {"instruction": str, "success": bool, "finish_step": int, "split": str, "index": int, "group": int,
              "chunk": int}
@@ -139,7 +140,7 @@ class Trajectory:
 
 
 def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip") -> None:
-    """Write trajectories to `path` (see the layout above) through a temporary file and a rename: never half a file.
+    """Write trajectories to `path` (see the layout above), made in memory first: never half a file, and a full disk is a UserError.
 
     env_args: the environment, as robomimic keeps it; provenance: how the data came about; both are stored as JSON.
     compression: of the frames, "gzip" (smaller) or "lzf" (faster). A success has rewards = dones = 1 at finish_step - 1
@@ -150,20 +151,16 @@ def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, c
     _require(compression in ("gzip", "lzf"), f"Unknown compression {compression!r}; expected 'gzip' or 'lzf'.")
     for trajectory in trajectories:
         trajectory.validate()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            data = file.create_group("data")
-            data.attrs["env_args"], data.attrs["provenance"] = json.dumps(env_args), json.dumps(provenance)
-            data.attrs["num_demos"], data.attrs["total"] = len(trajectories), sum(map(len, trajectories))
-            if len(instructions := {trajectory.instruction for trajectory in trajectories}) == 1:
-                data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
-            for number, trajectory in enumerate(trajectories):
-                _write_demo(data.create_group(f"demo_{number}"), trajectory, compression)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    memory = io.BytesIO()  # the HDF5 library ends the process where a disk is full
+    with h5py.File(memory, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"], data.attrs["provenance"] = json.dumps(env_args), json.dumps(provenance)
+        data.attrs["num_demos"], data.attrs["total"] = len(trajectories), sum(map(len, trajectories))
+        if len(instructions := {trajectory.instruction for trajectory in trajectories}) == 1:
+            data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
+        for number, trajectory in enumerate(trajectories):
+            _write_demo(data.create_group(f"demo_{number}"), trajectory, compression)
+    write_atomic(path, memory.getbuffer())
 
 
 def load_trajectories(path) -> list[Trajectory]:

@@ -1,19 +1,26 @@
 """`wmpo-lite upper-bound`: what the policy could learn if the world model were perfect."""
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite import checkpoint
+from wmpo_lite.errors import require_between
 from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
 
 
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
     """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
+    require_between("--iterations", iterations, 1, 1_000_000)
+    with closing(Workspace(run, folder)) as w:
+        return _upper_bound(w, iterations)
+
+
+def _upper_bound(w: Workspace, iterations: int) -> dict:
     from wmpo_lite.evaluate import success_rate
     from wmpo_lite.optimise import optimise, save_policy_once
 
-    w = Workspace(run, folder)
-    s = w.settings
+    run, s = w.run, w.settings
 
     def train():
         policy = w.base()
@@ -33,6 +40,5 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
     result = {"task": run.task, "seed": run.seed, "profile": run.profile, **trained, "n": len(measured["success"]),
               "upper_bound_success": float(np.mean(measured["success"]))}
     checkpoint.write_json(w.folder / "upper_bound.json", result)
-    w.env.close()
     print(f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator: {success_rate(np.array(measured['success']))}")
     return result

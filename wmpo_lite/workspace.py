@@ -1,5 +1,6 @@
 """A run: its settings, its folder, what is loaded for it, and what several stages of the main job do alike."""
 import dataclasses
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.owner import Owner
 from wmpo_lite.profiles import PROFILES, Profile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = 10_000, 1_000, 50_000, 60_000  # where each use begins inside its split
+FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
+
+
+def run_folder(name: str) -> Path:
+    """runs/<name>; UserError unless the name is one plain folder name on every system."""
+    if not re.fullmatch(r"\w([\w.+=@ -]{0,98}[\w+=@-])?", name) or re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
+        raise UserError(f"--name is '{name}'; expected one plain folder name: up to 100 letters, digits and . _ + = @ -, beginning with a letter or digit")
+    if name.lower() == "assets":
+        raise UserError("--name is 'assets', where --from-scratch keeps what it trains; choose another name")
+    return Path("runs") / name
 
 
 @dataclass(frozen=True)
@@ -29,13 +41,22 @@ class Run:
         if self.profile not in PROFILES:
             raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
         settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
+        require_between("--seed", self.seed, 0, LARGEST_SEED)
+        require_between("--evaluation-states", settings.evaluation_states, 1, 1_000_000)
+        require_between("--rollout-budget", self.rollout_budget, 1, TRAINING_STATES)
         if self.rollout_budget < settings.online_group_size:
             raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.online_group_size}; raise --rollout-budget")
+        if self.rollout_budget < FEWEST:
+            raise UserError(f"a rollout budget of {self.rollout_budget} is too small: a quarter of the rollouts is held out and must hold successes and failures, "
+                            f"which takes {FEWEST} at the very least; raise --rollout-budget")
         return settings
 
 
 class Workspace:
-    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result."""
+    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result.
+
+    The folder belongs to this process until `close`. Nothing is written before all that can be known to be wrong has been looked at.
+    """
 
     def __init__(self, run: Run, folder: Path):
         from wmpo_lite.envs.tasks import folder_name, get_task, make_env
@@ -50,21 +71,37 @@ class Workspace:
         self.assets, self.shared = Path(run.assets) / folder_name(run.task), Path(run.assets) / "tabletop"
         if not self.assets.exists():
             raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
-        self._check_folder()
-        self.log = MetricsLog(self.folder / "metrics.jsonl")
+        config = {**dataclasses.asdict(run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
         self.env = make_env(self.task)
-        self.started = time.time()
+        try:
+            self._try_assets()
+            self._own_folder(checkpoint.plain(config))
+        except BaseException:
+            self.env.close()
+            raise
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
 
-    def _check_folder(self):
-        config = {**dataclasses.asdict(self.run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
+    def close(self):
+        """End the environment and leave the folder to others."""
+        self.env.close()
+        self._owner = None
+
+    def _own_folder(self, config: dict):
+        self._owner = Owner(self.folder)
         path = self.folder / "config.json"
         if path.exists():
-            if (found := checkpoint.read_json(path)) != checkpoint.plain(config):
-                changed = sorted(key for key in config if found.get(key) != checkpoint.plain(config)[key])
+            if (found := checkpoint.read_json(path)) != config:
+                changed = sorted(key for key in config.keys() | found.keys() if key not in found or key not in config or found[key] != config[key])
+                self._owner = None
                 raise UserError(f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --name or delete the folder")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_json(path, config)
+
+    def _try_assets(self):
+        """Load what later stages need, so that a broken file is found before the first one."""
+        from wmpo_lite.trajectory import load_metadata
+        from wmpo_lite.world_model import WorldModel
+        self.base(), self.autoencoder(), WorldModel.load(self.shared / "world_model"), load_metadata(self.assets / "demos.hdf5")
 
     def _fingerprint(self) -> dict:
         """Which trained assets the run starts from: the beginning of each weight file's checksum."""
@@ -77,15 +114,15 @@ class Workspace:
     def stage(self, name: str, fn):
         path = self.folder / "stages" / f"{name}.json"
         if path.exists():
-            return checkpoint.read_json(path)["result"]
-        clock = time.time()
+            return checkpoint.read_json(path, {"result": dict})["result"]
+        clock = time.monotonic()
         print(f"[{name}]", flush=True)
         result = fn()
-        checkpoint.write_json(path, {"result": result, "seconds": round(time.time() - clock, 1)})
+        checkpoint.write_json(path, {"result": result, "seconds": round(time.monotonic() - clock, 1)})
         return checkpoint.read_json(path)["result"]
 
     def seconds(self) -> float:
-        return sum(checkpoint.read_json(path)["seconds"] for path in (self.folder / "stages").glob("*.json"))
+        return sum(checkpoint.read_json(path, {"seconds": float})["seconds"] for path in (self.folder / "stages").glob("*.json"))
 
     # -- loaded when first needed ------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +171,7 @@ def initial_frames(trajectories, states: bool = True):
 def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True, world_model=None):
     """Imagination as this run is set: its aligned world model (or another one), judged by its reward model."""
     from wmpo_lite.imagined_env import ImaginedEnv
-    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json")["result"]["imagined_threshold"] if judged else None
+    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json", {"result": {"imagined_threshold": float}})["result"]["imagined_threshold"] if judged else None
     return ImaginedEnv(w.autoencoder(), world_model or w.world_model(), w.reward_model() if judged else None, threshold=threshold, seed=seed,
                        num_inference_steps=w.settings.num_inference_steps, reward_stride=w.settings.reward_stride, min_consecutive=w.settings.min_consecutive,
                        stop=stop, action_names=w.env.action_names)

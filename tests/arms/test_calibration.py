@@ -102,6 +102,35 @@ def test_every_wrong_file_gets_one_sentence_with_its_name(tmp_path, changes, mes
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("joint", JOINTS[:4])
+def test_a_joint_that_was_not_swept_is_refused(tmp_path, joint):
+    """LeRobot writes 0 to 4095 for it, which none of these joints can turn."""
+    sound = dict(gripper__range_min=2000, gripper__range_max=3450)
+    for low, high, message in ((0, 4095, "wider than the joint can turn"), (500, 3600, "wider"), (2040, 2050, None), (100, 130, None)):
+        (tmp_path / "a.json").write_text(json.dumps(table(**sound, **{f"{joint}__range_min": low, f"{joint}__range_max": high})))
+        if message is None and joint == "shoulder_pan":
+            load_calibration(tmp_path / "a.json")  # straight ahead is in the middle of whatever was swept
+            continue
+        with pytest.raises(UserError, match=f"a.json: the range of {joint}, {low} to {high}, is {message or 'too narrow'}"):
+            load_calibration(tmp_path / "a.json")
+
+
+def test_a_gripper_that_was_not_swept_is_refused_and_a_wrist_that_rolls_all_the_way_is_not(tmp_path):
+    from wmpo_lite.arms.cameras import VideoCamera
+    from wmpo_lite.arms.so101 import SO101
+    for low, high, message in ((0, 4095, "wider"), (2000, 2050, "too narrow")):
+        (tmp_path / "a.json").write_text(json.dumps(table(gripper__range_min=low, gripper__range_max=high)))
+        with pytest.raises(UserError, match=f"the range of gripper.*{message}"):
+            load_calibration(tmp_path / "a.json")
+    sound = table(gripper__range_min=2000, gripper__range_max=3450, wrist_roll__range_min=0, wrist_roll__range_max=4095)
+    (tmp_path / "a.json").write_text(json.dumps(sound))
+    calibration = load_calibration(tmp_path / "a.json")
+    columns = {field: getattr(calibration, field).copy() for field in ("id", "drive_mode", "homing_offset", "range_min", "range_max")}
+    columns["range_min"][1], columns["range_max"][1] = 0, 4095
+    with pytest.raises(UserError, match="shoulder_lift"):  # however it was made: no arm gets torque with it
+        SO101("/dev/null", Calibration(**columns), VideoCamera())
+
+
 @pytest.mark.parametrize("text, message", [("{", "not a JSON file"), ("[1]", "holds list"), ("\x00\xff", "not a JSON file"), ("NaN", "holds float")])
 def test_what_is_no_calibration_at_all(tmp_path, text, message):
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))

@@ -228,3 +228,11 @@ def test_the_trust_panel_warns_before_grpo_begins(auc, cost, warnings):
     assert any("before alignment: AUC 0.625" in line for line in said) and any(f"AUC {auc:.3f} [0.700, 0.990]" in line for line in said)
     found = [line for line in said if "warning" in line]
     assert len(found) == len(warnings) and all(words in line for words, line in zip(warnings, found))
+
+
+@pytest.mark.parametrize("name, value", [("config.json", []), ("trust.json", {"agreement": 3, "n": "x"}), ("evaluation.json", {"policies": [1]}),
+                                         ("result.json", {"versions": 5}), ("config.json", {"horizon": "long", "rollout_budget": [], "clip": "four"})])
+def test_files_of_another_shape_are_a_problem_and_not_the_doctors_end(run, name, value):
+    checkpoint.write_json(run / name, value)
+    findings = diagnosis.diagnose(run)
+    assert {f.level for f in findings} >= {"ok"} and (name == "result.json" or any(f.level == "problem" and name in f.message for f in findings)), findings

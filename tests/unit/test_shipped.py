@@ -160,6 +160,43 @@ def test_of_the_rollouts_the_first_may_be_shipped_alone(finished):
     assert all((a.frames == b.frames).all() and a.success == b.success for a, b in zip(few, every))
 
 
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda run: {"rollouts": 0}, "--rollouts is 0; expected 1 to 8"), (lambda run: {"rollouts": 9}, "--rollouts is 9"), (lambda run: {"rollouts": -1}, "--rollouts"),
+    (lambda run: (run / "rollouts.hdf5").write_bytes(b"half"), "rollouts.hdf5"), (lambda run: (run / "trust.json").write_text("[]"), "trust.json"),
+    (lambda run: (run / "stages" / "reward.json").write_text('{"result": {}}'), "reward.json has no 'threshold'"),
+    (lambda run: (run / "policies" / "dpo" / "model.safetensors").unlink(), "dpo"), (lambda run: (run / "reward" / "model.safetensors").write_bytes(b"x"), "reward"),
+    (lambda run: checkpoint.save_tensors(run / "world_model" / "model.safetensors", {"other": torch.zeros(1)}), "another model"),
+    (lambda run: (run / "config.json").write_text("[]"), "config.json"),
+])
+def test_what_cannot_be_shipped_leaves_the_shipped_run_as_it_is(finished, spoil, message):
+    run, assets = finished
+    ship_run(run, assets)
+    (run / "result.json").write_text('{"newer": true}')
+    before = content(assets)
+    options = spoil(run)
+    with pytest.raises(UserError, match=message):
+        ship_run(run, assets, **(options if isinstance(options, dict) else {}))
+    assert content(assets) == before
+
+
+def test_a_run_that_is_shipped_anew_replaces_the_old_one_whole(finished, monkeypatch):
+    run, assets = finished
+    (ship_run(run, assets) / "left.json").write_text("over")
+    save, before = checkpoint.save_tensors, content(assets)
+    monkeypatch.setattr(checkpoint, "save_tensors", lambda path, tensors: (_ for _ in ()).throw(KeyboardInterrupt) if path.name == "dpo.safetensors" else save(path, tensors))
+    with pytest.raises(KeyboardInterrupt):
+        ship_run(run, assets)
+    assert content(assets) == before
+    monkeypatch.undo()
+    ship_run(run, assets, rollouts=8)
+    assert not (assets / "place" / "run" / "left.json").exists() and len(Shipped("place", assets).rollouts()) == 8
+    assert not [path for path in assets.rglob("*") if path.name.endswith((".part", ".old"))]
+
+
 def test_a_threshold_close_to_one_stays_below_one(finished):
     run, assets = finished
     checkpoint.write_json(run / "stages" / "reward.json", {"result": {"threshold": 0.9999, "imagined_threshold": 0.75}})

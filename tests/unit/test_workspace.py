@@ -1,6 +1,8 @@
 """A run's folder and its stages up to the trust panel, on models that are built in milliseconds."""
 
 import dataclasses
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,6 +155,59 @@ def test_a_task_of_libero_is_refused_until_there_is_a_world_model_of_its_picture
     ):
         Workspace(dataclasses.replace(run, task="libero_object/0"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_another_process_works_in_is_refused_and_left_alone(workspace, run, tmp_path):
+    script = "import sys; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "other")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match=f"other is in use by another process .process {process.pid}"):
+            Workspace(run, tmp_path / "other")
+        assert [path.name for path in (tmp_path / "other").iterdir()] == [".owner"]
+        process.communicate(b"\n")
+    Workspace(run, tmp_path / "other").close()
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("broken", ["tabletop/world_model/model.safetensors", "tabletop/autoencoder/config.json", "place/demos.hdf5", "place/policy/actions.json"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_broken_assets_are_found_before_anything_is_written(run, tmp_path, broken, how):
+    path = tmp_path / "assets" / broken
+    path.write_bytes(path.read_bytes()[:20]) if how == "cut" else path.unlink()
+    with pytest.raises(UserError, match=path.name if how == "cut" else "model.safetensors|missing|exist|weights"):
+        Workspace(run, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name, text", [("config.json", "[]"), ("config.json", "{"), ("stages/align.json", "[]"), ("stages/align.json", '{"result": 3}')])
+def test_a_run_folder_with_files_of_another_shape_is_refused_by_name(workspace, run, name, text):
+    workspace.stage("align", dict)
+    (workspace.folder / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        Workspace(run, workspace.folder).stage("align", dict)
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away(workspace, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: -1e9)
+    times = iter([5.0, 7.5])
+    monkeypatch.setattr("wmpo_lite.workspace.time.monotonic", lambda: next(times))
+    workspace.stage("align", dict)
+    assert workspace.seconds() == 2.5
+
+
+@pytest.mark.parametrize("budget, successes, enough", [(5, 0, False), (5, 1, True), (8, 2, False), (8, 4, True), (8, 8, False), (9, 1, True), (32, 3, False), (32, 4, True),
+                                                       (128, 125, True), (128, 128, False)])
+def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(budget, successes, enough):
+    rollouts = [SimpleNamespace(success=i < successes) for i in range(budget)]
+    for seed in range(5):
+        fitted, held = main_job.split_rollouts([t.success for t in rollouts], seed)
+        assert sorted(fitted + held) == list(range(budget)) and len(held) == -(-budget // 4)
+        assert enough == (0 < sum(rollouts[i].success for i in held) < len(held))
+    if enough:
+        main_job.require_outcomes(rollouts)
+        return
+    with pytest.raises(UserError, match=f"succeeded in {successes} of {budget}.*raise --rollout-budget or take another --seed"):
+        main_job.require_outcomes(rollouts)
 
 
 def test_recorded_first_frames_are_where_imagination_begins():

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.arms.interface import JOINTS
+from wmpo_lite.arms.control import home
+from wmpo_lite.arms.interface import JOINTS, LIMITS
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import write_atomic
 
 HIGHEST_TICK = 4095
 TICKS_PER_RADIAN = HIGHEST_TICK / (2 * np.pi)
+WIDER = 1.2  # times as wide as its limits a joint's range may be: arms and hands differ
+GRIPPER = (400, 2047)  # ticks between closed and open, at least and at most; an SO-101 has about 1450
 # What the numbers of a joint may be, (lowest, highest).
 FIELDS = {"id": (0, 252), "drive_mode": (0, 1), "homing_offset": (-2047, 2047), "range_min": (0, HIGHEST_TICK), "range_max": (0, HIGHEST_TICK)}
 
@@ -45,6 +49,19 @@ class Calibration:
             if ident in self.id[:n]:
                 first = JOINTS[list(self.id).index(ident)]
                 raise UserError(f"{self.source}: {first} and {JOINTS[n]} both have the servo id {ident}; every servo needs an id of its own")
+
+    def check_mechanics(self) -> None:
+        """UserError for ranges that no SO-101 can have swept: wider than a joint turns, or so narrow that the first posture of an episode is outside."""
+        widest = np.append(np.ptp(LIMITS[:5], axis=1) * WIDER * TICKS_PER_RADIAN, GRIPPER[1])
+        widest[JOINTS.index("wrist_roll")] = HIGHEST_TICK  # the only joint to which LeRobot gives the whole turn
+        for n, joint in enumerate(JOINTS):
+            low, high, width = self.range_min[n], self.range_max[n], self.range_max[n] - self.range_min[n]
+            if width > widest[n]:
+                raise UserError(f"{self.source}: the range of {joint}, {low} to {high}, is wider than the joint can turn (about {widest[n]:.0f} ticks at most); "
+                                f"move it through its whole range when you {AGAIN}")
+            if width < GRIPPER[0] if joint == "gripper" else not self.limits[n, 0] <= home()[n] <= self.limits[n, 1]:
+                raise UserError(f"{self.source}: the range of {joint}, {low} to {high}, is too narrow for the posture in which episodes begin; "
+                                f"move it through its whole range when you {AGAIN}")
 
     @property
     def middle(self) -> np.ndarray:
@@ -77,7 +94,7 @@ class Calibration:
     def save(self, path) -> None:
         """Write LeRobot's file."""
         table = {joint: {field: int(getattr(self, field)[n]) for field in FIELDS} for n, joint in enumerate(JOINTS)}
-        Path(path).write_text(json.dumps(table, indent=4))
+        write_atomic(Path(path), json.dumps(table, indent=4).encode())
 
 
 AGAIN = "calibrate the arm again with `lerobot-calibrate`"
@@ -87,7 +104,7 @@ def load_calibration(path) -> Calibration:
     """Read LeRobot's file of an SO-101 follower. UserError with the file's name and one thing that is wrong with it."""
     path = Path(path)
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no calibration file {path}; write one with `lerobot-calibrate --robot.type=so101_follower`, "
                         "which keeps it in ~/.cache/huggingface/lerobot/calibration/robots") from None
@@ -106,4 +123,6 @@ def load_calibration(path) -> Calibration:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UserError(f"{path}: {field} of {joint} is {value!r}, expected a whole number; {AGAIN}")
     columns = {field: np.array([table[joint][field] for joint in JOINTS]) for field in FIELDS}
-    return Calibration(**columns, source=str(path))
+    calibration = Calibration(**columns, source=str(path))
+    calibration.check_mechanics()
+    return calibration

@@ -63,7 +63,10 @@ def record_episode(policy, arm, instruction: str, *, horizon: int, folder, numbe
         if episode.reason is None:
             with suppress(ArmStopped):  # stopped just now: the episode is whole all the same
                 stack.enter_context(Hold(arm, arm.observe().joints))
-        path = save_episode(folder, number, episode, task=task, about=about or {})
+        try:
+            path = save_episode(folder, number, episode, task=task, about=about or {})
+        except UserError as error:
+            raise UserError(f"{error}; the episode is kept in {journal} and saved by the next deployment under this name") from error
         journal.unlink(missing_ok=True)
     return episode, path
 
@@ -263,4 +266,6 @@ def _sleep_until(moment: float):
 def _reason(error: BaseException) -> str:
     if isinstance(error, ArmStopped):
         return error.reason
+    if isinstance(error, UserError):
+        return str(error)
     return "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"

@@ -13,7 +13,7 @@ STOP_KEYS = " q"
 class Keys:
     """Reads single keys from a terminal in a thread of its own while the context is open: space and q call `on_stop(reason)`, all others wait in `get`.
 
-    stream: a file of a terminal, default standard input; anything else than a terminal is left alone, and `live` is False. on_stop may be set later.
+    stream: a file of a terminal, default standard input; anything else than a terminal, and that of Windows, is left alone, and `live` is False. on_stop may be set later.
     """
 
     def __init__(self, on_stop=None, stream=None):
@@ -23,9 +23,12 @@ class Keys:
     def __enter__(self):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a closed or replaced standard input
             self.live = os.isatty(self._stream.fileno())
-        if self.live:
+        try:
             import termios
             import tty
+        except ImportError:  # Windows: Ctrl-C is the way to stop there
+            self.live = False
+        if self.live:
             self._fd = self._stream.fileno()
             self._before = termios.tcgetattr(self._fd)
             tty.setcbreak(self._fd)  # Ctrl-C stays Ctrl-C
@@ -84,7 +87,7 @@ def signals_interrupt():
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if number is not None}
     try:
         yield
     finally:

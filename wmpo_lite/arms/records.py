@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import make_folder, misfit, one_sentence, write_all
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
 KILLED = "the process ended in mid-motion"
@@ -42,18 +45,26 @@ class Recording:
         self.frames, self.rows, self.done = [np.ascontiguousarray(self.first)], [], []
         self._file = None
         if self.path is not None:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(self.path).parent)
             head = {"instruction": self.instruction, "initial_state": np.asarray(self.initial_state).tolist(), "split": self.split, "index": self.index, "chunk": self.chunk,
                     "shape": list(self.first.shape)}
-            self._file = open(self.path, "wb", buffering=0)  # what is written is out of the process's hands
-            self._file.write(json.dumps(head).encode() + b"\n" + self.frames[0].tobytes())
+            try:
+                with one_sentence(self.path):
+                    self._file = open(self.path, "wb", buffering=0)  # what is written is out of the process's hands
+                    write_all(self._file, json.dumps(head).encode() + b"\n" + self.frames[0].tobytes())
+            except UserError:  # nothing has moved yet, so nothing is lost with it
+                self.close()
+                with suppress(OSError):
+                    Path(self.path).unlink(missing_ok=True)
+                raise
 
     def step(self, frame, action, tokens, log_probs, done: bool) -> None:
         """A control step is over: frame uint8 (H, W, 3) after it, action, tokens and log_probs (D,), and whether the task's test held."""
         row = np.stack([np.asarray(part, dtype=np.float64) for part in (action, tokens, log_probs)])
         self.frames.append(np.ascontiguousarray(frame)), self.rows.append(row), self.done.append(bool(done))
         if self._file is not None:
-            self._file.write(row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes())
+            with one_sentence(self.path):
+                write_all(self._file, row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +85,8 @@ class Recording:
     def close(self) -> None:
         """Nothing more comes. The journal stays until somebody deletes it: the episode may not be saved yet."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
 
@@ -106,7 +118,10 @@ def stopped(folder) -> list[tuple[Path, str]]:
 
 
 def recover(folder, task: str) -> list[Path]:
-    """Save what processes that were killed had recorded: every journal in `folder` becomes a stopped episode of as many steps as were finished."""
+    """Save what processes that were killed had recorded: every journal in `folder` becomes a stopped episode of as many steps as were finished.
+
+    A journal of another version is kept under another name, with a warning.
+    """
     saved = []
     for name in names(folder):
         if not name.endswith(".journal"):
@@ -115,15 +130,22 @@ def recover(folder, task: str) -> list[Path]:
         if number in complete(folder):  # killed when the episode was safe and the journal not yet gone
             path.unlink()
             continue
-        head, _, body = path.read_bytes().partition(b"\n")
-        try:
-            head = json.loads(head)
-            shape = tuple(head.pop("shape"))
-            size = int(np.prod(shape))
-            recording = Recording(**{**head, "initial_state": np.array(head["initial_state"])}, first=np.frombuffer(body[:size], np.uint8).reshape(shape))
-        except (ValueError, KeyError, TypeError):  # killed while it wrote its first lines: nothing had moved yet
+        with one_sentence(path, "read"):
+            head, end, body = path.read_bytes().partition(b"\n")
+        if not end:  # killed while it wrote its first line: nothing had moved yet
             path.unlink()
             continue
+        problem, head = _journal_head(head)
+        if problem:
+            kept = _set_aside(path)
+            warnings.warn(f"{path} cannot be turned into an episode ({problem}); it is kept as {kept.name}, for the version of the kit that wrote it", stacklevel=2)
+            continue
+        shape = tuple(head.pop("shape"))
+        size = int(np.prod(shape))
+        if len(body) < size:  # killed before the first picture was whole
+            path.unlink()
+            continue
+        recording = Recording(**{**head, "initial_state": np.array(head["initial_state"])}, first=np.frombuffer(body[:size], np.uint8).reshape(shape))
         width = 3 * 4 * 8
         for begin in range(size, len(body) - (width + 1 + size) + 1, width + 1 + size):
             rows = np.frombuffer(body[begin: begin + width], np.float64).reshape(3, 4)
@@ -131,6 +153,32 @@ def recover(folder, task: str) -> list[Path]:
         saved.append(save_episode(folder, number, Episode(recording.trajectory(finish=0), KILLED), task=task, about={"recovered": True}))
         path.unlink()
     return saved
+
+
+HEAD = {"instruction": str, "initial_state": [float], "split": str, "index": int, "chunk": int, "shape": [int]}
+
+
+def _journal_head(line: bytes) -> tuple[str | None, dict]:
+    """What is wrong with a journal's first line, None if nothing, and what it says."""
+    try:
+        head = json.loads(line)
+    except ValueError:
+        return "its first line is not JSON", {}
+    if (problem := misfit(head, HEAD, "its first line")) is not None:
+        return problem, {}
+    if more := sorted(set(head) - set(HEAD)):
+        return f"its first line holds '{more[0]}', which this version does not know", {}
+    if len(head["shape"]) != 3 or min(head["shape"]) < 1 or head["shape"][2] != 3:
+        return f"its pictures have the shape {head['shape']}", {}
+    return None, head
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a journal so that neither `recover` nor a new episode touches it."""
+    kept = next(name for n in range(1_000_000) if not (name := path.with_name(f"{path.name}.unread{n or ''}")).exists())
+    with one_sentence(path):
+        os.replace(path, kept)
+    return kept
 
 
 def merge(run, episodes, count: int, *, task: str, provenance: dict) -> dict:

@@ -1,4 +1,5 @@
 """`wmpo-lite deploy`: which policy, which arm, which episodes, and what is printed, filmed and kept of them."""
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_r
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import UserError
+from wmpo_lite.owner import Owner
 
 FIRST_STATE = 80_000  # of the validation split: no other part of the kit looks at these
 SHOWN = 6  # episodes of a film at most
@@ -17,9 +19,15 @@ class Session:
     """A policy, a desk with an arm, and a folder for what happens. `run` does what the settings say and returns the exit status."""
 
     def __init__(self, settings: Settings):
+        from wmpo_lite.envs.drawing import import_mujoco
         from wmpo_lite.envs.tabletop.tasks import get_task
+        from wmpo_lite.workspace import run_folder
         self.s, self.task = settings, get_task(settings.task)
-        self.run_folder = Path("runs") / (settings.name or f"{'collect' if settings.collect else 'deploy'}-{settings.arm}-{settings.task}")
+        self.run_folder = run_folder(settings.name or f"{'collect' if settings.collect else 'deploy'}-{settings.arm}-{settings.task}")
+        if settings.emulated and not hasattr(os, "openpty"):
+            raise UserError("--emulated needs pseudo-terminals, which Linux and macOS have; leave it out, or use --arm sim")
+        if not settings.real:
+            import_mujoco()
         self.folder = self.run_folder / "episodes"
         if settings.collect and (self.run_folder / "stages" / "align.json").exists():
             raise UserError(f"{self.run_folder} has been trained on already; collect under another --name")
@@ -39,6 +47,7 @@ class Session:
         size = self.policy.config.image
         self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), ["warm up"])  # the first call is slow, and the arm should not wait for it
         with ExitStack() as stack:
+            stack.enter_context(Owner(self.run_folder))
             stack.enter_context(signals_interrupt())
             self.keys = stack.enter_context(Keys())
             self._open(stack, size)

@@ -3,10 +3,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 
 # Control steps before the end of a chunk at which the picture for the next one is taken: then the ramp is over and the arm settles, and 60 ms are left to think.
 AHEAD = 0.3
+RANGES = {"seed": (0, LARGEST_SEED), "state": (0, 10**9), "episodes": (1, 100_000), "collect": (0, 10_000), "temperature": (0.01, 100), "ahead": (0, 100),
+          "latency": (0, 2), "camera_noise": (0, 255), "jitter": (0, 1), "look": (0, 1), "speed": (0.01, 20)}
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class Settings:
 
     def __post_init__(self):
         real = self.real
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                require_between(f"--{name.replace('_', '-')}", value, low, high)
         for wrong, message in (
                 (self.arm not in ("sim", "so101"), f"--arm is '{self.arm}'; expected sim or so101"),
-                (self.episodes < 1 or self.collect < 0 or self.state < 0, "--episodes counts from 1, --collect and --state from 0"),
                 (self.mark not in ("auto", "task", "key", "reward"), f"--mark is '{self.mark}'; expected auto, task, key or reward"),
                 (self.mark == "task" and real, "--mark task needs a simulated desk; a real one is judged by key or by the reward model (--mark reward)"),
                 (real and not (self.port and self.calibration), "a real arm needs --port and --calibration (LeRobot's file for this arm), or try --emulated"),

@@ -44,6 +44,7 @@ class SO101(Arm):
         if not (lost > 0 and stale > 0):
             raise UserError(f"lost and stale are {lost} and {stale}; expected seconds above 0")
         self.calibration = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+        self.calibration.check_mechanics()
         inside = np.stack([np.maximum(LIMITS[:, 0], self.calibration.limits[:, 0]), np.minimum(LIMITS[:, 1], self.calibration.limits[:, 1])], axis=1)
         self.guard = guard if guard is not None else Guard(limits=inside, speed=speed)
         if guard is not None:

@@ -2,6 +2,7 @@
 import numpy as np
 
 from wmpo_lite.arms.interface import JOINTS, LIMITS, check_joints
+from wmpo_lite.envs.drawing import import_mujoco
 from wmpo_lite.envs.tabletop import scene
 from wmpo_lite.envs.tabletop.env import Disturbance, TabletopEnv
 from wmpo_lite.errors import UserError
@@ -18,7 +19,7 @@ class World:
     """
 
     def __init__(self, task, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0):
-        import mujoco
+        mujoco = import_mujoco()
         self.task, self.size, self.seed = task, size, seed
         self.env = TabletopEnv(task, size=size, threads=1, disturbance=disturbance)
         self._mujoco, self.model = mujoco, self.env.model

@@ -4,13 +4,14 @@ A shard's number is its seed, so any number of workers gives the same files; sha
 Files of play hold pictures and actions only: nothing else may reach a world model.
 """
 
+import io
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import make_folder, write_atomic
 from wmpo_lite.machine import cores
 from wmpo_lite.progress import progress
 
@@ -84,16 +85,16 @@ def record_scenes(task_name: str, shard: int) -> dict:
 
 def _work(job):
     function, arguments, path = job
-    temporary = f"{path}.part.npz"
-    np.savez(temporary, **function(*arguments))
-    os.replace(temporary, path)
+    memory = io.BytesIO()
+    np.savez(memory, **function(*arguments))
+    write_atomic(path, memory.getbuffer())
 
 
 def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
     jobs = [(function, arguments, Path(path)) for function, arguments, path in jobs]
     missing = [job for job in jobs if not job[2].exists()]
     if missing:
-        missing[0][2].parent.mkdir(parents=True, exist_ok=True)
+        make_folder(missing[0][2].parent)
         with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:
             for _ in progress(pool.imap_unordered(_work, missing), total=len(missing), desc=desc):
                 pass

@@ -100,9 +100,9 @@ class Host:
     def build(self, head: dict, arrays: dict) -> dict:
         from wmpo_lite.envs.libero.look import Look
         from wmpo_lite.envs.libero.states import MISSING
-        from wmpo_lite.envs.tabletop.env import _import_mujoco
+        from wmpo_lite.envs.drawing import import_mujoco
         try:
-            _import_mujoco()  # chooses the back end for drawing
+            import_mujoco()  # chooses the back end for drawing
             from wmpo_lite.envs.libero.simulation import Simulation
             importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
         except ModuleNotFoundError as error:

@@ -1,9 +1,9 @@
 """The embedded simulator: many copies of one table-top scene stepped together by MuJoCo's own thread pool and rendered off screen."""
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.drawing import close_at_exit, import_mujoco
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
@@ -56,7 +56,7 @@ class TabletopEnv:
     action_names = ACTION_NAMES
 
     def __init__(self, task, size: int = 64, threads: int | None = None, disturbance: Disturbance = Disturbance(), shadows: bool = False):
-        mujoco = _import_mujoco()
+        mujoco = import_mujoco()
         self.task, self.size, self.disturbance = task, size, disturbance
         self.model = mujoco.MjModel.from_xml_string(scene.build_xml(task.bodies(), size, shadows=shadows))
         self._mujoco = mujoco
@@ -73,6 +73,7 @@ class TabletopEnv:
         self._light = self.model.light_diffuse.copy()
         self.instructions: list[str] = []
         self.split, self.indices, self.initial = None, None, None
+        close_at_exit(self)
 
     # -- contract ------------------------------------------------------------------------------------------------------------------------
 
@@ -219,16 +220,3 @@ class TabletopEnv:
         if self._rollout is not None:
             self._rollout.close()
             self._rollout = None
-
-
-def _import_mujoco():
-    """Import MuJoCo with a headless GL back end chosen once per process: EGL where its library loads, OSMesa otherwise."""
-    if "MUJOCO_GL" not in os.environ:
-        import ctypes.util
-        os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
-    try:
-        import mujoco
-    except (ImportError, AttributeError, OSError) as error:
-        raise UserError(f"MuJoCo cannot render here ({error}); install the GL libraries: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6") \
-            from error
-    return mujoco

@@ -1,0 +1,55 @@
+"""MuJoCo with a way to draw: the back end is chosen and tried once per process, and every environment is closed before the process ends."""
+import atexit
+import contextlib
+import ctypes.util
+import functools
+import importlib
+import os
+import sys
+import weakref
+
+from wmpo_lite.errors import UserError
+
+HEADLESS = ("egl", "osmesa")
+_open = weakref.WeakSet()
+
+
+def import_mujoco():
+    """MuJoCo, able to draw without a screen: through EGL where its library loads and OSMesa otherwise, or as MUJOCO_GL says. UserError where it cannot draw."""
+    if not os.environ.get("MUJOCO_GL") and sys.platform.startswith("linux"):
+        os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+    return _tried(os.environ.get("MUJOCO_GL", ""))
+
+
+@functools.cache
+def _tried(backend: str):
+    """MuJoCo, after a picture of nothing has been drawn. Threads may draw, so what fails here fails before anything is begun."""
+    try:
+        import mujoco
+        from mujoco.rendering.classic import gl_context
+        chosen = getattr(getattr(gl_context, "GLContext", None), "__module__", "")
+        if backend.lower().strip() in HEADLESS and not chosen.endswith(backend.lower().strip()):
+            importlib.reload(gl_context)  # somebody imported MuJoCo first, and it chose a back end that needs a screen
+        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+        renderer.update_scene(mujoco.MjData(renderer.model))
+        renderer.render()
+        renderer.close()
+    except Exception as error:  # ImportError, AttributeError, RuntimeError, GLError, FatalError: each back end has its own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"MuJoCo cannot render here ({said}); unset MUJOCO_GL (it is '{backend}') or set it to egl or osmesa, and install the GL libraries: "
+                        "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6") from error
+    return mujoco
+
+
+def close_at_exit(env) -> None:
+    """Have `env.close()` called before the interpreter takes OpenGL down, if nobody has called it by then."""
+    if not _open:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)  # after MuJoCo's own entry, so that it runs before that
+    _open.add(env)
+
+
+def _close_all() -> None:
+    for env in list(_open):
+        with contextlib.suppress(Exception):  # the process ends anyway, and whatever was to be said has been said
+            env.close()
