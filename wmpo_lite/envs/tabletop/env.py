@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
@@ -193,9 +194,8 @@ class TabletopEnv:
         self._paint(b)  # moves the camera too, so it comes before the camera's frame is computed
         self._mujoco.mj_camlight(model, data)
         if self._renderer is None:
-            self._renderer = self._mujoco.Renderer(model, self.size, self.size)
-        self._renderer.update_scene(data, camera="front")
-        return self._renderer.render()
+            self._renderer = Renderer(model, self.size)
+        return self._renderer.draw(data, "front")
 
     def _paint(self, b: int):
         model, d = self.model, self.disturbance
