@@ -138,6 +138,13 @@ class Trajectory:
         return len(self.actions)
 
 
+def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Success bool (E,) and finish_step int (E,), 1..T, of episodes whose `done` (E, T) is true from the step on that led
+    to the first successful frame; finish_step is T where it never is."""
+    done = np.asarray(done, dtype=bool)
+    return done.any(axis=1), np.where(done.any(axis=1), done.argmax(axis=1) + 1, done.shape[1])
+
+
 def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip") -> None:
     """Write trajectories to `path` (see the layout above) through a temporary file and a rename: never half a file.
 
