@@ -151,7 +151,8 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
 
 
 def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3, log_every: int = 50):
-    """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success (the intended actions, never the noise).
+    """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after success, or to their end where there is none
+    (the intended actions, never the noise).
 
     early: share of frames from the first three, where the instruction alone says which way to go; later the hand gives it away, and a policy
     that learns from those unlearns the words. tune_vision=False: the vision tower stays as pre-trained and its features are computed once; True: everything learns, slower.
@@ -161,6 +162,7 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
 
     from wmpo_lite.policy import cloning_loss
     from wmpo_lite.train import fit
+    from wmpo_lite.trajectory import outcomes
 
     episodes, steps = demos["intended"].shape[:2]
     chunk = policy.config.chunk
@@ -169,7 +171,8 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
     struck = pad(np.abs(demos["executed"] - demos["intended"]).max(axis=-1) > 1e-6)
     policy.train_vision(tune_vision)
     frames = torch.from_numpy(demos["frames"])
-    last = np.minimum(demos["done"].argmax(axis=1) + 5, steps)  # what follows is standing still
+    success, finish = outcomes(demos["done"])
+    last = np.where(success, np.minimum(finish + 4, steps), steps)  # what follows success is standing still
     if not tune_vision:
         with torch.no_grad():
             features = torch.cat([policy.features(part).half() for part in frames.flatten(0, 1).split(256)]).unflatten(0, frames.shape[:2])

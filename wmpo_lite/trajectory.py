@@ -21,11 +21,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from wmpo_lite import foreign
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import write_atomic
 
-OUR_ATTRS = {"instruction": str, "success": bool, "finish_step": int, "split": str, "index": int, "group": int,
-             "chunk": int}
+OUR_ATTRS = {"split": foreign.text, "index": foreign.whole, "group": foreign.whole, "chunk": foreign.whole}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -139,6 +139,13 @@ class Trajectory:
         return len(self.actions)
 
 
+def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Success bool (E,) and finish_step int (E,), 1..T, of episodes whose `done` (E, T) is true from the step on that led
+    to the first successful frame; finish_step is T where it never is."""
+    done = np.asarray(done, dtype=bool)
+    return done.any(axis=1), np.where(done.any(axis=1), done.argmax(axis=1) + 1, done.shape[1])
+
+
 def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip") -> None:
     """Write trajectories to `path` (see the layout above), made in memory first: never half a file, and a full disk is a UserError.
 
@@ -163,20 +170,35 @@ def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, c
     write_atomic(path, memory.getbuffer())
 
 
-def load_trajectories(path) -> list[Trajectory]:
+def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
     """Read every data/demo_k of a file, in the order of k; what `save_trajectories` wrote comes back bit for bit.
 
-    Official LIBERO files lack our extras. They keep T frames for T actions, so **their last frame is repeated** to give
-    T+1; frames stay as stored (LIBERO stores them upside down: attr macros_image_convention); the instruction comes
-    from problem_info or env_args; finish_step from the first reward (or done, without rewards); split is "demos", index
-    is k, chunk is 8. Raises UserError, naming the file, if it is missing, truncated, empty or of another layout.
+    Files of others keep T frames for T actions. If a frame is the one before its action (robomimic), the one after the
+    last action is taken from next_obs or, where it is not in the file, repeated. If a frame is the one *after* its
+    action (LIBERO's own recorder), the first action is left out, because the frame that it was chosen on is missing:
+    frames = obs, actions = actions[1:]. The file tells which (see `foreign.pictures`); pictures: "before" or "after"
+    for a file that does not.
+
+    Frames stay as stored (LIBERO stores them upside down: attr macros_image_convention); instruction, success and
+    finish_step by the rules of `foreign`; split is "demos", index is k, chunk is 8. Raises UserError, naming the file,
+    if it is missing, truncated, empty, of another layout, or its meaning cannot be told.
     """
-    return _read(path, lambda data: [_read_demo(data, name) for name in _demo_names(data)])
+
+    def read(data):
+        names = demo_names(data)
+        for name in names:
+            _check_layout(data, name)
+        told = [(foreign.outcome(data[name], len(data[name]["actions"])), foreign.instruction(data, data[name]))
+                for name in names]
+        when = foreign.pictures(data, names, pictures)
+        return [_read_demo(data, name, when, *outcome, text) for name, (outcome, text) in zip(names, told)]
+
+    return _read(path, read)
 
 
 def load_metadata(path) -> dict:
     """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in `load_trajectories`."""
-    return _read(path, lambda data: {key: json.loads(data.attrs.get(key, "{}")) for key in ("env_args", "provenance")})
+    return _read(path, lambda data: {key: foreign.attribute(data, key) for key in ("env_args", "provenance")})
 
 
 def _is_frames(frames, length: int) -> bool:
@@ -204,8 +226,8 @@ def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> N
         if array is not None:
             demo.create_dataset(name, data=array)
     demo.attrs["num_samples"], demo.attrs["init_state"] = steps, trajectory.initial_state
-    for name, kind in OUR_ATTRS.items():
-        demo.attrs[name] = kind(getattr(trajectory, name))
+    for name in ("instruction", "success", "finish_step", *OUR_ATTRS):
+        demo.attrs[name] = getattr(trajectory, name)
 
 
 def _read(path, reader):
@@ -215,46 +237,66 @@ def _read(path, reader):
             if not isinstance(file.get("data"), h5py.Group):
                 raise UserError("it has no group 'data', as LIBERO and robomimic files have")
             return reader(file["data"])
+    except foreign.Unclear as error:
+        raise UserError(f"Cannot read trajectories from {path}: {error}.") from error
     # h5py and json answer a damaged or foreign file with any of these, depending on the byte they trip over.
-    except (UserError, OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
+    except (UserError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
         raise UserError(f"Cannot read trajectories from {path}: {str(error).rstrip('.')}. "
                         "Record or download the file again, or check that it is in the LIBERO layout.") from error
 
 
-def _demo_names(data: h5py.Group) -> list[str]:
+def demo_names(data: h5py.Group) -> list[str]:
+    """demo_0, demo_1, ... of the group `data`, in the order of their numbers."""
     names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
     _require(len(names) > 0, "it holds no demo_0, demo_1, ...: it is empty")
     return sorted(names, key=lambda name: int(name[5:]))  # HDF5 lists demo_10 before demo_2
 
 
-def _read_demo(data: h5py.Group, name: str) -> Trajectory:
+def _read_demo(data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str) -> Trajectory:
     demo = data[name]
-    for key in ("obs/agentview_rgb", "actions"):
-        _require(isinstance(demo.get(key), h5py.Dataset), f"{name} has no {key}")
     frames, actions = demo["obs/agentview_rgb"][()], demo["actions"][()]
-    last = demo["next_obs_last/agentview_rgb"][()] if "next_obs_last/agentview_rgb" in demo else frames[-1]
-    extras = {key: kind(demo.attrs[key]) for key, kind in OUR_ATTRS.items() if key in demo.attrs}
-    if "success" not in extras or "finish_step" not in extras:
-        signal = next((demo[key][()] for key in ("rewards", "dones") if key in demo), None)
-        _require(signal is not None, f"{name} has neither rewards nor dones to tell success from")
-        steps = np.flatnonzero(signal > 0)
-        extras |= {"success": len(steps) > 0, "finish_step": int(steps[0]) + 1 if len(steps) else len(actions)}
-    if "instruction" not in extras:
-        extras["instruction"] = _instruction(data)
-    initial_state = demo.attrs.get("init_state")
-    if initial_state is None:
-        initial_state = demo["states"][0] if "states" in demo else []
-    optional = {key: demo[key][()] for key in ("tokens", "log_probs") if key in demo}
+    steps, cut = len(actions), int(pictures == "after")
+    foreign.clear(finish_step > cut,
+                  f"{name} is solved by its first action, before its first frame; take it out of the file")
+    optional = {key: demo[key][cut:] for key in ("tokens", "log_probs") if key in demo}
+    extras = {"split": "demos", "index": int(name[5:])}
+    for key, kind in OUR_ATTRS.items():
+        if key in demo.attrs:
+            extras[key] = kind(demo.attrs[key], f"the attribute {key} of {name}")
     try:
-        return Trajectory(**{"split": "demos", "index": int(name[5:])} | extras | optional, actions=actions,
-                          frames=np.concatenate([frames, last[None]]), initial_state=initial_state)
+        return Trajectory(
+            **extras | optional, success=success, finish_step=finish_step - cut, frames=_frames(demo, frames, steps, cut),
+            actions=actions[cut:], instruction=text, initial_state=_initial_state(demo, cut))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
 
-def _instruction(data: h5py.Group) -> str:
-    env_args = json.loads(data.attrs.get("env_args", "{}"))
-    for source in (json.loads(data.attrs.get("problem_info", "{}")), env_args, env_args.get("env_kwargs", {})):
-        if source.get("language_instruction"):
-            return "".join(source["language_instruction"]).strip().strip('"')  # some LIBERO files keep a list or quotes
-    raise UserError("no language_instruction in the attributes problem_info or env_args of 'data'")
+def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.ndarray:
+    """One more than the actions: with the frame after the last one, as far as the file has it."""
+    if cut or len(frames) == steps + 1:
+        return frames
+    for key, rows in (("next_obs_last/agentview_rgb", ...), ("next_obs/agentview_rgb", -1)):
+        if key in demo:
+            return np.concatenate([frames, demo[key][rows][None]])
+    return np.concatenate([frames, frames[-1:]])
+
+
+def _initial_state(demo: h5py.Group, cut: int):
+    """The state that the first frame shows, empty where the file does not have it; init_state is from before all."""
+    if "init_state" in demo.attrs and not cut:
+        return demo.attrs["init_state"]
+    return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else []
+
+
+def _check_layout(data: h5py.Group, name: str) -> None:
+    demo = data[name]
+    _require(isinstance(demo, h5py.Group), f"{name} is not a group")
+    for key in ("obs/agentview_rgb", "actions"):
+        _require(isinstance(demo.get(key), h5py.Dataset), f"{name} has no {key}")
+    frames, actions, told = demo["obs/agentview_rgb"], demo["actions"], demo.attrs.get("num_samples")
+    _require(actions.ndim == 2 and actions.dtype.kind in "biuf",
+             f"{name} has actions of {_describe(actions)}; expected numbers (T, D)")
+    _require(len(frames) in (len(actions), len(actions) + 1),
+             f"{name} has {len(frames)} frames and {len(actions)} actions; expected as many, or one frame more")
+    foreign.clear(told is None or foreign.whole(told, f"num_samples of {name}") == len(actions),
+                  f"{name} has {len(actions)} actions, {len(frames)} frames and num_samples {told}; store as many as there are")

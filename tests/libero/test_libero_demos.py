@@ -18,7 +18,7 @@ def test_recorded_states_are_drawn_in_the_environments_own_look(env, tmp_path):
         rows.append(np.concatenate([[0], info["states"][0, 0], np.zeros(51)])), shown.append(frames[0, 0])
     found = load_demonstrations(official(tmp_path / "a.hdf5", lengths=(12,), states=np.array(rows)), stride=4, env=env)[0]
     assert found.frames.shape == (4, 64, 64, 3)
-    for drawn, seen in zip(found.frames, np.array(shown)[[0, 4, 8, 11]]):
+    for drawn, seen in zip(found.frames, np.array(shown)[[1, 5, 9, 11]]):
         # In an episode the picture is one physics step (2 ms) behind the state, as in LIBERO.
         assert np.abs(drawn.astype(int) - seen).mean() < 1.0
     assert np.abs(found.frames[0].astype(int) - shown[-1]).mean() > 1.0

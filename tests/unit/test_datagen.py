@@ -251,19 +251,63 @@ def shards(tmp_path_factory):
     """Three shards of play: workers recorded two, the middle one was there before."""
     folder = tmp_path_factory.mktemp("play")
     kept = folder / "play_16px_2steps_0001.npz"
-    kept.write_bytes(b"recorded earlier")
+    earlier = {"frames": np.zeros((32, 3, 16, 16, 3), np.uint8), "actions": np.zeros((32, 2, 4), np.float32)}
+    collect.write_shard(kept, earlier, collect.recipe(collect.record_play, (1, 16, 2)))
     return folder, kept, collect.collect_play(3, folder, size=16, horizon=2, workers=1)
 
 
 def test_shards_that_exist_are_kept_and_missing_ones_recorded(shards):
     folder, kept, paths = shards
     assert [path.name for path in paths] == [f"play_16px_2steps_000{i}.npz" for i in range(3)]
-    assert kept.read_bytes() == b"recorded earlier"
+    with np.load(kept) as shard:
+        assert not shard["frames"].any() and set(shard.files) == {"frames", "actions"}
     assert sorted(folder.iterdir()) == sorted(paths)  # no half-written files
     assert paths[2].read_bytes() != paths[0].read_bytes()
     stamps = [path.stat().st_mtime_ns for path in paths]
     assert collect.collect_play(3, folder, size=16, horizon=2) == paths
     assert stamps == [path.stat().st_mtime_ns for path in paths]
+
+
+def test_shards_say_what_they_were_made_from(shards):
+    assert collect.made_from(shards[2][2]) == {"recording": "play", "shard": 2, "size": 16, "horizon": 2, "shard_size": 32}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"noise": 0.8000001}, "noise: 0.8000001 there, 0.8 here"),  # the same in the file's name
+    ({"shard": 3}, "shard: 3 there, 0 here"),
+    ({"shard_size": 8}, "shard_size: 8 there, 64 here"),
+    ({"recording": "play"}, "recording: play there, demonstrations here"),
+    (None, "does not say what it was made from"),
+    (b"torn", "is not a recording of this kit"),
+])  # fmt: skip
+def test_a_shard_of_another_recording_is_refused_and_left_alone(tmp_path, change, message):
+    path, asked = tmp_path / "demos_place_0.8_0.1_0000.npz", collect.recipe(collect.record_demonstrations, ("place", 0, 0.8, 0.1))
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    elif change is None:
+        np.savez(path, frames=np.zeros(1))
+    else:
+        collect.write_shard(path, {"frames": np.zeros(1)}, asked | change)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"demos_place_0.8_0.1_0000.npz .*{message}.*move it away"):
+        collect.collect_demonstrations("place", 2, tmp_path, noise=0.8, burst=0.1)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_latents_of_other_shards_with_the_same_name_are_encoded_anew(tmp_path):
+    autoencoder, first = tiny.autoencoder(), None
+    for seed in (0, 1):
+        data = {"frames": tiny.noise_frames(2, 3, seed=seed), "actions": tiny.random_actions(2, 2, 4, seed=seed)}
+        path = tmp_path / str(seed) / "play.npz"
+        collect.write_shard(path, data, {})
+        latents, actions = play_latents(autoencoder, [path], tmp_path / "latents")
+        assert torch.equal(latents, autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half())
+        assert torch.equal(actions, torch.from_numpy(data["actions"]))
+        assert first is None or not torch.equal(latents, first)
+        first = latents
+    (cache,) = (path for path in (tmp_path / "latents").rglob("*") if path.is_file())
+    cache.write_bytes(b"torn")
+    assert torch.equal(play_latents(autoencoder, [path], tmp_path / "latents")[0], first)
 
 
 def test_a_worker_records_what_this_process_records(shards):
@@ -332,7 +376,8 @@ def test_too_few_demonstrations_are_a_user_error(tmp_path, monkeypatch):
         "done": np.ones((3, 1), bool),
         "instruction": np.array(["x"] * 3),
     }
-    np.savez(tmp_path / "demos_place_0.8_0.1_0000.npz", **data)
+    made_from = collect.recipe(collect.record_demonstrations, ("place", 0, 0.8, 0.1))
+    collect.write_shard(tmp_path / "demos_place_0.8_0.1_0000.npz", data, made_from)
     found = collect.collect_demonstrations("place", 2, tmp_path, noise=0.8, burst=0.1)
     assert {key: len(value) for key, value in found.items()} == {
         "frames": 2,

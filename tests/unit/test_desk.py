@@ -1,4 +1,6 @@
 """A desk around an environment: late and noisy pictures, limits, a dry run; and the plain environment where nothing is switched on."""
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,32 @@ def test_speed_and_jitter(table):
     shaky.step_chunk(np.zeros((64, 4, 4), np.float32), every_frame=False)
     executed = np.stack([record["executed"] for record in shaky.log])
     assert 0.27 < executed[..., :3].std() < 0.33 and not executed[..., 3].any()
+
+
+def test_noise_belongs_to_the_initial_state_and_not_to_the_batch():
+    """Batches of any size, part and order meet the same noise, and no two states, splits or seeds the same."""
+
+    def noise(states, batch, seed=0):
+        """What was added to motionless actions (N, 6, 3), and the noisy pictures (N, 7, H, W, 3)."""
+        moved, seen = [], []
+        for begin in range(0, len(states), batch):
+            part = states[begin : begin + batch]
+            desk = Desk(tiny.Counter(goal=99), DeskConfig(jitter=0.3, camera_noise=4.0, seed=seed))
+            first = desk.reset(part)
+            frames, _, _ = desk.step_chunk(np.zeros((len(part), 6, tiny.ACTIONS), np.float32))
+            seen.append(np.concatenate([first[:, None], frames], axis=1))
+            moved.append(np.stack([record["executed"][:, :3] for record in desk.log], axis=1))
+        return np.concatenate(moved), np.concatenate(seen)
+
+    states = tiny.states(7)
+    moved, seen = noise(states, 7)
+    for rows, batch in ((np.arange(7), 3), (np.arange(7), 1), ([4, 2, 6], 2)):
+        again, pictures = noise(states[rows], batch)
+        assert (again == moved[rows]).all() and (pictures == seen[rows]).all()
+    assert len({row.tobytes() for row in moved}) == 7 and len({row.tobytes() for row in moved.reshape(42, 3)}) == 42
+    others = noise(states, 7, seed=1)[0], noise(dataclasses.replace(states, split="evaluation"), 7)[0]
+    assert all((other != moved).all() for other in others)
+    assert abs(np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1]) < 0.9
 
 
 @pytest.mark.parametrize("make, message", [

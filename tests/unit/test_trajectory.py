@@ -34,8 +34,9 @@ def assert_identical(a, b):
             assert x == y and type(x) is type(y), field.name
 
 
-def write_official(path, *, demos=3, steps=4, data_attrs=None, drop=(), success=True):
-    """A file as LIBERO publishes it: T frames for T actions, float64 actions, none of our extras."""
+def write_official(path, *, demos=3, steps=4, data_attrs=None, drop=(), success=True, before=False):
+    """A file as LIBERO publishes it: T frames for T actions, each from after its action like the joints beside it, `states`
+    from before it; float64 actions, none of our extras. `before` re-makes it with frames and joints from before."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -46,11 +47,13 @@ def write_official(path, *, demos=3, steps=4, data_attrs=None, drop=(), success=
         for k in range(demos):
             demo = data.create_group(f"demo_{k}")
             demo.attrs["num_samples"], demo.attrs["init_state"] = steps, np.full(5, float(k))
-            counter = k + np.arange(steps, dtype=np.uint8)
+            counter = 10 * k + np.arange(steps + 1, dtype=np.uint8)
+            demo["states"] = np.stack([np.zeros(steps), counter[:-1], rng.normal(size=steps)], axis=1)
+            counter = counter[:-1] if before else counter[1:]
+            demo["obs/joint_states"] = counter[:, None] + np.array([0.0, 0.02])
             demo["obs/agentview_rgb"] = np.broadcast_to(counter[:, None, None, None], (steps, 8, 8, 3))
             demo["obs/eye_in_hand_rgb"] = np.zeros((steps, 8, 8, 3), np.uint8)
             demo["actions"] = rng.uniform(-1, 1, (steps, 7))
-            demo["states"] = np.full((steps, 5), 10.0 + k)
             signal = np.zeros(steps, np.uint8)
             signal[-1] = success
             demo["rewards"], demo["dones"] = signal, signal
@@ -105,20 +108,87 @@ def test_layout_is_the_one_of_libero(tmp_path):
         assert "tokens" in data["demo_0"] and "tokens" not in data["demo_1"]
 
 
-def test_official_file_repeats_its_last_frame(tmp_path):
-    loaded = load_trajectories(write_official(tmp_path / "official.hdf5"))
+def test_frames_after_their_action_lose_the_first_action(tmp_path):
+    """LIBERO's own recorder: actions[s] leads from frames[s] to frames[s + 1], as everywhere in the kit."""
+    path = write_official(tmp_path / "official.hdf5")
+    loaded = load_trajectories(path)
     assert [trajectory.index for trajectory in loaded] == [0, 1, 2]
     second = loaded[1]
-    assert second.frames[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 4]
-    assert second.success and second.finish_step == 4 and second.instruction == "pick up the bowl"
-    assert second.initial_state.tolist() == [1.0] * 5 and second.split == "demos" and second.group == -1
+    assert second.frames[:, 0, 0, 0].tolist() == [11, 12, 13, 14] and len(second) == 3
+    assert second.success and second.finish_step == 3 and second.instruction == "pick up the bowl"
+    assert second.split == "demos" and second.group == -1
     assert second.actions.dtype == np.float32 and second.tokens is None and second.log_probs is None
+    with h5py.File(path) as file:
+        assert np.array_equal(second.actions, file["data/demo_1/actions"][1:].astype(np.float32))
+        assert np.array_equal(second.initial_state, file["data/demo_1/states"][1])  # of the first frame, not init_state
+
+
+def test_frames_before_their_action_stay_and_the_last_is_repeated(tmp_path):
+    """Files that were re-made by replay; where they keep next_obs, the last frame comes from there."""
+    path = write_official(tmp_path / "official.hdf5", before=True)
+    second = load_trajectories(path)[1]
+    assert second.frames[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 13] and second.finish_step == 4
+    assert second.initial_state.tolist() == [1.0] * 5
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            frames = demo["obs/agentview_rgb"][()]
+            demo["next_obs/agentview_rgb"] = np.concatenate([frames[1:], frames[-1:] + 1])
+            del demo["states"]
+    second = load_trajectories(path)[1]
+    assert second.frames[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 14] and len(second) == 4
+
+
+@pytest.mark.parametrize("drop", [["obs/joint_states"], ["states"], ["obs/joint_states", "states"]])
+def test_where_the_file_does_not_tell_the_user_is_asked(tmp_path, drop):
+    path = write_official(tmp_path / "a.hdf5", drop=drop)
+    with pytest.raises(UserError, match="a.hdf5: it does not tell.*before or after.*pictures='before' or pictures='after'"):
+        load_trajectories(path)
+    after, before = (load_trajectories(path, pictures=said)[1] for said in ("after", "before"))
+    assert after.frames[:, 0, 0, 0].tolist() == [11, 12, 13, 14] and len(after) == 3
+    assert before.frames[:, 0, 0, 0].tolist() == [11, 12, 13, 14, 14] and len(before) == 4
+    assert after.initial_state.tolist() == [] if "states" in drop else after.initial_state[1] == 11
+    with pytest.raises(UserError, match="pictures is 'late'; expected 'before', 'after' or None"):
+        load_trajectories(path, pictures="late")
+
+
+def test_a_wrong_word_and_a_mixed_file_are_refused(tmp_path):
+    for before, wrong in ((True, "after"), (False, "before")):
+        with pytest.raises(UserError, match=f"a.hdf5.*pictures='{wrong}' is wrong"):
+            load_trajectories(write_official(tmp_path / "a.hdf5", before=before), pictures=wrong)
+    with h5py.File(write_official(tmp_path / "b.hdf5", demos=1, before=True)) as other:
+        with h5py.File(write_official(tmp_path / "a.hdf5"), "a") as file:
+            other.copy(other["data/demo_0"], file["data"], name="demo_9")
+    with pytest.raises(UserError, match="a.hdf5.*some demonstrations"):
+        load_trajectories(tmp_path / "a.hdf5")
+
+
+def test_robot_states_and_slightly_older_joints_tell_as_well(tmp_path):
+    """Files without proprioception keep robot_states; what is measured within a step is 2 ms of 50 older than the state."""
+    path = write_official(tmp_path / "a.hdf5", demos=1, steps=20)
+    with h5py.File(path, "a") as file:
+        demo = file["data/demo_0"]
+        joints = demo["obs/joint_states"][()] - 0.04
+        del demo["obs/joint_states"]
+        demo["obs/ee_pos"] = np.sin(joints)  # another quantity
+        demo["robot_states"] = np.concatenate([np.zeros((20, 1)), joints], axis=1)
+    assert len(load_trajectories(path)[0]) == 19
+
+
+def test_a_frame_more_than_actions_begins_the_episode(tmp_path):
+    path = write_official(tmp_path / "a.hdf5", demos=1)
+    with h5py.File(path, "a") as file:
+        demo = file["data/demo_0"]
+        del demo["obs/agentview_rgb"], demo["obs/joint_states"]
+        demo["obs/agentview_rgb"] = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None], (5, 8, 8, 3))
+    found = load_trajectories(path)[0]
+    assert found.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4] and len(found) == 4
 
 
 @pytest.mark.parametrize("data_attrs", [
     {"env_args": json.dumps({"language_instruction": "go"})},
     {"env_args": json.dumps({"env_kwargs": {"language_instruction": "go"}})},
     {"problem_info": json.dumps({"language_instruction": ["g", "o"]})},
+    {"problem_info": json.dumps({"language_instruction": ["go"]})},
     {"problem_info": np.bytes_(json.dumps({"language_instruction": '"go"'}))},
 ])
 def test_instruction_is_found_where_files_keep_it(tmp_path, data_attrs):
@@ -126,12 +196,106 @@ def test_instruction_is_found_where_files_keep_it(tmp_path, data_attrs):
 
 
 def test_official_variants(tmp_path):
-    from_states = load_trajectories(write_official(tmp_path / "a.hdf5", drop=["init_state"]))[2]
-    assert from_states.initial_state.tolist() == [12.0] * 5
+    from_states = load_trajectories(write_official(tmp_path / "a.hdf5", drop=["init_state"], before=True))[2]
+    assert from_states.initial_state[1] == 20
     from_dones = load_trajectories(write_official(tmp_path / "b.hdf5", drop=["rewards"]))[0]
-    assert from_dones.success and from_dones.finish_step == 4
+    assert from_dones.success and from_dones.finish_step == 3
     failed = load_trajectories(write_official(tmp_path / "c.hdf5", success=False))[0]
-    assert not failed.success and failed.finish_step == 4
+    assert not failed.success and failed.finish_step == 3
+
+
+def rewrite(path, attrs=None, **datasets):
+    """A file of one demonstration of 9 steps, frames before the actions, with other datasets (None: none) and attributes."""
+    write_official(path, demos=1, steps=9, before=True)
+    with h5py.File(path, "a") as file:
+        demo = file["data/demo_0"]
+        for key, value in datasets.items():
+            if key in demo:
+                del demo[key]
+            if value is not None:
+                demo[key] = value
+        for key, value in (attrs or {}).items():
+            demo.attrs[key] = value
+    return path
+
+
+END, NEVER, SHAPED = np.eye(9, dtype=np.uint8)[8], np.zeros(9, np.uint8), np.linspace(0.05, 0.6, 9)
+
+
+@pytest.mark.parametrize("attrs, datasets, expected", [
+    ({}, {}, (True, 9)),
+    ({}, {"rewards": np.eye(9)[4].astype(np.float32), "dones": END}, (True, 5)),
+    ({}, {"rewards": np.eye(9)[4][:, None] > 0}, (True, 5)),
+    ({}, {"rewards": NEVER}, (False, 9)),  # done at its end, like our own failures
+    ({}, {"rewards": None, "dones": np.arange(9) >= 3}, (True, 4)),
+    ({}, {"rewards": None, "dones": NEVER}, (False, 9)),
+    ({}, {"rewards": SHAPED, "success": np.arange(9) >= 6}, (True, 7)),
+    ({}, {"rewards": SHAPED, "success": False}, (False, 9)),
+    ({"success": np.bool_(False)}, {"rewards": None, "dones": END}, (False, 9)),
+    ({"success": np.array([0])}, {}, (False, 9)),
+    ({"success": 1.0}, {"rewards": SHAPED, "dones": np.eye(9)[5]}, (True, 6)),
+    ({"success": True}, {"rewards": SHAPED, "dones": NEVER}, (True, 9)),  # nothing tells the step
+    ({"success": True, "finish_step": np.float64(3)}, {}, (True, 3)),
+    ({"finish_step": 2}, {}, (True, 2)),
+])  # fmt: skip
+def test_success_is_what_the_file_means(tmp_path, attrs, datasets, expected):
+    found = load_trajectories(rewrite(tmp_path / "a.hdf5", attrs, **datasets))[0]
+    assert (found.success, found.finish_step) == expected
+
+
+@pytest.mark.parametrize("attrs, datasets, message", [
+    ({}, {"rewards": SHAPED}, "demo_0 has rewards other than 0 and 1.*add an attribute success"),
+    ({}, {"rewards": SHAPED, "dones": NEVER}, "rewards other than 0 and 1"),
+    ({}, {"rewards": -1.0 + END}, "rewards other than 0 and 1"),
+    ({}, {"rewards": np.where(END, np.nan, 0)}, "rewards other than 0 and 1"),
+    ({}, {"rewards": np.array([b"no"] * 9)}, "rewards other than 0 and 1"),
+    ({}, {"rewards": None, "dones": np.arange(9)}, "dones other than 0 and 1"),
+    ({}, {"rewards": END[:6]}, "demo_0 has 6 rewards and 9 actions"),
+    ({}, {"rewards": np.append(END, 0)}, "demo_0 has 10 rewards and 9 actions"),
+    ({}, {"rewards": None, "dones": END[:4]}, "demo_0 has 4 dones and 9 actions"),
+    ({"success": "False"}, {}, "success of demo_0 is 'False'; store it as a boolean"),
+    ({"success": 0.6}, {}, "success of demo_0 is 0.6"),
+    ({"success": np.array([0, 1])}, {}, "success of demo_0"),
+    ({"finish_step": 2.5}, {}, "finish_step of demo_0 is 2.5; store it as an integer"),
+    ({"finish_step": "7"}, {}, "finish_step of demo_0"),
+    ({"success": False, "finish_step": 3}, {}, "demo_0.*finish_step is 3 with success False"),
+    ({"index": "three"}, {}, "index of demo_0"),
+    ({"chunk": True}, {}, "chunk of demo_0"),
+    ({"num_samples": 7}, {}, "demo_0 has 9 actions, 9 frames and num_samples 7"),
+    ({}, {"actions": np.array([[b"up"] * 7] * 9)}, "demo_0 has actions of .*expected numbers"),
+    ({"instruction": 7}, {}, "instruction of demo_0 is .*7.*; store it as a string"),
+    ({"instruction": np.bytes_(b"\xff\xfe")}, {}, "instruction of demo_0 is no text in UTF-8"),
+    ({"init_state": "home"}, {}, "'home'"),
+])  # fmt: skip
+def test_what_has_no_clear_meaning_is_refused(tmp_path, attrs, datasets, message):
+    with pytest.raises(UserError, match=f"a.hdf5.*{message}"):
+        load_trajectories(rewrite(tmp_path / "a.hdf5", attrs, **datasets))
+
+
+@pytest.mark.parametrize("value, expected", [
+    ("put it down", "put it down"), (np.bytes_("put it down"), "put it down"), (np.array([b"put it down"]), "put it down"),
+    (np.array([b"put", b"it", b"down"]), "put it down"), (["put ", "it", "down"], "put it down"), (list("put it"), "put it"),
+    ("", ""), ("  ours, as it is ", "  ours, as it is "), ("hôle".encode(), "hôle"),
+])  # fmt: skip
+def test_texts_of_every_kind(tmp_path, value, expected):
+    for key in ("instruction", "language_instruction"):
+        found = load_trajectories(rewrite(tmp_path / "a.hdf5", {key: value, "split": np.bytes_("rollouts")}))[0]
+        assert (found.instruction, found.split) == (expected, "rollouts")
+
+
+def test_metadata_that_is_no_object_is_refused(tmp_path):
+    path = rewrite(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["provenance"] = "[]"
+    with pytest.raises(UserError, match=r"a.hdf5.*the attribute provenance holds \[\]; store a JSON object"):
+        load_metadata(path)
+
+
+def test_frames_that_never_move_need_no_word(tmp_path):
+    path = write_official(tmp_path / "a.hdf5", drop=["states"], demos=1)
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs/agentview_rgb"][...] = 7
+    assert len(load_trajectories(path)[0]) == 4
 
 
 @pytest.mark.parametrize("drop", [["obs/agentview_rgb"], ["actions"], ["rewards", "dones"]])
@@ -152,7 +316,7 @@ def test_frames_that_do_not_match_the_actions_are_refused(tmp_path):
 def test_no_instruction_is_refused(tmp_path):
     with pytest.raises(UserError, match="a.hdf5.*language_instruction"):
         load_trajectories(write_official(tmp_path / "a.hdf5", data_attrs={}))
-    for text in ("[1]", "{not json", '"text"'):
+    for text in ("[1]", "{not json", '"text"', '{"language_instruction": 5}', '{"language_instruction": {"a": 1}}'):
         with pytest.raises(UserError, match="a.hdf5"):
             load_trajectories(write_official(tmp_path / "a.hdf5", data_attrs={"problem_info": text}))
 

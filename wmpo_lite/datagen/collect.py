@@ -1,18 +1,24 @@
 """Recording by worker processes: play, demonstrations and labelled still scenes, as npz shards.
 
-A shard's number is its seed, so any number of workers gives the same files; shards that exist are kept.
+A shard's number is its seed, so any number of workers gives the same files. Shards that exist are kept if they were
+recorded with the same settings, which the comment of the npz archive tells; others are refused.
 Files of play hold pictures and actions only: nothing else may reach a world model.
 """
 
+import inspect
 import io
+import json
 import multiprocessing
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import make_folder, write_atomic
 from wmpo_lite.machine import cores
+from wmpo_lite.origin import require_same
 from wmpo_lite.progress import progress
 
 PLAY_SHARD = 32  # episodes that share a kit
@@ -83,16 +89,50 @@ def record_scenes(task_name: str, shard: int) -> dict:
     return random_scenes(get_task(task_name), SCENE_SHARD, shard)
 
 
+def recipe(function, arguments) -> dict:
+    """What a shard is made from: which `record_*`, its arguments by name, and how many episodes or scenes a shard has."""
+    bound = inspect.signature(function).bind(*arguments)
+    bound.apply_defaults()
+    sizes = {"play": PLAY_SHARD, "demonstrations": DEMO_SHARD, "scenes": SCENE_SHARD}
+    kind = function.__name__.removeprefix("record_")
+    return checkpoint.plain({"recording": kind, **bound.arguments, "shard_size": sizes.get(kind)})
+
+
+def write_shard(path: Path, data: dict, made_from: dict) -> None:
+    """A complete npz shard of `data`, with `made_from` as the archive's comment."""
+    memory = io.BytesIO()
+    np.savez(memory, **data)
+    with zipfile.ZipFile(memory, "a") as archive:
+        archive.comment = json.dumps(made_from).encode()
+    write_atomic(path, memory.getbuffer())
+
+
+def made_from(path: Path) -> dict | None:
+    """What the shard at `path` says that it was made from; None if it says nothing. UserError if it is no shard."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.comment) if archive.comment else None
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a recording of this kit ({error}); move it away to have it recorded anew") from error
+
+
+def contents(path: Path) -> list:
+    """Name, size and checksum (CRC-32) of every array in the shard at `path`."""
+    with zipfile.ZipFile(path) as archive:
+        return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
+
+
 def _work(job):
     function, arguments, path = job
-    memory = io.BytesIO()
-    np.savez(memory, **function(*arguments))
-    write_atomic(path, memory.getbuffer())
+    write_shard(path, function(*arguments), recipe(function, arguments))
 
 
 def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
     jobs = [(function, arguments, Path(path)) for function, arguments, path in jobs]
     missing = [job for job in jobs if not job[2].exists()]
+    for function, arguments, path in jobs:
+        if path.exists():
+            require_same(path, made_from(path), recipe(function, arguments))
     if missing:
         make_folder(missing[0][2].parent)
         with multiprocessing.get_context("spawn").Pool(workers or min(cores(), 8)) as pool:

@@ -10,7 +10,8 @@ from wmpo_lite.errors import UserError
 class DeskConfig:
     """latency: control steps by which the picture is old when the policy sees it; camera_noise: standard deviation of pixel noise, grey levels of 255;
     brightness: factor on all pixels; jitter: standard deviation of noise on executed actions, in action units; speed: largest command, 1 for the whole range;
-    low, high: corners of the box that the finger tips may enter, metres, or None; dry_run: show what would be done and do nothing."""
+    low, high: corners of the box that the finger tips may enter, metres, or None; dry_run: show what would be done and do nothing.
+    seed: of all noise. Every initial state has noise of its own, by its split and index, whatever else is in the batch; the members of a group share it."""
 
     latency: int = 0
     camera_noise: float = 0.0
@@ -50,7 +51,7 @@ class Desk:
         return getattr(self.env, name)
 
     def reset(self, states) -> np.ndarray:
-        self.rng, self.log = np.random.default_rng(self.config.seed), []
+        self._noise, self.log = self._generators(states), []
         self._newest = self.env.reset(states)
         self._recent = self._newest[:, None].repeat(self.config.latency + 1, axis=1)  # (B, latency + 1, H, W, 3), oldest first
         return self._camera(self._recent[:, 0])
@@ -76,10 +77,16 @@ class Desk:
         frames, done = np.stack(frames, axis=1), np.stack(done, axis=1)
         return (frames if every_frame else frames[:, -1:]), done, info
 
+    def _generators(self, states) -> list:
+        """For each episode the generators of its jitter and of its pictures' noise."""
+        keys = [[self.config.seed, *states.split.encode(), index] for index in states.indices.tolist()]
+        return [[np.random.default_rng([*key, stream]) for stream in (0, 1)] for key in keys]
+
     def _limit(self, action):
         """The command (B, D) after jitter, speed limit and box, and whether (B,) a limit changed it."""
         c, wanted = self.config, action.copy()
-        wanted[:, :3] += c.jitter * self.rng.normal(size=wanted[:, :3].shape)
+        if c.jitter:
+            wanted[:, :3] += c.jitter * np.stack([jitter.normal(size=3) for jitter, _ in self._noise])
         allowed = wanted.copy()
         allowed[:, :3] = np.clip(wanted[:, :3], -c.speed, c.speed)
         if c.low is not None:
@@ -93,5 +100,7 @@ class Desk:
         c = self.config
         if c.brightness == 1 and not c.camera_noise:
             return frames.copy()
-        noise = c.camera_noise * self.rng.normal(size=frames.shape)
+        noise = 0
+        if c.camera_noise:
+            noise = c.camera_noise * np.stack([grain.normal(size=frames.shape[1:]) for _, grain in self._noise])
         return np.clip(frames * c.brightness + noise, 0, 255).round().astype(np.uint8)

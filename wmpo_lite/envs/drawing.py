@@ -1,17 +1,13 @@
-"""MuJoCo with a way to draw: the back end is chosen and tried once per process, and every environment is closed before the process ends."""
-import atexit
-import contextlib
+"""MuJoCo with a way to draw: the back end is chosen and tried once per process."""
 import ctypes.util
 import functools
 import importlib
 import os
 import sys
-import weakref
 
 from wmpo_lite.errors import UserError
 
 HEADLESS = ("egl", "osmesa")
-_open = weakref.WeakSet()
 
 
 def import_mujoco():
@@ -39,17 +35,3 @@ def _tried(backend: str):
         raise UserError(f"MuJoCo cannot render here ({said}); unset MUJOCO_GL (it is '{backend}') or set it to egl or osmesa, and install the GL libraries: "
                         "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6") from error
     return mujoco
-
-
-def close_at_exit(env) -> None:
-    """Have `env.close()` called before the interpreter takes OpenGL down, if nobody has called it by then."""
-    if not _open:
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)  # after MuJoCo's own entry, so that it runs before that
-    _open.add(env)
-
-
-def _close_all() -> None:
-    for env in list(_open):
-        with contextlib.suppress(Exception):  # the process ends anyway, and whatever was to be said has been said
-            env.close()

@@ -6,6 +6,8 @@ from.
 """
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import torch
 
 from wmpo_lite import checkpoint
 from wmpo_lite.autoencoder import Autoencoder, PerceptualLoss, autoencoder_loss, to_float
-from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes
+from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
+from wmpo_lite.origin import claim, require_same
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policy import Policy
 from wmpo_lite.progress import progress
@@ -79,7 +82,10 @@ PRETRAINING = {
 
 
 def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path:
-    """Train all that is shipped into `folder`. Killed and started again it goes on where it was."""
+    """Train all that is shipped into `folder`. Killed and started again it goes on where it was.
+
+    UserError where the folder holds what was made with another seed, other settings or other inputs.
+    """
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
     set_threads()
@@ -90,8 +96,27 @@ def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path
     return folder
 
 
-def _made(folder: Path) -> bool:
-    return (folder / "provenance.json").exists()  # written last
+def _made(folder: Path, asked: dict) -> bool:
+    """Whether `folder` is complete. UserError where it was made from something else than `asked`."""
+    path = folder / "provenance.json"  # written last
+    if not path.exists():
+        return False
+    require_same(path, checkpoint.read_json(path), asked)
+    return True
+
+
+def _begin(folder: Path, asked: dict) -> None:
+    """Note in `folder`, where trainings keep their unfinished states, what they are made from; UserError as in `_made`."""
+    claim(folder / "made_from.json", asked, begun=any(folder.glob("**/progress.json")))
+
+
+def _inputs(**modules) -> dict:
+    return {name: checkpoint.fingerprint(module) for name, module in modules.items()}
+
+
+def _part(config: PretrainConfig, *names: str) -> dict:
+    """Some of the settings, as they are in provenance.json."""
+    return {name: value for name, value in checkpoint.plain(dataclasses.asdict(config)).items() if name in names}
 
 
 # -- shared by all tasks ------------------------------------------------------------------------------
@@ -103,13 +128,15 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     paths = collect_play(config.play_shards, work / "play")
     frames_of = lambda some, every=1: np.concatenate([np.load(p)["frames"][:, ::every] for p in some])  # noqa: E731
     counted = {"play_episodes": 32 * config.play_shards, "play_frames": 32 * 49 * config.play_shards}
-    note = lambda records, **more: {  # noqa: E731
-        "seed": seed, "settings": checkpoint.plain(dataclasses.asdict(config)), "final": records[-1], **counted, **more
+    note = lambda asked, records, **more: {  # noqa: E731
+        **asked, "settings": checkpoint.plain(dataclasses.asdict(config)), "final": records[-1], **counted, **more
     }  # fmt: skip
 
-    if not _made(home / "autoencoder"):
+    tower = Policy.load(folder / "place" / "policy").vision
+    asked = {"seed": seed, "settings": _part(config, "autoencoder_shards", "autoencoder_steps"), "inputs": _inputs(tower=tower)}
+    if not _made(home / "autoencoder", asked):
+        _begin(work / "fit_autoencoder", asked)
         frames = frames_of(paths[HELD_OUT : HELD_OUT + config.autoencoder_shards], every=2).reshape(-1, 64, 64, 3)
-        tower = Policy.load(folder / "place" / "policy").vision
         torch.manual_seed(seed)
         model = Autoencoder().to(memory_format=torch.channels_last)
         spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
@@ -118,10 +145,14 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         settings = FitConfig(steps=config.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, decay=0.5, save_every=500)
         records = fit(model, loss, settings, seed=seed, name="autoencoder", folder=work / "fit_autoencoder")
         model.measure_spread(sample)
-        model.save(home / "autoencoder", note(records, frames=len(frames)))
+        model.save(home / "autoencoder", note(asked, records, frames=len(frames)))
 
-    if not _made(home / "world_model"):
-        episodes = Episodes(*play_latents(Autoencoder.load(home / "autoencoder"), paths[HELD_OUT:], work / "latents"))
+    autoencoder = Autoencoder.load(home / "autoencoder")
+    names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
+    asked = {"seed": seed, "settings": _part(config, *names), "inputs": _inputs(autoencoder=autoencoder)}
+    if not _made(home / "world_model", asked):
+        _begin(work / "fit_world_model", asked)
+        episodes = Episodes(*play_latents(autoencoder, paths[HELD_OUT:], work / "latents"))
         torch.manual_seed(seed)
         model = WorldModel(config.world_model).to(memory_format=torch.channels_last)
         pool = Pool(episodes, model, config.windows)
@@ -129,26 +160,42 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
             steps=config.world_model_steps, lr=config.world_model_lr, warmup=100, decay=0.5, ema=0.998, save_every=500
         )
         records = fit(model, pool.loss, settings, seed=seed, name="world model", folder=work / "fit_world_model", extra=pool.tensors)
-        model.save(home / "world_model", note(records))
+        model.save(home / "world_model", note(asked, records))
 
 
 def play_latents(autoencoder: Autoencoder, paths, folder: Path):
     """Latents half (E, T + 1, C, h, w) and actions (E, T, D) of shards of play.
 
-    Kept in `folder` under the autoencoder's checksum: latents of another autoencoder are never taken for its own.
+    Kept in `folder` under the autoencoder's checksum. A cache says from which bits of weights and shard it was made;
+    one of others is made anew.
     """
-    from wmpo_lite.checkpoint import fingerprint
+    from safetensors.torch import save
 
-    folder = Path(folder) / fingerprint(autoencoder)
+    weights = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
+    exact = hashlib.sha256(save(weights) + repr(autoencoder.config).encode()).hexdigest()
+    folder = Path(folder) / checkpoint.fingerprint(autoencoder)
     parts = []
     for path in progress(paths, desc="encode play"):
         cache = folder / (path.stem + ".safetensors")
-        if not cache.exists():
+        made = json.dumps({"autoencoder": exact, "shard": contents(path)})
+        if not cache.exists() or _metadata(cache).get("made_from") != made:
             with np.load(path) as shard:
                 latents = autoencoder.encode_uint8(torch.from_numpy(shard["frames"])).half()
-                checkpoint.save_tensors(cache, {"latents": latents, "actions": torch.from_numpy(shard["actions"])})
+                tensors = {"latents": latents.cpu().contiguous(), "actions": torch.from_numpy(shard["actions"])}
+            checkpoint.write_atomic(cache, save(tensors, metadata={"made_from": made}))
         parts.append(checkpoint.load_tensors(cache))
     return torch.cat([part["latents"] for part in parts]), torch.cat([part["actions"] for part in parts])
+
+
+def _metadata(path: Path) -> dict:
+    """What a safetensors file says of itself; {} if it says nothing or is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 # -- per task -----------------------------------------------------------------------------------------
@@ -162,19 +209,28 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     """
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
-    from wmpo_lite.trajectory import save_trajectories
+    from wmpo_lite.trajectory import load_metadata, save_trajectories
 
     home, work = folder / task, folder / "work" / task
-    if _made(home / "policy") and (home / "demos.hdf5").exists():
+    asked = {"task": task, "seed": seed, "settings": dataclasses.asdict(config)}
+    if config.start is not None:
+        asked["inputs"] = _inputs(start=Policy.load(folder / config.start / "policy"))
+    about = {"of": config.demos, "noise": config.noise, "burst": config.burst}
+    if (home / "demos.hdf5").exists():
+        require_same(home / "demos.hdf5", load_metadata(home / "demos.hdf5")["provenance"], about)
+    made = _made(home / "policy", asked)
+    if made and (home / "demos.hdf5").exists():
         return
+    if not made:
+        _begin(work, asked)
     torch.manual_seed(seed)
     policy = Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
     scenes = None
-    if not _made(home / "policy"):
+    if not made:
         shards = [np.load(path) for path in collect_scenes(task, config.scene_shards, work)]
         scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0].files}
     demos = collect_demonstrations(task, config.demos, work, noise=config.noise, burst=config.burst)
-    if not _made(home / "policy"):
+    if not made:
         settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)  # noqa: E731
         train_vision(
             scenes, policy.vision, settings(config.vision_steps, 1.5e-3, warmup=200, ema=0.995, weight_decay=0.02),
@@ -192,22 +248,24 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
             policy, demos, settings(config.clone_steps, 5e-4, warmup=30, ema=0.99, decay=0.6, weight_decay=0.05), seed=seed,
             folder=work / "fit_clone", early=config.early,
         )  # fmt: skip
-        note = {"task": task, "seed": seed, "settings": dataclasses.asdict(config), "final": records[-1]}
+        note = asked | {"final": records[-1]}
         policy.save(home / "policy", note | reached | {"demonstration_frames": int(demos["frames"][..., 0, 0, 0].size)})
     kept = demonstration_trajectories({key: value[: config.shipped_demos] for key, value in demos.items()})
-    save_trajectories(home / "demos.hdf5", kept, env_args={"task": task}, provenance={"of": config.demos, "noise": config.noise, "burst": config.burst})
+    save_trajectories(home / "demos.hdf5", kept, env_args={"task": task}, provenance=about)
 
 
 def demonstration_trajectories(demos: dict) -> list:
     """Recorded demonstrations as trajectories (the executed actions), to be kept as HDF5."""
-    from wmpo_lite.trajectory import Trajectory
+    from wmpo_lite.trajectory import Trajectory, outcomes
 
     return [
         Trajectory(
-            frames=frames, actions=actions, success=True, finish_step=int(done.argmax()) + 1, instruction=str(text),
+            frames=frames, actions=actions, success=success, finish_step=finish, instruction=str(text),
             initial_state=np.zeros(0), split="demos", index=i,
         )
-        for i, (frames, actions, done, text) in enumerate(zip(demos["frames"], demos["executed"], demos["done"], demos["instruction"]))
+        for i, (frames, actions, success, finish, text) in enumerate(
+            zip(demos["frames"], demos["executed"], *outcomes(demos["done"]), demos["instruction"])
+        )
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.errors import UserError
 
 
@@ -43,7 +44,7 @@ class Painter:
         if grain:
             coarsen(model, grain)
         try:
-            self.renderer = mujoco.Renderer(model, size, size)  # the meshes go to the graphics memory here, and only here
+            self.renderer = Renderer(model, size)  # the meshes go to the graphics memory here, and only here
         finally:
             for name, value in kept.items():
                 getattr(model, name)[:] = value
@@ -53,8 +54,7 @@ class Painter:
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = look.reflections
 
     def draw(self, data, camera: str) -> np.ndarray:
-        self.renderer.update_scene(data, camera=camera, scene_option=self.option)
-        return self.renderer.render()
+        return self.renderer.draw(data, camera, self.option)
 
     def close(self):
         self.renderer.close()

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmpo_lite.envs.drawing import close_at_exit, import_mujoco
+from wmpo_lite.envs.drawing import import_mujoco
+from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
@@ -73,7 +74,6 @@ class TabletopEnv:
         self._light = self.model.light_diffuse.copy()
         self.instructions: list[str] = []
         self.split, self.indices, self.initial = None, None, None
-        close_at_exit(self)
 
     # -- contract ------------------------------------------------------------------------------------------------------------------------
 
@@ -194,9 +194,8 @@ class TabletopEnv:
         self._paint(b)  # moves the camera too, so it comes before the camera's frame is computed
         self._mujoco.mj_camlight(model, data)
         if self._renderer is None:
-            self._renderer = self._mujoco.Renderer(model, self.size, self.size)
-        self._renderer.update_scene(data, camera="front")
-        return self._renderer.render()
+            self._renderer = Renderer(model, self.size)
+        return self._renderer.draw(data, "front")
 
     def _paint(self, b: int):
         model, d = self.model, self.disturbance

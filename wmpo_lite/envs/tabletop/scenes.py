@@ -4,6 +4,7 @@ No episode is shown: things lie or hang at random places, and nobody moves them.
 """
 import numpy as np
 
+from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import labels
@@ -15,14 +16,13 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
     """`count` pictures with labels: frames uint8 (N, H, W, 3); masks uint8 (N, H, W), 0 background else 1 + index in CLASSES;
     points float32 (N, 5, 3) table coordinates in metres; present bool (N, 5); opening float32 (N,) finger travel in [0, 1]."""
     env = TabletopEnv(task, size=size, threads=1)
-    model, mujoco = env.model, env._mujoco
+    model = env.model
     rng = np.random.default_rng([seed, 21])
     out = {"frames": np.zeros((count, size, size, 3), np.uint8), "masks": np.zeros((count, size, size), np.uint8),
            "points": np.zeros((count, 5, 3), np.float32), "present": np.zeros((count, 5), bool), "opening": np.zeros(count, np.float32)}
     states = initial_states(task, "pretraining", np.arange(seed * 100_000, seed * 100_000 + count))
     env.reset(states[:1])
-    masker = mujoco.Renderer(model, size, size)
-    masker.enable_segmentation_rendering()
+    masker = Renderer(model, size)
     hand = [model.geom(name).id for name in ("palm", "finger_left", "finger_right")]
     geoms = {name: np.flatnonzero(model.geom_bodyid == model.body(name).id) for name in (*task.objects, task.target)}
     for n in range(count):
@@ -45,8 +45,7 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
         env.parameters = state[None, model.nq:]
         env._physics[0, 1: 1 + model.nq] = qpos
         out["frames"][n] = env.render(0)
-        masker.update_scene(env._render_data, camera="front")
-        ids = masker.render()[..., 0]
+        ids = masker.draw_geoms(env._render_data, "front")
         out["masks"][n][np.isin(ids, hand)] = 5
         out["masks"][n][np.isin(ids, geoms[task.target])] = 4
         for cube, colour in zip(task.objects, env.parameters[0]):
