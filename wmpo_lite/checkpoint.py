@@ -123,12 +123,15 @@ def load_config(folder: Path, config_class, class_name: str):
     return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def load_state(folder: Path, module):
-    """Load the weights of a checkpoint folder into `module`, exactly."""
+def load_state(folder: Path, module, keep_dtype: bool = False):
+    """Load the weights of a checkpoint folder into `module`, exactly; keep_dtype: in the number types that they were saved in, not the module's."""
     tensors = load_tensors(Path(folder) / "model.safetensors")
     own = module.state_dict()
     if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
         raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
+    if keep_dtype:
+        for key, value in module.state_dict(keep_vars=True).items():
+            value.data = value.data.to(tensors[key].dtype)
     module.load_state_dict(tensors)
     return module
 
@@ -136,6 +139,19 @@ def load_state(folder: Path, module):
 def plain(value):
     """`value` as it looks after a round trip through JSON, for comparing settings with stored ones."""
     return json.loads(json.dumps(value, default=_plain))
+
+
+def digest(arrays: dict) -> str:
+    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by bit."""
+    import torch
+    found = hashlib.sha256()
+    for key, value in sorted(arrays.items()):
+        value = value if torch.is_tensor(value) else np.asarray(value)
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        if torch.is_tensor(value):  # as bytes: numpy does not know bfloat16
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()[:12]
 
 
 def fingerprint(module) -> str:
