@@ -129,7 +129,9 @@ class BackbonePolicy(TokenPolicy):
 
     def save(self, folder, provenance=None):
         """Everything, so that nothing has to be fetched to load it again."""
-        files = {**language_files(self), "backbone.json": json.dumps(self.body.config.to_dict(), default=str)}
+        # Buffers that are computed anew on loading (rotary frequencies) are rounded where the whole model was turned into 16 bits.
+        types = {name: str(value.dtype).removeprefix("torch.") for name, value in self.body.named_buffers() if value.is_floating_point()}
+        files = {**language_files(self), "backbone.json": json.dumps({**self.body.config.to_dict(), "buffer_types": types}, default=str)}
         checkpoint.save_module(folder, self, self.config, provenance, files)
 
     @classmethod
@@ -138,12 +140,16 @@ class BackbonePolicy(TokenPolicy):
         config = checkpoint.load_config(folder, BackboneConfig, cls.__name__)
         statistics, tokenizer = load_language(folder)
         described = checkpoint.read_json(Path(folder) / "backbone.json")
+        types = described.pop("buffer_types", {})
         try:
             body = AutoConfig.for_model(described.pop("model_type"), **described)
-            model = AutoModelForImageTextToText.from_config(body, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_config(body, trust_remote_code=False, dtype=torch.float32)
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{folder}/backbone.json describes no image-text model of this version of transformers ({error}); train the policy again") from error
-        return checkpoint.load_state(folder, cls(model, tokenizer, config, statistics), keep_dtype=True).eval()
+        policy = checkpoint.load_state(folder, cls(model, tokenizer, config, statistics), keep_dtype=True)
+        for name, value in policy.body.named_buffers():
+            value.data = value.data.to(getattr(torch, types.get(name, ""), value.dtype))
+        return policy.eval()
 
     @classmethod
     def from_name(cls, name: str, config: BackboneConfig = BackboneConfig(), statistics: ActionStatistics | None = None, *, download: bool = False, dtype=torch.float32):

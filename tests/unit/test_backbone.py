@@ -191,10 +191,13 @@ def test_a_backbone_with_dropout_starts_an_update_with_ratios_of_one(where):
     assert logs["ratio_min"] == pytest.approx(1, abs=1e-3) and logs["ratio_max"] == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_backbone_in_sixteen_bits_is_cloned_with_its_tower_frozen_and_keeps_its_type(family, dtype, tmp_path):
+@pytest.mark.parametrize("whole", [True, False])  # turned into bfloat16 as a whole, or built so, which leaves the rotary frequencies exact
+def test_a_backbone_in_sixteen_bits_is_cloned_with_its_tower_frozen_and_keeps_its_type(family, whole, tmp_path):
+    from transformers import AutoModelForImageTextToText
     torch.manual_seed(0)
-    policy = BackbonePolicy(family().to(dtype).eval(), build_tokenizer(), dataclasses.replace(CONFIG, action_dim=4), tiny.policy().statistics).eval()
+    model, dtype = family(), torch.bfloat16
+    model = model.to(dtype) if whole else AutoModelForImageTextToText.from_config(model.config, dtype=dtype)
+    policy = BackbonePolicy(model.eval(), build_tokenizer(), dataclasses.replace(CONFIG, action_dim=4), tiny.policy().statistics).eval()
     demos = {"frames": tiny.noise_frames(2, 9, size=64), "intended": tiny.random_actions(2, 8, 4), "executed": tiny.random_actions(2, 8, 4),
              "done": np.tile(np.arange(8) == 7, (2, 1)), "instruction": np.array(SENTENCES[:2])}
     tower = [p.clone() for p in policy.vision.parameters()]

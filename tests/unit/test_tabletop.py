@@ -424,12 +424,12 @@ def test_another_colour_is_another_one_and_both_occur():
     assert pair.with_another_colour("open the drawer", 0) == ""
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (3 + 1, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
 def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(env, shape):
     """A row too few would be broadcast to all episodes, a number too many ignored."""
     env.reset(states(3))
     before = env.qpos.copy()
-    with pytest.raises(UserError, match=r"actions have shape .*; expected \\(3, K, 4\\)"):
+    with pytest.raises(UserError, match=r"actions have shape .*; expected \(3, K, 4\)"):
         env.step_chunk(np.zeros(shape))
     assert np.array_equal(env.qpos, before)
 
