@@ -50,12 +50,12 @@ def replay(env, trajectories: list[Trajectory], states: InitialStates, batch: in
     """Execute recorded actions again from `states`: frames uint8 (B, T + 1, H, W, 3), or only the
     first and the chunks' last with every_frame=False, and done bool (B, T). The imagined-versus-real test.
 
-    UserError unless there is one trajectory for each state, all of one length, chunk and number of action dimensions."""
+    UserError unless there is one trajectory for each state, all of one length and number of action dimensions. They are carried out in chunks of the first one's."""
     if not len(states) or len(trajectories) != len(states):
         raise UserError(f"there are {len(trajectories)} trajectories to replay and {len(states)} initial states; give one state for each trajectory")
-    shapes = {(t.chunk, *t.actions.shape) for t in trajectories}
+    shapes = {t.actions.shape for t in trajectories}
     if len(shapes) > 1:
-        raise UserError(f"trajectories differ in (chunk, steps, action dimensions): {sorted(shapes)}; replay those of one kind at a time")
+        raise UserError(f"trajectories differ in (steps, action dimensions): {sorted(shapes)}; replay those of one kind at a time")
     all_frames, all_done = [], []
     chunk = trajectories[0].chunk
     for begin in range(0, len(states), batch):

@@ -211,9 +211,8 @@ def test_a_replay_needs_a_state_for_each_trajectory_and_trajectories_of_one_kind
     for some, states in ((trajectories, tiny.states(1)), (trajectories[:1], tiny.states(3)), ([], tiny.states(3)), (trajectories, tiny.states(3)[:0])):
         with pytest.raises(UserError, match=f"{len(some)} trajectories to replay and {len(states)} initial states"):
             replay(tiny.Counter(), some, states)
-    for other in (roll(count=1, horizon=8), roll(count=1, model=tiny.policy(chunk=2))):
-        with pytest.raises(UserError, match="trajectories differ in .chunk, steps, action dimensions"):
-            replay(tiny.Counter(), trajectories[:2] + other, tiny.states(3))
+    with pytest.raises(UserError, match=r"trajectories differ in .steps, action dimensions.: \[.8, 4., .12, 4.\]"):
+        replay(tiny.Counter(), trajectories[:2] + roll(count=1, horizon=8), tiny.states(3))
 
 
 def test_one_state_is_a_batch_of_one():
