@@ -7,6 +7,7 @@ learnt queries, and each one's output is compared with those 256 embeddings only
 In place of `Policy` wherever the kit takes one: `rollout`, `optimise`, `clone`. A model of billions of parameters wants a GPU and `lora_rank`.
 """
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.policy import ActionStatistics, TokenPolicy, language_files, load_language
+from wmpo_lite.policy import ActionStatistics, TokenPolicy, check_count, check_words, language_files, load_language
 
 # What LoRA adapts, by the names that SmolVLM's, PaliGemma's and most other decoders give their linear maps.
 LORA_TARGETS = r".*(text_model|language_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -99,11 +100,15 @@ class BackbonePolicy(TokenPolicy):
 
     def logits(self, frames, instructions, seen=None) -> torch.Tensor:
         hidden = self.hidden(self.features(frames) if seen is None else seen, instructions)
-        return hidden.float() @ self.head.T
+        return hidden.float() @ self.head.float().T
 
     def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
         """Decoder states (B, K, D, width) of the action queries, from picture tokens (B, N, width)."""
         c, device = self.config, self.slots.device
+        check_count(features, instructions)
+        for text in set(instructions):
+            check_words(self.tokenizer, text, re.findall(r"\w+", text))
+        features = features.to(self.body.dtype)  # kept ones may come in another number type
         rows = [torch.tensor(self.tokenizer.encode(c.prompt.format(instruction=text)).ids, device=device) for text in instructions]
         embed, slots = self.body.get_input_embeddings(), self.slots.to(features.dtype)
         # Shorter sentences are filled up on the left, before everything: positions count from one another, so filling changes nothing.
@@ -124,7 +129,9 @@ class BackbonePolicy(TokenPolicy):
 
     def save(self, folder, provenance=None):
         """Everything, so that nothing has to be fetched to load it again."""
-        files = {**language_files(self), "backbone.json": json.dumps(self.body.config.to_dict(), default=str)}
+        # Buffers that are computed anew on loading (rotary frequencies) are rounded where the whole model was turned into 16 bits.
+        types = {name: str(value.dtype).removeprefix("torch.") for name, value in self.body.named_buffers() if value.is_floating_point()}
+        files = {**language_files(self), "backbone.json": json.dumps({**self.body.config.to_dict(), "buffer_types": types}, default=str)}
         checkpoint.save_module(folder, self, self.config, provenance, files)
 
     @classmethod
@@ -133,12 +140,16 @@ class BackbonePolicy(TokenPolicy):
         config = checkpoint.load_config(folder, BackboneConfig, cls.__name__)
         statistics, tokenizer = load_language(folder)
         described = checkpoint.read_json(Path(folder) / "backbone.json")
+        types = described.pop("buffer_types", {})
         try:
             body = AutoConfig.for_model(described.pop("model_type"), **described)
-            model = AutoModelForImageTextToText.from_config(body, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_config(body, trust_remote_code=False, dtype=torch.float32)
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{folder}/backbone.json describes no image-text model of this version of transformers ({error}); train the policy again") from error
-        return checkpoint.load_state(folder, cls(model, tokenizer, config, statistics)).eval()
+        policy = checkpoint.load_state(folder, cls(model, tokenizer, config, statistics), keep_dtype=True)
+        for name, value in policy.body.named_buffers():
+            value.data = value.data.to(getattr(torch, types.get(name, ""), value.dtype))
+        return policy.eval()
 
     @classmethod
     def from_name(cls, name: str, config: BackboneConfig = BackboneConfig(), statistics: ActionStatistics | None = None, *, download: bool = False, dtype=torch.float32):

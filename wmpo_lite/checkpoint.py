@@ -6,6 +6,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import _plain, is_a, make_folder, one_sentence, plain, read_json, whole_folder, write_atomic, write_json  # noqa: F401
 
@@ -82,14 +84,30 @@ def load_config(folder: Path, config_class, class_name: str):
     return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def load_state(folder: Path, module):
-    """Load the weights of a checkpoint folder into `module`, exactly."""
+def load_state(folder: Path, module, keep_dtype: bool = False):
+    """Load the weights of a checkpoint folder into `module`, exactly; keep_dtype: in the number types that they were saved in, not the module's."""
     tensors = load_tensors(Path(folder) / "model.safetensors")
     own = module.state_dict()
     if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
         raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
+    if keep_dtype:
+        for key, value in module.state_dict(keep_vars=True).items():
+            value.data = value.data.to(tensors[key].dtype)
     module.load_state_dict(tensors)
     return module
+
+
+def digest(arrays: dict) -> str:
+    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by bit."""
+    import torch
+    found = hashlib.sha256()
+    for key, value in sorted(arrays.items()):
+        value = value if torch.is_tensor(value) else np.asarray(value)
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        if torch.is_tensor(value):  # as bytes: numpy does not know bfloat16
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()[:12]
 
 
 def fingerprint(module) -> str:

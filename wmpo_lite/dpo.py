@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from wmpo_lite.batch import RolloutBatch, batch_from_trajectories, batch_log_probs, optimiser_step
+from wmpo_lite.batch import RolloutBatch, batch_from_trajectories, batch_log_probs, evaluating, minibatches, optimiser_step
 from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import check_choice, check_positive, check_range
 
@@ -31,7 +31,7 @@ class DPOConfig:
     lr: float = 1e-4
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
-    batch: int = 16  # pairs an optimiser step
+    batch: int = 16  # pairs an optimiser step, give or take what divides them evenly
     grad_clip: float = 1.0
     temperature: float = 1.0  # of the log-probs, policy and reference alike
 
@@ -110,6 +110,7 @@ def train_dpo(policy, reference, trajectories: list[Trajectory], config: DPOConf
     """Train `policy` in place on recorded rollouts; return the logs of each step, which `on_step(step, logs)` sees too.
 
     `reference` is the base policy: its log-probs are taken once, before training, so None is the policy as it comes in.
+    Dropout is off in both.
     Only success, tokens and finish_step of the rollouts are used, not the log-probs of the policy that sampled them.
     UserError: no successes, no failures, no tokens, or a loss or gradient that is not finite.
     """
@@ -120,25 +121,26 @@ def train_dpo(policy, reference, trajectories: list[Trajectory], config: DPOConf
     device = parameters[0].device
     base = policy if reference is None else reference
     ref = torch.zeros(len(trajectories), device=device)
-    with torch.no_grad():
+    with evaluating(base), torch.no_grad():
         for index in pairs.unique().split(2 * config.batch):
             ref[index.to(device)] = trajectory_log_probs(base, batch, index, config, device)
     optimizer = torch.optim.AdamW(parameters, lr=config.lr)
     history: list[dict[str, float]] = []
-    for _ in range(config.epochs):
-        for rows in torch.randperm(len(pairs), generator=generator).split(config.batch):
-            # One forward pass a trajectory, however often the pairs of this step name it.
-            index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
-            new, old = trajectory_log_probs(policy, batch, index, config, device), ref[index.to(device)]  # (m,)
-            place = place.to(device)
-            loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), config.beta)
-            if not torch.isfinite(loss):
-                raise UserError(f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now {config.lr}), "
-                                "and check the policy's weights for NaN.")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            logs["grad_norm"] = optimiser_step(optimizer, config.grad_clip, f"DPO step {len(history)}")
-            history.append(logs)
-            if on_step is not None:
-                on_step(len(history) - 1, logs)
+    with evaluating(policy):
+        for _ in range(config.epochs):
+            for rows in minibatches(torch.randperm(len(pairs), generator=generator), config.batch):
+                # One forward pass a trajectory, however often the pairs of this step name it.
+                index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
+                new, old = trajectory_log_probs(policy, batch, index, config, device), ref[index.to(device)]  # (m,)
+                place = place.to(device)
+                loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), config.beta)
+                if not torch.isfinite(loss):
+                    raise UserError(f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now {config.lr}), "
+                                    "and check the policy's weights for NaN.")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                logs["grad_norm"] = optimiser_step(optimizer, config.grad_clip, f"DPO step {len(history)}")
+                history.append(logs)
+                if on_step is not None:
+                    on_step(len(history) - 1, logs)
     return history

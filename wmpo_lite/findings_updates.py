@@ -15,7 +15,7 @@ TOKENS_LOW = 0.02  # share of tokens unmasked
 def about_updates(records, budget=None) -> list[Finding]:
     """records: of metrics.jsonl, one dict a step; budget: P, the real rollouts that online GRPO may spend."""
     out = []
-    broken = {r.get("stage") for r in records if any(isinstance(v, float) and not math.isfinite(v) for v in r.values())}
+    broken = {r.get("stage") for r in records if not _finite(r)}
     if broken:
         out.append(Finding("problem", "metrics", f"stage {', '.join(sorted(map(str, broken)))} logged NaN or infinity: lower its learning rate and run it again."))
     for stage, where in (("wmpo", "in imagination"), ("grpo", "in the simulator")):
@@ -27,6 +27,13 @@ def about_updates(records, budget=None) -> list[Finding]:
         out.append(Finding("problem", "budget", f"online GRPO spent {spent} real rollouts and the budget P is {budget}: the comparison is unfair; give it fewer "
                                                 "or smaller groups."))
     return out
+
+
+def _finite(value) -> bool:
+    """Whether a logged value, or all in it, are numbers: the log writes null for NaN and infinity."""
+    if isinstance(value, (dict, list)):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def column(rows, key) -> np.ndarray:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from wmpo_lite.batch import (RolloutBatch, batch_from_trajectories, batch_log_probs, optimiser_step,  # noqa: F401
-                             valid_token_mask)
+from wmpo_lite.batch import (RolloutBatch, batch_from_trajectories, batch_log_probs, evaluating,  # noqa: F401
+                             minibatches, optimiser_step, valid_token_mask)
 from wmpo_lite.errors import UserError
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: past any use, yet finite, so a ratio times a zero advantage is 0 and not NaN
+ROUNDING, ROUNDING_16_BIT = 2e-3, 0.05  # mean difference of log-probs that another batch size may make
 EXTREMES = {"ratio_max": max, "ratio_min": min}  # logs that an average would hide
 
 
@@ -42,7 +42,7 @@ class GRPOConfig:
     warmup: int = 1  # iterations over which lr rises: Adam's first steps are as long in directions that are all noise as in any other
     decay: int = 0  # last iterations over which lr falls, linearly: a policy that is learnt from few episodes at a time wanders about where it would settle
     epochs: int = 2  # passes over the trajectories of an iteration
-    minibatch: int = 128  # trajectories an optimiser step
+    minibatch: int = 128  # trajectories an optimiser step; those of an iteration are cut evenly, into parts near this size
     micro_batch: int | None = None  # trajectories a forward pass; gradients add up to the same step in less memory
     grad_clip: float = 1.0
     temperature: float = 1.0  # of sampling; log-probs are taken at the same temperature
@@ -76,9 +76,22 @@ def check_positive(where: str, config, *names: str) -> None:
             raise UserError(f"{where}.{name} is {getattr(config, name)}: expected a finite number above 0.")
 
 
+def table_of(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards (N_groups, G) of any number type as floating-point numbers; UserError for another shape and for NaN."""
+    rewards = torch.as_tensor(rewards)
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
+    if rewards.ndim != 2 or not rewards.shape[1]:
+        raise UserError(f"rewards have shape {tuple(rewards.shape)}; expected (N_groups, G), a row for each group")
+    if not torch.isfinite(rewards).all():
+        raise UserError("rewards hold NaN or infinity, from which no group can be told better or worse; check the reward "
+                        "model's weights and the rollouts")
+    return rewards
+
+
 def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Tensor:
     """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group of equal rewards."""
     check_choice("std", std, ("population", "unbiased"))
+    rewards = table_of(rewards)
     n = rewards.shape[1]
     centred = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
     squares = centred.square().sum(1, keepdim=True)
@@ -94,6 +107,7 @@ def keep_groups(rewards: torch.Tensor, rule: str = "drop") -> torch.Tensor:
     'drop' keeps every group whose rewards differ; 'range' (the paper's code) keeps 0.1 <= mean reward <= 0.9.
     """
     check_choice("dynamic_sampling", rule, ("drop", "range"))
+    rewards = table_of(rewards)
     if rule == "drop":
         return rewards.amax(1) != rewards.amin(1)
     mean = rewards.double().sum(1) / rewards.shape[1]
@@ -118,6 +132,7 @@ class GroupStats:
 
 def group_stats(rewards: torch.Tensor, rule: str = "drop") -> GroupStats:
     """Counts of `keep_groups` on rewards (N_groups, G)."""
+    rewards = table_of(rewards)
     keep = keep_groups(rewards, rule)
     equal = rewards.amax(1) == rewards.amin(1)
     high = rewards[:, 0] > 0.5
@@ -134,6 +149,9 @@ def require_signal(stats: GroupStats) -> None:
 
 def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions (N_groups, G)."""
+    if rewards.shape != groups.shape or groups.ndim != 1:
+        raise UserError(f"there are rewards of shape {tuple(rewards.shape)} and group numbers of shape "
+                        f"{tuple(groups.shape)}; expected one of each for each trajectory")
     if len(groups) == 0 or bool((groups < 0).any()):
         raise UserError("GRPO needs trajectories sampled in groups: there are none, or some have no group (-1).")
     sizes = torch.unique(groups, return_counts=True)[1]
@@ -185,8 +203,10 @@ def update(policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, config
     """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by `generator` (CPU).
 
     policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs, entropy (M, K, D).
-    Logs are averages over minibatches (ratio_max, ratio_min: extremes). UserError: groups without signal or of another
-    size, log-probs that were not recorded, a loss or gradient that is not finite (that step is not taken).
+    Dropout is off meanwhile. Logs: the mean loss of a trajectory, the mean entropy, KL and clipped share of a valid
+    token (or chunk), however they were cut into batches, the mean gradient norm of a step, and the extreme ratios.
+    UserError: groups without signal or of another size, log-probs that were not recorded or are not those of this
+    policy at this temperature, a loss or gradient that is not finite (that step is not taken).
     """
     table, positions = group_rewards(batch.rewards, batch.groups)
     if table.shape[1] != config.group_size:  # such as two rounds of sampling that number their groups alike
@@ -197,30 +217,56 @@ def update(policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, config
     if not torch.isfinite(batch.log_probs[mask]).all():
         raise UserError("Some trajectories lack the log-probs of the policy that sampled them: record rollouts with "
                         "their log-probs for GRPO.")
-    advantages = torch.empty_like(batch.rewards)
-    advantages[positions] = group_advantages(table, config.std)
+    advantages = torch.empty(len(batch.rewards))
+    advantages[positions] = group_advantages(table, config.std).float()
     device = optimizer.param_groups[0]["params"][0].device
-    steps: list[dict[str, float]] = []
-    for _ in range(config.epochs):
-        for minibatch in torch.randperm(len(advantages), generator=generator).split(config.minibatch):
-            optimizer.zero_grad(set_to_none=True)
-            logs: dict[str, float] = {}
-            for index in minibatch.split(config.micro_batch or len(minibatch)):
-                valid = mask[index].to(device)
-                new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
-                loss, parts = policy_loss(new, batch.log_probs[index].to(device), advantages[index].to(device), valid,
-                                          config.clip_low, config.clip_high, config.ratio)
-                if not torch.isfinite(loss):
-                    raise UserError(f"The GRPO loss is {loss.item()} at update {len(steps)}: lower lr "
-                                    f"(now {config.lr}), and check the policy's weights for NaN.")
-                share = len(index) / len(minibatch)  # the loss is a mean over trajectories, so shares add up exactly
-                if loss.requires_grad:
-                    (loss * share).backward()
-                parts |= {"loss": loss.item(), "entropy": float(entropy.detach()[valid].mean()) if valid.any() else 0.0}
-                for name, value in parts.items():
-                    pick = EXTREMES.get(name)
-                    logs[name] = pick(logs.get(name, value), value) if pick else logs.get(name, 0.0) + share * value
-            logs["grad_norm"] = optimiser_step(optimizer, config.grad_clip, f"GRPO update {len(steps)}")
-            steps.append(logs)
-    columns = {name: [s[name] for s in steps] for name in steps[0]}
-    return {name: EXTREMES.get(name, fmean)(values) for name, values in columns.items()}
+    sums, counts, steps = {}, {}, 0
+    with evaluating(policy):
+        for _ in range(config.epochs):
+            for minibatch in minibatches(torch.randperm(len(advantages), generator=generator), config.minibatch):
+                optimizer.zero_grad(set_to_none=True)
+                surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
+                for index in minibatch.split(config.micro_batch or len(minibatch)):
+                    valid, old = mask[index].to(device), batch.log_probs[index].to(device)
+                    new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
+                    loss, parts = policy_loss(new, old, advantages[index].to(device), valid,
+                                              config.clip_low, config.clip_high, config.ratio)
+                    if not torch.isfinite(loss):
+                        raise UserError(f"The GRPO loss is {loss.item()} at update {steps}: lower lr "
+                                        f"(now {config.lr}), and check the policy's weights for NaN.")
+                    tokens, share = int(valid.sum()), len(index) / len(minibatch)
+                    surprise[0] += float((new.detach() - old)[valid].abs().sum())
+                    surprise[1] += tokens
+                    if loss.requires_grad:  # the loss is a mean over trajectories, so shares add up exactly
+                        (loss * share).backward()
+                    parts |= {"loss": loss.item(), "entropy": float(entropy.detach()[valid].mean()) if tokens else 0.0}
+                    chunks = int(valid.flatten(2).any(-1).sum())
+                    weights = {"loss": len(index), "clip_fraction": tokens if config.ratio == "token" else chunks}
+                    for name, value in parts.items():
+                        if name in EXTREMES:
+                            sums[name] = EXTREMES[name](sums.get(name, value), value)
+                        else:
+                            _add(sums, counts, name, value, weights.get(name, tokens))
+                if steps == 0:
+                    check_on_policy(policy, surprise[0] / max(1, surprise[1]), config.temperature)
+                norm = optimiser_step(optimizer, config.grad_clip, f"GRPO update {steps}")
+                _add(sums, counts, "grad_norm", norm, 1)
+                steps += 1
+    return {name: value if name in EXTREMES else value / max(1, counts[name]) for name, value in sums.items()}
+
+
+def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:
+    sums[name], counts[name] = sums.get(name, 0.0) + mean * count, counts.get(name, 0) + count
+
+
+def check_on_policy(policy, surprise: float, temperature: float) -> None:
+    """Before the first step nothing has been learnt, so every ratio is 1 up to rounding, which depends on the number type.
+
+    surprise: mean |log ratio| of a valid token. UserError where that is not rounding: another temperature, another
+    policy, or one that draws at random (dropout). A clipped loss would train on it in silence.
+    """
+    exact = all(p.dtype in (torch.float32, torch.float64) for p in policy.parameters())
+    if surprise > (ROUNDING if exact else ROUNDING_16_BIT):
+        raise UserError(f"The rollouts were not sampled by this policy at temperature {temperature}: before the first step "
+                        f"the log-probs of their tokens differ by {surprise:.2g} on average, where 0 is expected; sample "
+                        "rollouts with the policy as it is, at GRPOConfig.temperature.")

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from wmpo_lite.envs.actions import check_actions
 from wmpo_lite.errors import UserError
+from wmpo_lite.reward import last_judged
 from wmpo_lite.trajectory import InitialStates
 
 PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
@@ -14,7 +16,8 @@ class ImaginedEnv:
 
     reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk
     and never re-encoded. threshold: of the reward model's probability; None takes its own. reward_stride:
-    frames between judged windows, of which one always ends at a chunk's last frame. min_consecutive: judged
+    the windows are judged that end at frame reward_stride, 2 reward_stride, ... of the episode, however it is
+    cut into chunks. min_consecutive: judged
     windows in a row that must reach the threshold. `scores` (B,) is the largest probability so far that so
     many windows in a row reached. With stop=True episodes that succeeded stand still and cost nothing.
     """
@@ -66,16 +69,15 @@ class ImaginedEnv:
         self.scores = np.zeros(len(states), dtype=np.float32)
         self.latest = np.zeros((len(states), self.min_consecutive - 1), dtype=np.float32)
         self.instructions = list(states.instructions)
+        self.frame = 0  # number of the newest frame
         self.recent = first[:, None]  # frames that the next reward windows still need
         return first.numpy().copy()
 
     @torch.no_grad()
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
         """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the contract."""
-        actions = torch.as_tensor(np.asarray(actions), dtype=torch.float32)
-        if not torch.isfinite(actions).all():
-            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
-        actions = actions.clamp(-1, 1).to(self.state.reference.device)
+        actions = check_actions(actions, len(self.done) if hasattr(self, "done") else None, self.action_dim)
+        actions = torch.from_numpy(actions).float().clamp(-1, 1).to(self.state.reference.device)
         batch, chunk, _ = actions.shape
         live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
         frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
@@ -89,6 +91,7 @@ class ImaginedEnv:
                     whole[part] = rows
                 frames[part] = self.autoencoder.decode_uint8(new).cpu()
             self._judge(live, frames, done)
+        self.frame += chunk
         keep = self.reward_model.config.clip - 1 if self.reward_model is not None else 1
         self.recent = torch.cat([self.recent, frames], dim=1)[:, -keep:]
         self.done = done[:, -1].copy()
@@ -99,7 +102,10 @@ class ImaginedEnv:
         """Slide the reward model over the windows that end in this chunk."""
         if self.reward_model is None:
             return
+        newest = self.frame + frames.shape[1]
+        rest = newest - last_judged(newest, self.reward_stride)  # frames that the next chunk's windows will judge
         seen = torch.cat([self.recent[live], frames[live]], dim=1)
+        seen = seen[:, : seen.shape[1] - rest]
         scores = self.reward_model.slide(seen, [self.instructions[i] for i in live], self.reward_stride)
         if not scores.shape[1]:
             return
@@ -108,6 +114,6 @@ class ImaginedEnv:
         scores = np.lib.stride_tricks.sliding_window_view(scores, hold, axis=1).min(axis=-1)
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
         over = np.zeros((len(live), done.shape[1]), dtype=bool)
-        ends = over[:, ::-1][:, : self.reward_stride * scores.shape[1]: self.reward_stride]
+        ends = over[:, ::-1][:, rest: rest + self.reward_stride * scores.shape[1]: self.reward_stride]
         ends[...] = scores[:, ::-1] >= self.threshold
         done[live] |= np.maximum.accumulate(over, axis=1)

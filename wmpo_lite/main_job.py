@@ -61,11 +61,19 @@ def align_world_model(w: Workspace) -> dict:
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
     model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
-    pool = Pool(recorded_episodes(w, w.rollouts() + demonstrations(w)), model, WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4))
+    shown, windows = w.rollouts() + demonstrations(w), WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4)
+    pool = Pool(recorded_episodes(w, shown), model, windows)
     records = fit(model, pool.loss, FitConfig(steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99, save_every=100), seed=w.run.seed,
-                  name="align", folder=w.folder / "fit_align", log_every=20, on_log=w.log, extra=pool.tensors)
+                  name="align", folder=w.folder / "fit_align", log_every=20, on_log=w.log, extra=pool.tensors,
+                  made_from={**recordings(shown), "autoencoder": checkpoint.fingerprint(w.autoencoder()), **dataclasses.asdict(windows), "after_success": s.after_success})
     model.save(w.folder / "world_model", w.provenance(stage="align"))
     return records[-1]
+
+
+def recordings(trajectories) -> dict:
+    """What was recorded, in a few digits, for `fit`'s made_from. Not what models make of it: those numbers change with the number of threads."""
+    columns = {name: [getattr(t, name) for t in trajectories] for name in ("frames", "actions", "success", "finish_step", "instruction")}
+    return {"recordings": checkpoint.digest({name: np.stack(values) for name, values in columns.items()})}
 
 
 def recorded_episodes(w: Workspace, trajectories):
@@ -111,7 +119,8 @@ def fit_reward(w: Workspace) -> dict:
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
     records = fit(model, reward_loss(model, episodes, half=24), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=30, decay=0.6, ema=0.99, save_every=100,
-                  weight_decay=0.05), seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log)
+                  weight_decay=0.05), seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log,
+                  made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())})
     chosen_on = [trajectories[i] for i in held]
     texts, success = [t.instruction for t in chosen_on], [t.success for t in chosen_on]
     threshold, f1 = fit_threshold(model, torch.from_numpy(np.stack([t.frames for t in chosen_on])), texts, success, resamples=200)
@@ -147,7 +156,7 @@ def train_wmpo(w: Workspace) -> dict:
         w.log({"stage": "real", "step": 0, **real_success(w, policy)})
     records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), s.wmpo_update(), iterations=s.iterations, horizon=w.horizon,
                        seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=watch, refill=s.refill, freeze_vision=s.freeze_vision,
-                       tolerate_silence=s.tolerate_silence)
+                       tolerate_silence=s.tolerate_silence, made_from={"world model": checkpoint.fingerprint(w.world_model()), "reward model": checkpoint.fingerprint(w.reward_model())})
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
     return {"iterations": len(records), "first": records[0]["success"], "last": records[-1]["success"],
             "iteration_s": float(np.median([r["seconds"] for r in records]))}

@@ -1,4 +1,5 @@
 """The GRPO loop: the same for imagination (WMPO) and for the simulator (online GRPO); only the environment and its initial states differ."""
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,19 @@ from wmpo_lite import checkpoint, grpo
 from wmpo_lite.errors import UserError
 from wmpo_lite.progress import progress
 from wmpo_lite.rollout import rollout
+from wmpo_lite.train import load_progress, origin, save_progress
 from wmpo_lite.trajectory import InitialStates
 
 
 def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRPOConfig, *, iterations: int, horizon: int, seed: int, stage: str,
              folder: Path | None = None, on_log: Callable | None = None, refill: int = 1, freeze_vision: bool = False, save_every: int = 5,
-             tolerate_silence: bool = False) -> list[dict]:
+             tolerate_silence: bool = False, made_from: dict | None = None) -> list[dict]:
     """Improve `policy` in place by `iterations` rounds of rollouts and updates; returns one record a round.
 
     make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that seed); states: pool of initial states, of which
     every iteration takes `config.groups` at random, each repeated `config.group_size` times (paper: 64 x 8). Groups without signal are dropped
-    and drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint here and continue what is found.
+    and drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint here and continue what is found, if it began
+    with the same weights, settings, seed and states; made_from: what else the result depends on (the world model), as plain values by name.
     tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is spent all the same); otherwise UserError.
     """
     if len(states) < 1:
@@ -28,7 +31,11 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
     policy.train_vision(not freeze_vision)
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-    records, start = _resume(folder, policy, optimiser, parameters)
+    made = origin(policy, folder, name=stage, seed=seed, steps=iterations, horizon=horizon, refill=refill, **dataclasses.asdict(config),
+                  states=_digest(states) if folder is not None else "", **(made_from or {}))
+    records, start = [], 0
+    if folder is not None and (Path(folder) / "progress.json").exists():
+        start, records = load_progress(folder, policy, optimiser, None, made)
     bar = progress(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
     for iteration in bar:
         clock = time.monotonic()
@@ -52,11 +59,9 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
         record = {"stage": stage, "step": iteration + 1, "success": float(np.mean(all_rewards)), "rollouts": len(all_rewards), "kept": stats.kept,
                   "all_success": stats.all_success, "all_failure": stats.all_failure, "out_of_range": stats.out_of_range}
         if kept:
-            policy.train()
             data = grpo.batch_from_trajectories(kept)
             record["valid_fraction"] = float(data.mask.float().mean())
             record |= grpo.update(policy, optimiser, data, config, torch.Generator().manual_seed(int(rng.integers(2**31))))
-            policy.eval()
         elif not tolerate_silence:
             grpo.require_signal(stats)
         record["seconds"] = round(time.monotonic() - clock, 2)
@@ -65,7 +70,7 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
         if on_log:
             on_log(record)
         if folder is not None and ((iteration + 1) % save_every == 0 or iteration + 1 == iterations):
-            _save(folder, iteration + 1, policy, optimiser, parameters, records)
+            save_progress(folder, iteration + 1, policy, optimiser, None, records, made)
     policy.eval()
     return records
 
@@ -74,17 +79,8 @@ def _add(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
     return grpo.GroupStats(a.kept + b.kept, a.all_success + b.all_success, a.all_failure + b.all_failure, a.out_of_range + b.out_of_range)
 
 
-def _save(folder, step, policy, optimiser, parameters, records):
-    from wmpo_lite.train import save_progress
-    save_progress(Path(folder), step, policy, optimiser, parameters, None, records)
-
-
-def _resume(folder, policy, optimiser, parameters):
-    from wmpo_lite.train import load_progress
-    if folder is None or not (Path(folder) / "progress.json").exists():
-        return [], 0
-    step, records = load_progress(Path(folder), policy, optimiser, parameters, None)
-    return records, step
+def _digest(states: InitialStates) -> str:
+    return checkpoint.digest({"states": states.states, "instructions": states.instructions, **({} if states.frames is None else {"frames": states.frames})})
 
 
 def save_policy_once(folder: Path, policy, provenance: dict):

@@ -6,11 +6,13 @@ predicts one pass further on the model's own earlier frames and is corrected aga
 costs no extra pass, since what a step predicts is the next step's context.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from wmpo_lite.checkpoint import digest
 from wmpo_lite.errors import UserError
 from wmpo_lite.world_model import State
 
@@ -88,6 +90,11 @@ class Pool:
         numbers = {name: torch.zeros(n, dtype=torch.long) for name in ("episode", "frame", "left")}
         numbers["left"] -= 1  # every slot begins anew
         self.tensors = numbers | dict(zip(State._fields, state))
+
+    def origin(self) -> dict:
+        """What the losses depend on besides the model, for `fit`'s made_from."""
+        recorded = {"latents": self.episodes.latents, "actions": self.episodes.actions, "last": self.episodes.last}
+        return {"episodes": digest(recorded), "windows": dataclasses.asdict(self.windows)}
 
     def refill(self, rng, step: int) -> None:
         """New windows for the slots that have been carried far enough or have come to an end."""

@@ -4,6 +4,7 @@ It reads the newest frame and the instruction and scores a whole chunk of K x D 
 Left out of a full-size VLA, and why: pre-trained language weights (the instructions of a table-top need a few words) and proprioception.
 """
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,10 @@ class PolicyConfig:
     bins: int = 21  # paper: 256
     text_length: int = 12
 
+    def __post_init__(self):
+        if self.bins < 2:
+            raise UserError(f"PolicyConfig.bins is {self.bins}; expected 2 or more tokens for each action dimension")
+
 
 @dataclass(frozen=True)
 class ActionStatistics:
@@ -44,6 +49,20 @@ class ActionStatistics:
     names: tuple = ("dx", "dy", "dz", "gripper")
     low: tuple = (-1.0, -1.0, -1.0, -1.0)
     high: tuple = (1.0, 1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        if not len(self.names) == len(self.low) == len(self.high):
+            raise UserError(f"action statistics name {len(self.names)} dimensions, but give {len(self.low)} low and {len(self.high)} high ends; give one of each")
+        for name, *ends in zip(self.names, self.low, self.high):
+            try:
+                low, high = np.asarray(ends, dtype=np.float32)
+            except (TypeError, ValueError):
+                low = high = np.float32(np.nan)
+            with np.errstate(over="ignore", invalid="ignore"):
+                usable = low < high and np.isfinite(high - low)  # as the policy counts, in single precision
+            if not usable:
+                raise UserError(f"action statistics of '{name}' have the range [{ends[0]}, {ends[1]}]; expected finite numbers, low below high: leave a dimension that never moves "
+                                "a range of its own, such as [-1, 1]")
 
 
 def build_vision(config: PolicyConfig) -> nn.Module:
@@ -54,11 +73,39 @@ def build_vision(config: PolicyConfig) -> nn.Module:
 
 
 def build_tokenizer(words=WORDS):
-    """Word-level tokenizer over a fixed list, by default of table-top words; unknown words become one token."""
+    """Word-level tokenizer over a fixed list, by default of table-top words; `word_ids` refuses sentences with others."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<pad>", "<unk>", *words))}, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     return tokenizer
+
+
+def word_ids(tokenizer, sentence: str, longest: int | None = None) -> list[int]:
+    """Numbers of the words of `sentence` under a word-level tokenizer; case and punctuation do not count.
+
+    UserError for a sentence without words, with words that the tokenizer does not know (they would all look the same) or with more than `longest`.
+    """
+    words = re.findall(r"\w+", sentence.lower())
+    ids = [i for word in words for i in tokenizer.encode(word).ids]
+    check_words(tokenizer, sentence, words)
+    if longest is not None and len(ids) > longest:
+        raise UserError(f"the instruction '{sentence}' has {len(ids)} words and the model reads {longest}; say it shorter")
+    return ids
+
+
+def check_words(tokenizer, sentence: str, words: list[str]) -> None:
+    """UserError where `words`, those of `sentence`, are none, or where the tokenizer has no name for one of them but 'unknown'."""
+    if not words:
+        raise UserError("an instruction is empty; say in words what is to be done")
+    nameless = getattr(tokenizer.model, "unk_token", None)
+    unknown = dict.fromkeys(word for word in words if nameless and nameless in tokenizer.encode(word).tokens)
+    if unknown:
+        raise UserError(f"the model does not know the word{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} of the instruction '{sentence}'; use the words that it was trained with")
+
+
+def check_count(pictures, instructions) -> None:
+    if len(pictures) != len(instructions):
+        raise UserError(f"there are {len(pictures)} pictures and {len(instructions)} instructions; give one instruction for each")
 
 
 class TokenPolicy(nn.Module):
@@ -106,13 +153,23 @@ class TokenPolicy(nn.Module):
     # -- action tokens --------------------------------------------------------------------------------------------------------------------
 
     def tokenise(self, actions) -> torch.Tensor:
-        """Actions (..., D) -> nearest bin (..., D), clipped to the statistics' range."""
-        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.low.device)
-        unit = (actions - self.low) / (self.high - self.low)
+        """Actions (..., D) -> nearest bin (..., D), clipped to the statistics' range; UserError for NaN and another D."""
+        low, high = self._range()
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=low.device)
+        if actions.shape[-1:] != low.shape:
+            raise UserError(f"actions have shape {tuple(actions.shape)}; expected (..., {len(low)}), a number for each of {', '.join(self.statistics.names)}")
+        if torch.isnan(actions).any():
+            raise UserError("actions hold NaN, for which there is no token; remove those steps from the recording")
+        unit = (actions - low) / (high - low)
         return (unit.clamp(0, 1) * (self.config.bins - 1)).round().long()
 
     def detokenise(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.low + tokens.float() / (self.config.bins - 1) * (self.high - self.low)
+        low, high = self._range()
+        return low + tokens.float() / (self.config.bins - 1) * (high - low)
+
+    def _range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ends of the action range (D,), in single precision even where the policy has been turned into another number type."""
+        return tuple(torch.tensor(ends, dtype=torch.float32, device=self.low.device) for ends in (self.statistics.low, self.statistics.high))
 
     def check_environment(self, env):
         """Refuse an environment whose actions mean something else than the ones this policy was trained on."""
@@ -150,8 +207,9 @@ class Policy(TokenPolicy):
     # -- network -------------------------------------------------------------------------------------------------------------------------
 
     def _text(self, instructions) -> torch.Tensor:
-        rows = [self.tokenizer.encode(text).ids[: self.config.text_length] for text in instructions]
-        return torch.tensor([row + [0] * (self.config.text_length - len(row)) for row in rows], device=self.slots.device)  # (B, L)
+        longest = self.config.text_length
+        rows = {text: word_ids(self.tokenizer, text, longest) for text in set(instructions)}
+        return torch.tensor([rows[text] + [0] * (longest - len(rows[text])) for text in instructions], device=self.slots.device)  # (B, L)
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """Output of the vision tower (B, side^2, vision_width) for uint8 frames (B, H, W, 3)."""
@@ -177,6 +235,7 @@ class Policy(TokenPolicy):
     def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
         """Decoder states (B, K, D, width) of the action slots, from vision features (B, side^2, vision_width)."""
         c = self.config
+        check_count(features, instructions)
         ids = self._text(instructions)
         text = self.words(ids)
         present = (ids != 0)[..., None].float()
@@ -208,13 +267,16 @@ def load_language(folder) -> tuple:
     """ActionStatistics and tokenizer of a policy's checkpoint."""
     from tokenizers import Tokenizer
     actions = checkpoint.read_json(Path(folder) / "actions.json")
-    if set(actions) != {"names", "low", "high"}:
+    if not isinstance(actions, dict) or set(actions) != {"names", "low", "high"}:
         raise UserError(f"{folder}/actions.json must hold names, low and high; without action statistics a policy moves wrongly")
     try:
         tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(f"{folder}/tokenizer.json cannot be read ({error}); it is missing or truncated, fetch or train the policy again") from error
-    return ActionStatistics(**{key: tuple(value) for key, value in actions.items()}), tokenizer
+    try:
+        return ActionStatistics(**{key: tuple(value) for key, value in actions.items()}), tokenizer
+    except (UserError, TypeError) as error:
+        raise UserError(f"{folder}/actions.json cannot be used: {error}; it was edited, fetch or train the policy again") from error
 
 
 def load_policy(folder) -> TokenPolicy:

@@ -18,9 +18,11 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
     from torch import nn
     from torch.nn import functional as F
 
+    from wmpo_lite.checkpoint import digest
     from wmpo_lite.train import fit
 
     torch.manual_seed(seed)
+    made_from = {"scenes": digest(scenes), "batch": batch, "centre": list(centre), "scale": list(scale)}
 
     class Probe(nn.Module):
         """The tower with its throw-away heads: one query an object for positions, one linear map a patch for masks."""
@@ -65,7 +67,7 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
     def loss_fn(generator, rng, step):
         return errors(np.sort(rng.integers(known, size=batch)))
 
-    records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder)
+    records = fit(probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder, made_from=made_from)
     with torch.no_grad():
         _, held = errors(np.arange(total)[held_out])
     return records, held
@@ -80,6 +82,7 @@ def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Pat
     from torch import nn
     from torch.nn import functional as F
 
+    from wmpo_lite.checkpoint import digest
     from wmpo_lite.envs.tabletop.scenes import CLASSES
     from wmpo_lite.train import fit
 
@@ -101,7 +104,8 @@ def ground(policy, scenes: dict, sentence, fit_config, *, seed: int, folder: Pat
         error[:, 1, 2] = 0  # the target stands on the table
         return error.mean(), {"centimetres": float(((found - target) * scale).detach()[:, 0, :2].norm(dim=-1).mean() * 100)}
 
-    return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder)
+    return fit(nn.ModuleList([policy, read]), loss_fn, fit_config, seed=seed, name="ground", folder=folder,
+               made_from={"scenes": digest(scenes), "batch": batch, "sentence": sentence(CLASSES[0])})
 
 
 def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | None, batch: int = 64, hover: float = 0.2):
@@ -113,6 +117,7 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
     """
     import torch
 
+    from wmpo_lite.checkpoint import digest
     from wmpo_lite.envs.tabletop.env import MAX_STEP
     from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
     from wmpo_lite.envs.tabletop.scenes import CLASSES
@@ -139,7 +144,8 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
         seen, texts, actions = examples(np.sort(rng.integers(total, size=batch)), rng)
         return cloning_loss(policy, None, texts, actions, None, seen)
 
-    records = fit(policy, loss_fn, fit_config, seed=seed, name="reach", folder=folder)
+    records = fit(policy, loss_fn, fit_config, seed=seed, name="reach", folder=folder,
+                  made_from={"scenes": digest(scenes), "task": task.name, "batch": batch, "hover": hover})
     with torch.no_grad():
         seen, texts, actions = examples(np.arange(total, len(features)), np.random.default_rng(seed))
         chosen = policy.detokenise(policy.logits(None, texts, seen).argmax(-1)).numpy()
@@ -148,6 +154,11 @@ def reach(policy, scenes: dict, task, fit_config, *, seed: int, folder: Path | N
 
 
 # ---------------------------------------------------------------------------------------------------------------------- cloned policy
+
+
+def _short(features):
+    """Features in 16 bits, to be kept: half precision, unless they come as bfloat16, whose range half precision does not have."""
+    return features if features.itemsize == 2 else features.half()
 
 
 def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, batch: int = 64, tune_vision: bool = False, early: float = 0.3, log_every: int = 50):
@@ -160,6 +171,7 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
     """
     import torch
 
+    from wmpo_lite.checkpoint import digest
     from wmpo_lite.policy import cloning_loss
     from wmpo_lite.train import fit
     from wmpo_lite.trajectory import outcomes
@@ -175,7 +187,7 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
     last = np.where(success, np.minimum(finish + 4, steps), steps)  # what follows success is standing still
     if not tune_vision:
         with torch.no_grad():
-            features = torch.cat([policy.features(part).half() for part in frames.flatten(0, 1).split(256)]).unflatten(0, frames.shape[:2])
+            features = torch.cat([_short(policy.features(part)) for part in frames.flatten(0, 1).split(256)]).unflatten(0, frames.shape[:2])
 
     def loss_fn(generator, rng, step):
         e = rng.integers(episodes, size=batch)
@@ -187,4 +199,5 @@ def clone(policy, demos: dict, fit_config, *, seed: int, folder: Path | None, ba
         seen = policy.features(frames[e, s]) if tune_vision else features[e, s].float()
         return cloning_loss(policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen)
 
-    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder, log_every=log_every)
+    return fit(policy, loss_fn, fit_config, seed=seed, name="clone", folder=folder, log_every=log_every,
+               made_from={"demonstrations": digest(demos), "batch": batch, "early": early})

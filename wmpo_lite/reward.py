@@ -1,7 +1,8 @@
 """The reward model (paper section 3.3): a VideoMAE encoder reads the last L frames, a head says whether the instruction is fulfilled.
 
 The head asks with the words of the instruction, because in a scene with two cubes the same picture is a success for one sentence and a failure for
-the other; the paper trains one model a task, needs no words and puts a linear head on the mean token.
+the other; the paper trains one model a task, needs no words and puts a linear head on the mean token. The words are summed, so their order is not
+read: 'the red cube left of the white one' and its reverse would be one question. The kit's tasks do without; a model that is asked both refuses.
 """
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.policy import build_tokenizer
+from wmpo_lite.policy import build_tokenizer, check_count, word_ids
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class RewardModel(nn.Module):
         from transformers import VideoMAEConfig, VideoMAEModel
         self.config = config
         self.tokenizer = build_tokenizer()
+        self._asked: dict[tuple, str] = {}  # the words of every sentence so far, sorted, and the sentence
         self.encoder = VideoMAEModel(VideoMAEConfig(
             image_size=config.image, patch_size=config.patch, num_frames=config.clip, tubelet_size=config.tubelet, hidden_size=config.width,
             num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=4 * config.width, use_mean_pooling=True, hidden_act="gelu_pytorch_tanh"))
@@ -54,14 +56,24 @@ class RewardModel(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
-        """Logits (B,)."""
+        """Logits (B,). UserError for sentences with unknown words, and for two that differ in the order of their words alone."""
+        check_count(clips, instructions)
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
-        rows = [self.tokenizer.encode(text).ids for text in instructions]
-        longest = max(len(row) for row in rows)
-        question = self.words(torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=seen.device))  # (B, width)
+        question = self.words(self._words(instructions, seen.device))  # (B, width)
         found, _ = self.ask(question[:, None], seen, seen, need_weights=False)
         return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0]
+
+    def _words(self, instructions, device) -> torch.Tensor:
+        """Word numbers (B, longest) of the sentences, filled up with 0."""
+        rows = {str(text): word_ids(self.tokenizer, text) for text in set(instructions)}
+        for text, row in rows.items():
+            other = self._asked.setdefault(tuple(sorted(row)), text)
+            if word_ids(self.tokenizer, other) != row:
+                raise UserError(f"the reward model does not read the order of words, so '{other}' and '{text}' are the same to it; use one reward model for each, "
+                                "or say them in other words")
+        longest = max(len(row) for row in rows.values())
+        return torch.tensor([rows[str(text)] + [0] * (longest - len(rows[str(text)])) for text in instructions], device=device)
 
     @classmethod
     def from_tower(cls, policy) -> "RewardModel":
@@ -128,10 +140,15 @@ class RewardModel(nn.Module):
         return torch.cat(scores)
 
     def score(self, frames: torch.Tensor, instructions, stride: int = 1, min_consecutive: int = 1) -> torch.Tensor:
-        """The largest probability (B,) that `min_consecutive` judged windows in a row reach in whole episodes: what the threshold is applied to."""
-        scores = self.slide(frames, instructions, stride)
+        """The largest probability (B,) that `min_consecutive` judged windows in a row reach in whole episodes: what the threshold is applied to.
+
+        frames (B, T + 1, H, W, 3) from the first on. Judged are, as in imagination, the windows that end at frame `stride`, 2 `stride`, ...
+        """
+        scores = self.slide(frames[:, : last_judged(frames.shape[1] - 1, stride) + 1], instructions, stride)
         if not scores.shape[1]:
-            raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged")
+            raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged"
+                            if frames.shape[1] < self.config.clip else
+                            f"no window of {self.config.clip} frames ends at every {stride}th of the episodes' {frames.shape[1]} frames: none can be judged, choose a smaller stride")
         if scores.shape[1] < min_consecutive:
             raise UserError(f"{scores.shape[1]} windows of the episodes are judged and {min_consecutive} in a row must agree, so no episode can succeed; lower min_consecutive")
         return scores.unfold(1, min_consecutive, 1).amin(dim=-1).amax(dim=1)
@@ -142,6 +159,13 @@ class RewardModel(nn.Module):
     @classmethod
     def load(cls, folder):
         return checkpoint.load_state(folder, cls(checkpoint.load_config(folder, RewardConfig, cls.__name__))).eval()
+
+
+def last_judged(frame: int, stride: int) -> int:
+    """The newest frame up to `frame` at which a judged window ends. Counted from the episode's first frame, so that it does not matter how an episode is cut into chunks."""
+    if stride < 1:
+        raise UserError(f"the stride between judged windows is {stride}; expected 1 or more frames")
+    return frame - frame % stride
 
 
 def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator, half: int, after: int = 8):

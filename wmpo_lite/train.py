@@ -2,6 +2,7 @@
 
 Every step draws from generators seeded with (seed, step), so a run that was killed and started again sees the batches it would have seen.
 """
+import dataclasses
 import json
 import math
 import time
@@ -54,19 +55,23 @@ def generators(seed: int, step: int) -> tuple[torch.Generator, np.random.Generat
 
 
 def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: int, name: str, folder: Path | None = None, log_every: int = 50,
-        on_log: Callable | None = None, extra: dict | None = None) -> list[dict]:
+        on_log: Callable | None = None, extra: dict | None = None, made_from: dict | None = None) -> list[dict]:
     """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`; leaves the averaged weights in it.
 
-    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued. extra: tensors by name that `loss_fn` changes as it goes (a
-    pool of windows), which belong to a checkpoint, too. Returns the logged records.
-    Raises UserError when the loss is not finite.
+    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued, if it began with the same weights, settings and seed. extra: tensors
+    by name that `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from: what else the result depends on, as plain values by name
+    (see `checkpoint.digest` for data). Returns the logged records.
+    Raises UserError when the loss is not finite, and when the folder holds a training that was made from something else.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    trained = trainable(module)
+    parameters = list(trained.values())
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    average = [p.detach().clone() for p in parameters] if config.ema else None
+    average = {key: p.detach().clone() for key, p in trained.items()} if config.ema else None
     records, start = [], 0
-    if folder is not None and (folder / "progress.json").exists():
-        start, records = load_progress(folder, module, optimiser, parameters, average, extra)
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "save_every"}  # when to save changes no weight
+    made = origin(module, folder, name=name, seed=seed, **settings, **(made_from or {}))
+    if folder is not None and (Path(folder) / "progress.json").exists():
+        start, records = load_progress(folder, module, optimiser, average, made, extra)
     module.train()
     clock, sums, count = time.monotonic(), {}, 0
     for step in progress(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
@@ -83,7 +88,7 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
         optimiser.step()
         if average is not None:
             decay = min(config.ema, (step + 1) / (step + 10))  # a short memory first, or the initial weights would linger
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters], 1 - decay)
         for key, value in {"loss": float(loss.detach()), **logs}.items():
             sums[key] = sums.get(key, 0.0) + value
         count += 1
@@ -94,61 +99,101 @@ def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: 
             if on_log:
                 on_log(records[-1])
         if folder is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            save_progress(folder, step + 1, module, optimiser, parameters, average, records, extra)
+            save_progress(folder, step + 1, module, optimiser, average, records, made, extra)
     if average is not None:
         with torch.no_grad():
-            for parameter, mean in zip(parameters, average):
-                parameter.copy_(mean)
+            for key, parameter in trained.items():
+                parameter.copy_(average[key])
     module.eval()
     return records
 
 
-def save_progress(folder, step, module, optimiser, parameters, average, records, extra=None):
+def trainable(module) -> dict:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def origin(module, folder, **settings) -> dict:
+    """What a training is made from, to be kept with its checkpoints: settings, the weights it begins with (buffers that are not saved included) and which of them learn."""
+    if folder is None:
+        return {}
+    weights = {**module.state_dict(), **dict(module.named_buffers())}
+    return checkpoint.plain({**settings, "initial weights": checkpoint.digest(weights), "trained parameters": sorted(trainable(module))})
+
+
+def check_origin(folder, found: dict | None, made: dict):
+    """Refuse to go on with a training that was made from something else; more steps are fine where the learning rate does not fall towards the last."""
+    if found is None:
+        raise UserError(f"{folder} holds a training that does not say what it was made from (an older version of the kit wrote it); choose another folder or remove it")
+    if found.get("trained parameters") != made["trained parameters"]:
+        others = sorted(set(found.get("trained parameters", [])) ^ set(made["trained parameters"]))
+        raise UserError(f"{folder} holds a training of other parameters ({others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}); choose another folder or remove it")
+    changed = sorted(key for key in found.keys() | made.keys() if found.get(key) != made.get(key))
+    if changed == ["steps"] and made["steps"] > found["steps"] and not made["decay"]:
+        return
+    if changed:
+        what = ", ".join(f"{key}: {found.get(key)} there, {made.get(key)} here" for key in changed)
+        raise UserError(f"{folder} holds a training that was made from something else ({what}); choose another folder or remove it")
+
+
+def save_progress(folder, step, module, optimiser, average, records, made, extra=None):
+    """Write a checkpoint: the optimiser's state and the average (dict or None) by name of the parameter, and `made`, the `origin` of the training."""
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
-    for i, parameter in enumerate(parameters):
-        state = optimiser.state.get(parameter, {})
-        for key, value in state.items():
-            tensors[f"optimiser.{i}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
-        if average is not None:
-            tensors[f"average.{i}"] = average[i]
+    for name, parameter in trainable(module).items():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{name}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
+    tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     # The new tensors are complete on disk before progress.json names them, so no kill can pair one step's weights with another's count.
     name = f"state_{step}.safetensors"
-    checkpoint.save_tensors(folder / name, tensors)
-    checkpoint.write_json(folder / "progress.json", {"step": step, "state": name, "records": records})
-    for old in folder.glob("state_*.safetensors"):
+    checkpoint.save_tensors(Path(folder) / name, tensors)
+    checkpoint.write_json(Path(folder) / "progress.json", {"step": step, "state": name, "made_from": made, "records": records})
+    for old in Path(folder).glob("state_*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
-def load_progress(folder, module, optimiser, parameters, average, extra=None):
-    progress = checkpoint.read_json(folder / "progress.json")
-    tensors = checkpoint.load_tensors(folder / progress["state"])
+def load_progress(folder, module, optimiser, average, made, extra=None):
+    """Put a checkpoint into module, optimiser, average and extra; returns (step, records). UserError where it was not `made` from the same; nothing is changed then."""
+    path = Path(folder) / "progress.json"
+    progress = checkpoint.read_json(path)
+    if not isinstance(progress, dict) or not {"step", "state", "records"} <= progress.keys():
+        raise UserError(f"{path} is not the progress of a training (it lacks step, state or records); it was edited, remove {folder} and train again")
+    tensors = checkpoint.load_tensors(Path(folder) / progress["state"])
     weights = {key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")}
     own = module.state_dict()
     if set(weights) != set(own) or any(weights[key].shape != own[key].shape for key in own):
         raise UserError(f"{folder} holds the unfinished training of another model (other names or shapes); remove it or choose another folder")
-    module.load_state_dict(weights)
-    for i, parameter in enumerate(parameters):
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        if f"optimiser.{i}.step" in tensors:
-            optimiser.state[parameter] = {key: tensors[f"optimiser.{i}.{key}"].clone() for key in keys}
-        if average is not None:
-            average[i].copy_(tensors[f"average.{i}"])
     for key in extra or {}:
         if f"extra.{key}" not in tensors:
             raise UserError(f"{folder} holds the unfinished training of another kind (it lacks '{key}'); remove it or choose another folder")
+    check_origin(folder, progress.get("made_from"), made)
+    module.load_state_dict(weights)
+    for name, parameter in trainable(module).items():
+        if f"optimiser.{name}.step" in tensors:  # a parameter that has had no gradient yet has no state
+            optimiser.state[parameter] = {key: tensors[f"optimiser.{name}.{key}"].clone().to("cpu" if key == "step" else parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+        if average is not None:
+            average[name].copy_(tensors[f"average.{name}"])
+    for key in extra or {}:
         extra[key] = tensors[f"extra.{key}"].clone()
     return progress["step"], progress["records"]
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, appended and flushed."""
+    """`metrics.jsonl`: one JSON object a line, appended and flushed. NaN and infinity, which JSON has not, become null: `about_updates` reads null as such."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
         make_folder(self.path.parent)
 
     def __call__(self, record: dict):
-        clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in record.items()}
-        append(self.path, json.dumps(clean, default=checkpoint._plain).encode())
+        append(self.path, json.dumps(_finite(checkpoint.plain(record))).encode())
+
+
+def _finite(value):
+    """`value` of lists, dicts and numbers with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,5 @@
 """The policy on an image-text backbone: tiny random SmolVLM and PaliGemma models, so nothing is fetched."""
+import copy
 import dataclasses
 
 import numpy as np
@@ -11,6 +12,9 @@ from wmpo_lite.backbone import BackboneConfig, BackbonePolicy
 from wmpo_lite.errors import UserError
 from wmpo_lite.optimise import optimise
 from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss, load_policy
+from wmpo_lite.pretrain_policy import clone
+from wmpo_lite.rollout import rollout
+from wmpo_lite.train import FitConfig
 
 CONFIG = BackboneConfig(image=64, chunk=2, action_dim=3)
 SENTENCES = ["put the red cube on the plate", "open the drawer", "put the green cube on the plate"]
@@ -164,3 +168,62 @@ def test_the_wrong_checkpoint_is_named(tmp_path):
     (tmp_path / "policy" / "backbone.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(UserError, match="describes no image-text model"):
         load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("where", ["vision", "words"])
+def test_a_backbone_with_dropout_starts_an_update_with_ratios_of_one(where):
+    """Its configuration may ask for dropout, which `train` mode turns on; the actions were sampled without."""
+    torch.manual_seed(0)
+    model = smolvlm()
+    setattr(model.config.vision_config if where == "vision" else model.config.text_config, "attention_dropout", 0.3)
+    model = type(model)(model.config)
+    policy = BackbonePolicy(model.eval(), build_tokenizer(), dataclasses.replace(CONFIG, image=tiny.SIZE, action_dim=4, bins=8), tiny.policy().statistics)
+    with torch.no_grad():
+        policy.head.mul_(30), policy.slots.mul_(3)
+    policy.train()
+    pictures = frames(3, tiny.SIZE)
+    assert not torch.equal(policy.logits(pictures, SENTENCES), policy.logits(pictures, SENTENCES))  # it does drop
+    states = tiny.states(2, frames=False).repeat(8)
+    trajectories = rollout(policy, tiny.Counter(goal=0.7), states, horizon=8, temperature=1.0, seed=0, groups=np.repeat([0, 1], 8))
+    kept, _ = grpo.filter_groups(trajectories)
+    policy.train()
+    logs = grpo.update(policy, torch.optim.SGD(policy.parameters(), lr=0.0), grpo.batch_from_trajectories(kept), grpo.GRPOConfig(group_size=8, epochs=1))
+    assert logs["ratio_min"] == pytest.approx(1, abs=1e-3) and logs["ratio_max"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("whole", [True, False])  # turned into bfloat16 as a whole, or built so, which leaves the rotary frequencies exact
+def test_a_backbone_in_sixteen_bits_is_cloned_with_its_tower_frozen_and_keeps_its_type(family, whole, tmp_path):
+    from transformers import AutoModelForImageTextToText
+    torch.manual_seed(0)
+    model, dtype = family(), torch.bfloat16
+    model = model.to(dtype) if whole else AutoModelForImageTextToText.from_config(model.config, dtype=dtype)
+    policy = BackbonePolicy(model.eval(), build_tokenizer(), dataclasses.replace(CONFIG, action_dim=4), tiny.policy().statistics).eval()
+    demos = {"frames": tiny.noise_frames(2, 9, size=64), "intended": tiny.random_actions(2, 8, 4), "executed": tiny.random_actions(2, 8, 4),
+             "done": np.tile(np.arange(8) == 7, (2, 1)), "instruction": np.array(SENTENCES[:2])}
+    tower = [p.clone() for p in policy.vision.parameters()]
+    records = clone(policy, demos, FitConfig(steps=3, lr=1e-3), seed=0, folder=tmp_path / "fit", batch=4)
+    assert np.isfinite(records[-1]["loss"]) and all(torch.equal(a, b) for a, b in zip(tower, policy.vision.parameters()))
+    again = clone(policy_again := copy.deepcopy(policy), demos, FitConfig(steps=3, lr=1e-3), seed=0, folder=None, batch=4, tune_vision=True)
+    assert np.isfinite(again[-1]["loss"]) and {p.dtype for p in policy_again.body.parameters()} == {dtype}
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert {name: p.dtype for name, p in loaded.named_parameters()} == {name: p.dtype for name, p in policy.named_parameters()}
+    assert loaded.head.dtype == loaded.slots.dtype == torch.float32 and loaded.body.dtype == dtype
+    assert torch.equal(loaded.logits(frames(), SENTENCES), policy.logits(frames(), SENTENCES))
+
+
+def test_a_policy_turned_into_sixteen_bits_keeps_its_action_range():
+    statistics = dataclasses.replace(tiny.policy().statistics, low=(-0.3701,) * 4, high=(0.2003,) * 4)
+    policy = BackbonePolicy(smolvlm(), build_tokenizer(), dataclasses.replace(CONFIG, action_dim=4), statistics).to(torch.bfloat16).eval()
+    tokens, _, actions = policy.act(frames(), SENTENCES)
+    assert actions.dtype == torch.float32 and torch.equal(policy.tokenise(actions), tokens)
+    assert policy.detokenise(torch.tensor([[0, 255, 0, 255]]))[0].tolist() == pytest.approx([-0.3701, 0.2003] * 2, abs=1e-6)
+
+
+def test_sentences_that_the_tokenizer_has_no_words_for_are_refused():
+    policy = make(smolvlm)
+    for text, message in (("put the purple cube on the plate", "does not know the word purple"), ("", "an instruction is empty")):
+        with pytest.raises(UserError, match=message):
+            policy.act(frames(2), [SENTENCES[0], text])
+    with pytest.raises(UserError, match="3 pictures and 2 instructions"):
+        policy.logits(frames(3), SENTENCES[:2])

@@ -158,3 +158,21 @@ def test_nan_stops_the_arm_before_it_moves(table):
     with pytest.raises(UserError, match="not moved"):
         desk.step_chunk(actions)
     assert (table.tip == tip).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(shape):
+    """A row too few would be broadcast to all episodes, a number too many ignored."""
+    table = tiny.Counter()
+    env = Desk(table)
+    env.reset(tiny.states(3))
+    before = table.total.copy()
+    with pytest.raises(UserError, match=r"actions have shape .*; expected \(3, K, 4\)"):
+        env.step_chunk(np.zeros(shape))
+    assert np.array_equal(table.total, before) and env.log == []
+
+
+def test_an_environment_is_reset_before_it_is_stepped():
+    env = Desk(tiny.Counter())
+    with pytest.raises(UserError, match="reset it to initial states first"):
+        env.step_chunk(np.zeros((3, 4, 4)))

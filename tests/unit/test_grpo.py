@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from wmpo_lite.batch import minibatches
 from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import (GroupStats, GRPOConfig, batch_from_trajectories, batch_log_probs, filter_groups,
                             group_advantages, group_rewards, group_stats, keep_groups, policy_loss, require_signal,
@@ -102,6 +103,40 @@ def test_unbiased_advantages():
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1])  # 0.1 does not average to 0.1 exactly in floating point
 def test_equal_rewards_have_no_advantage(std, value):
     assert torch.equal(group_advantages(torch.full((3, 7), value), std), torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.bool, torch.uint8])
+def test_rewards_may_be_whole_numbers(dtype):
+    table = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1]])
+    for std in ("population", "unbiased"):
+        assert torch.equal(group_advantages(table.to(dtype), std), group_advantages(table.float(), std))
+    for rule in ("drop", "range"):
+        assert keep_groups(table.to(dtype), rule).tolist() == [True, False]
+    assert group_stats(table.to(dtype)) == GroupStats(1, 1, 0, 0)
+    policy = TinyPolicy()
+    whole, twin = make_group_batch(policy), TinyPolicy()
+    numbers = replace(whole, rewards=whole.rewards.to(dtype))
+    for learner, batch in ((policy, whole), (twin, numbers)):
+        update(learner, torch.optim.SGD(learner.parameters(), lr=0.5), batch, GRPOConfig(group_size=4), torch.Generator().manual_seed(0))
+    assert torch.equal(policy.head.weight, twin.head.weight)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rewards_that_are_no_numbers_are_refused(bad):
+    """And not blamed on the learning rate."""
+    table = torch.tensor([[1.0, 0, bad, 0]])
+    policy = TinyPolicy()
+    batch = make_group_batch(policy)
+    batch.rewards[2] = bad
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    for attempt in (lambda: group_advantages(table), lambda: keep_groups(table), lambda: group_stats(table),
+                    lambda: update(policy, optimizer, batch, GRPOConfig(group_size=4))):
+        with pytest.raises(UserError, match="rewards hold NaN or infinity"):
+            attempt()
+    with pytest.raises(UserError, match="rewards have shape .4,.; expected"):
+        group_advantages(torch.zeros(4))
+    with pytest.raises(UserError, match="one of each for each trajectory"):
+        group_rewards(torch.zeros(4), torch.zeros(3, dtype=torch.long))
 
 
 @pytest.mark.parametrize("std", ["population", "unbiased"])
@@ -363,8 +398,77 @@ def test_first_update_starts_on_policy():
     logs = update(policy, torch.optim.SGD(policy.parameters(), lr=0.0), batch, config)
     # the ratios are all 1 and the advantages of each group sum to 0
     assert logs["ratio_max"] == pytest.approx(1, abs=1e-5) and logs["loss"] == pytest.approx(0, abs=1e-6)
-    wrong = update(policy, torch.optim.SGD(policy.parameters(), lr=0.0), batch, replace(config, temperature=1.0))
-    assert wrong["ratio_max"] > 1.05  # another temperature is another policy
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize("other", ["temperature", "slightly", "policy", "one of eight"])
+def test_rollouts_that_another_policy_sampled_are_refused_before_a_step(other, micro_batch):
+    policy = TinyPolicy()
+    batch = make_group_batch(TinyPolicy(seed=1) if other == "policy" else policy, temperature=1.6)
+    if other == "one of eight":
+        batch.log_probs[3] -= 0.05
+    temperature = {"temperature": 1.0, "slightly": 1.55}.get(other, 1.6)
+    before = policy.head.weight.detach().clone()
+    config = GRPOConfig(group_size=4, temperature=temperature, micro_batch=micro_batch)
+    with pytest.raises(UserError, match=f"not sampled by this policy at temperature {temperature}: before the first step"):
+        update(policy, torch.optim.SGD(policy.parameters(), lr=0.1), batch, config)
+    assert torch.equal(policy.head.weight, before)
+
+
+class Forgetful(TinyPolicy):
+    """Drops a third of its inputs while it is trained."""
+
+    def distribution(self, frames, temperature):
+        colour = nn.functional.dropout(frames.float().mean((1, 2)) / 255, 0.3, self.training)
+        return torch.distributions.Categorical(logits=self.head(colour).view(-1, K, D, BINS) / temperature)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_in_an_update(training):
+    policy = Forgetful().eval()
+    batch = make_group_batch(policy)
+    policy.train(training)
+    logs = update(policy, torch.optim.SGD(policy.parameters(), lr=0.0), batch, GRPOConfig(group_size=4, epochs=1))
+    assert logs["ratio_max"] == pytest.approx(1, abs=1e-5) and logs["ratio_min"] == pytest.approx(1, abs=1e-5)
+    assert policy.training == training  # as it came in
+
+
+@pytest.mark.parametrize("ratio", ["token", "chunk"])
+def test_logs_do_not_depend_on_the_micro_batch(ratio):
+    """One trajectory of a single valid step beside others of six: a mean of means would give its tokens six times the say."""
+    found = []
+    for micro_batch in (None, 1, 3):
+        policy = TinyPolicy()
+        batch = batch_from_trajectories([make_trajectory(i == 0, 1 if i == 0 else 6, seed=i, policy=policy) for i in range(8)])
+        config = GRPOConfig(group_size=8, epochs=3, micro_batch=micro_batch, ratio=ratio, clip_low=0.01, clip_high=0.01)
+        found.append(update(policy, torch.optim.SGD(policy.parameters(), lr=2.0), batch, config, torch.Generator().manual_seed(0)))
+    assert 0 < found[0]["clip_fraction"] < 1
+    assert all(other == pytest.approx(found[0], rel=1e-4, abs=1e-6) for other in found[1:])
+
+
+def test_logs_are_those_of_all_valid_tokens():
+    """The second pass by hand, over minibatches of other lengths: nothing is learnt at a rate of 0, so every entropy can be had at once."""
+    policy = TinyPolicy()
+    batch = batch_from_trajectories([make_trajectory(i == 0, 1 if i == 0 else 6, seed=i, policy=policy) for i in range(4)])
+    logs = update(policy, torch.optim.SGD(policy.parameters(), lr=0.0), batch, GRPOConfig(group_size=4, minibatch=1, epochs=2))
+    with torch.no_grad():
+        entropy = batch_log_probs(policy, batch, torch.arange(4), 1.0, torch.device("cpu"))[1][batch.mask].mean()
+    assert logs["entropy"] == pytest.approx(float(entropy), rel=1e-5)
+
+
+@pytest.mark.parametrize("count, size, parts", [
+    (128, 64, [64, 64]), (512, 128, [128] * 4), (72, 64, [72]), (96, 64, [48, 48]), (120, 64, [60, 60]), (8, 64, [8]),
+    (65, 8, [9] + [8] * 7), (3, 1, [1, 1, 1])])
+def test_no_step_is_taken_on_a_small_rest(count, size, parts):
+    cut = minibatches(torch.arange(count), size)
+    assert [len(part) for part in cut] == parts and torch.equal(torch.cat(cut), torch.arange(count))
+
+
+def test_an_update_joins_the_rest_to_the_others():
+    policy = TinyPolicy()
+    batch = make_group_batch(policy, ((1, 0, 0), (0, 1, 0), (1, 1, 0)))
+    update(policy, torch.optim.SGD(policy.parameters(), lr=0.1), batch, GRPOConfig(group_size=3, minibatch=8, epochs=1))
+    assert len(policy.seen) == 1  # nine, not eight and one
 
 
 def test_micro_batches_take_the_same_step():
@@ -396,7 +500,7 @@ def test_update_is_seeded_and_visits_each_trajectory_once_a_pass():
 def test_update_is_the_loss_of_its_options_and_nothing_else(options):
     settings = {"std": "population", "ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "temperature": 1.0} | options
     policy, by_hand = TinyPolicy(), TinyPolicy()
-    batch = make_group_batch(policy)
+    batch = make_group_batch(policy, temperature=settings["temperature"])
     config = GRPOConfig(group_size=4, epochs=4, grad_clip=1e6, **options)
     update(policy, torch.optim.SGD(policy.parameters(), lr=4.0), batch, config)
     advantages = group_advantages(batch.rewards.view(2, 4), settings["std"]).flatten()
@@ -411,7 +515,7 @@ def test_update_is_the_loss_of_its_options_and_nothing_else(options):
     if options:  # and the option does make a difference, even std by its factor sqrt(3/4)
         default = TinyPolicy()
         config = GRPOConfig(group_size=4, epochs=4, grad_clip=1e6)
-        update(default, torch.optim.SGD(default.parameters(), lr=4.0), batch, config)
+        update(default, torch.optim.SGD(default.parameters(), lr=4.0), make_group_batch(default), config)
         assert not torch.allclose(policy.head.weight, default.head.weight, atol=2e-5)
 
 

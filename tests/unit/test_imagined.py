@@ -304,3 +304,20 @@ def test_a_threshold_of_its_own_overrides_the_reward_models():
         env = ImaginedEnv(*models, threshold=threshold)
         env.reset(tiny.states(3))
         assert (env.step_chunk(tiny.random_actions(3, tiny.CHUNK, tiny.ACTIONS))[1][:, -1] == expected).all() and env.threshold == threshold
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(shape):
+    """A row too few would be broadcast to all episodes, a number too many ignored."""
+    env = ImaginedEnv(*models())
+    env.reset(tiny.states(B))
+    before = env.state.frames.clone()
+    with pytest.raises(UserError, match=r"actions have shape .*; expected \(3, K, 4\)"):
+        env.step_chunk(np.zeros(shape))
+    assert torch.equal(env.state.frames, before)
+
+
+def test_an_environment_is_reset_before_it_is_stepped():
+    env = ImaginedEnv(*models())
+    with pytest.raises(UserError, match="reset it to initial states first"):
+        env.step_chunk(np.zeros((3, 4, 4)))

@@ -1,6 +1,7 @@
 """The policy: action tokens, what a sample is a sample of, who sees what, cloning, and files that refuse to be half a policy."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -87,11 +88,29 @@ def test_kept_vision_tokens_give_the_same_logits():
     assert torch.equal(model.logits(None, texts, seen=model.features(frames)), model.logits(frames, texts))
 
 
-def test_unknown_and_surplus_words_do_no_harm():
-    model = tiny.policy()
-    frames, _ = look(1)
-    assert torch.equal(model.logits(frames, ["put the zebra on the plate"]), model.logits(frames, ["put the yak on the plate"]))
-    assert torch.isfinite(model.logits(frames, ["put " * 40])).all() and torch.isfinite(model.logits(frames, [""])).all()
+@pytest.mark.parametrize("text, message", [
+    ("put the purple cube on the plate", "does not know the word purple of the instruction 'put the purple cube on the plate'"),
+    ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
+    (tiny.RED + " and " + tiny.BLUE, "has 15 words and the model reads 12"),
+    ("", "an instruction is empty"), (" ,. ", "an instruction is empty")])
+def test_sentences_that_the_policy_cannot_read_are_refused(text, message):
+    """Rather than read as another: unknown words would all be one token, and surplus ones none."""
+    frames, _ = look(2)
+    with pytest.raises(UserError, match=message):
+        tiny.policy().act(frames, [tiny.RED, text])
+
+
+def test_case_and_punctuation_do_not_count():
+    model, (frames, _) = tiny.policy(), look(1)
+    assert torch.equal(model.logits(frames, ["Put the Red, cube on the plate."]), model.logits(frames, [tiny.RED]))
+    assert not torch.equal(model.logits(frames, ["Put the Blue, cube on the plate."]), model.logits(frames, [tiny.RED]))
+
+
+def test_one_instruction_for_each_picture_is_needed():
+    frames, texts = look(3)
+    for some in (texts[:1], texts + texts):
+        with pytest.raises(UserError, match=f"3 pictures and {len(some)} instructions"):
+            tiny.policy().logits(frames, some)
 
 
 def test_the_words_of_the_instructions_are_known():
@@ -225,6 +244,29 @@ def test_an_environment_that_means_other_actions_is_refused():
         model.check_environment(env)
 
 
+@pytest.mark.parametrize("low, high", [(0.0, 0.0), (1.0, -1.0), (math.nan, 1.0), (-1.0, math.nan), (-math.inf, 1.0), (0.0, 1e-60), (-3e38, 3e38), (0.0, None), ("a", 1.0)])
+def test_a_range_that_is_none_is_refused_where_it_is_made(low, high):
+    """Also in single precision, as the policy counts."""
+    with pytest.raises(UserError, match="action statistics of 'gripper' have the range"):
+        ActionStatistics(("dx", "gripper"), (-1.0, low), (1.0, high))
+
+
+def test_actions_without_a_token_are_refused():
+    model = tiny.policy(statistics=STATISTICS)
+    with pytest.raises(UserError, match="actions hold NaN"):
+        model.tokenise([[0.0, math.nan, 0.0, 0.0]])
+    for shape in ((4, 1), (4, 7), (3,), ()):
+        with pytest.raises(UserError, match=r"expected \(\.\.\., 4\), a number for each of"):
+            model.tokenise(np.zeros(shape))
+    ends = model.tokenise([[math.inf] * 4, [-math.inf] * 4])
+    assert ends.tolist() == [[model.config.bins - 1] * 4, [0] * 4]
+
+
+def test_fewer_than_two_bins_are_refused():
+    with pytest.raises(UserError, match="bins is 1; expected 2 or more"):
+        PolicyConfig(bins=1)
+
+
 def test_statistics_of_another_robot_are_refused():
     with pytest.raises(UserError, match="name 3 dimensions.*the policy has 4"):
         tiny.policy(statistics=ActionStatistics(("x", "y", "z"), (0.0,) * 3, (1.0,) * 3))
@@ -295,6 +337,14 @@ def test_a_policy_without_its_tokenizer_is_refused(saved, damage):
     path = folder / "tokenizer.json"
     path.unlink() if damage == "missing" else path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match="tokenizer.json"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize("values", [[], {"names": ["a"], "low": [0.0], "high": [0.0]}, {"names": ["a"], "low": 0.0, "high": [1.0]}])
+def test_statistics_that_cannot_be_used_name_their_file(saved, values):
+    _, folder = saved
+    (folder / "actions.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="actions.json"):
         Policy.load(folder)
 
 

@@ -33,6 +33,11 @@ def episodes(count=12, steps=20, seed=0, other="", finish=None):
             "other": np.array([other and f"{other} {e}" for e in range(count)])}
 
 
+def spoken(**options):
+    """The same with a sentence that the model knows."""
+    return {**episodes(**options), "instruction": np.array([tiny.RED] * 12)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------- the model
 
 
@@ -65,6 +70,39 @@ def test_order_of_frames_and_words_matter():
     assert abs(logit - model(clips.flip(1), [tiny.RED])) > 1e-4 and abs(logit - model(clips, [tiny.BLUE])) > 1e-3
 
 
+@pytest.mark.parametrize("text, message", [
+    ("put the purple cube on the plate", "does not know the word purple of the instruction"),
+    ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
+    ("", "an instruction is empty"), (" ?! ", "an instruction is empty")])
+def test_sentences_that_the_model_cannot_read_are_refused(text, message):
+    clips = torch.from_numpy(tiny.noise_frames(2, L))
+    with pytest.raises(UserError, match=message):
+        tiny.reward_model()(clips, [tiny.RED, text])
+
+
+def test_case_and_punctuation_do_not_count():
+    model, clips = tiny.reward_model(), torch.from_numpy(tiny.noise_frames(1, L))
+    assert torch.equal(model(clips, ["Put the RED cube, on the plate!"]), model(clips, [tiny.RED]))
+
+
+def test_sentences_that_differ_in_the_order_of_words_alone_are_refused():
+    """Their words are summed: both would be one question."""
+    model, clips = tiny.reward_model(), torch.from_numpy(tiny.noise_frames(2, L))
+    one, two = "put the red block left of the white block", "put the white block left of the red block"
+    message = f"does not read the order of words, so '{one}' and '{two}' are the same to it"
+    with pytest.raises(UserError, match="does not read the order of words"):
+        model(clips, [one, two])
+    other = tiny.reward_model()
+    other(clips, [one, one.upper()])
+    with pytest.raises(UserError, match=message):  # nor one call after the other
+        other(clips, [two, two])
+
+
+def test_one_instruction_for_each_clip_is_needed():
+    with pytest.raises(UserError, match="2 pictures and 1 instructions"):
+        tiny.reward_model()(torch.from_numpy(tiny.noise_frames(2, L)), [tiny.RED])
+
+
 def test_shorter_instructions_in_a_batch_do_not_change_the_longer_ones():
     """Padding is not a word."""
     model = tiny.reward_model()
@@ -90,6 +128,19 @@ def test_score_is_the_best_window_and_needs_one():
         model.score(frames[:, :3], texts)
     with pytest.raises(UserError, match="6 windows of the episodes are judged and 7 in a row must agree"):
         model.score(frames, texts, min_consecutive=7)
+
+
+def test_a_score_judges_the_windows_that_end_at_multiples_of_the_stride():
+    model, texts = tiny.reward_model(), [tiny.RED] * 3
+    frames = torch.from_numpy(tiny.noise_frames(3, 11))  # numbers 0 to 10
+    windows = model.slide(frames, texts)  # the first ends at frame 3
+    assert torch.allclose(model.score(frames, texts, stride=4), windows[:, [1, 5]].amax(dim=1), atol=1e-6)
+    assert torch.allclose(model.score(frames, texts, stride=3), windows[:, [0, 3, 6]].amax(dim=1), atol=1e-6)
+    assert torch.allclose(model.score(frames, texts, stride=4, min_consecutive=2), windows[:, [1, 5]].amin(dim=1), atol=1e-6)
+    with pytest.raises(UserError, match="no window of 4 frames ends at every 11th of the episodes' 11 frames"):
+        model.score(frames, texts, stride=11)
+    with pytest.raises(UserError, match="stride between judged windows is 0"):
+        model.score(frames, texts, stride=0)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- clips
@@ -211,7 +262,7 @@ def test_of_two_frames_the_inflated_encoder_takes_the_mean(tower):
 
 
 def train_one_step(model):
-    loss = reward_loss(model, episodes(), half=4)
+    loss = reward_loss(model, spoken(), half=4)
     fit(model, loss, FitConfig(steps=1, lr=1e-2, warmup=0), seed=0, name="one")
 
 
@@ -264,7 +315,7 @@ def test_shifted_keeps_a_constant_picture():
 
 def test_clips_for_training_are_mirrored_and_of_other_brightness():
     """Pictures that rise from left to right: a slope's sign tells mirrored ones, its size how bright."""
-    model, data = tiny.reward_model(), episodes()
+    model, data = tiny.reward_model(), spoken()
     ramp = (8 * np.arange(16) + 40).astype(np.uint8)[:, None]  # (W, 1)
     data["frames"] = np.broadcast_to(ramp, (12, 21, 16, 16, 3))
     seen = []
@@ -281,7 +332,7 @@ def test_clips_for_training_are_mirrored_and_of_other_brightness():
 
 
 def test_no_clip_for_training_is_brighter_than_white():
-    model, data, seen = tiny.reward_model(), episodes(), []
+    model, data, seen = tiny.reward_model(), spoken(), []
     data["frames"] = np.full_like(data["frames"], 255)
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     reward_loss(model, data, half=20)(*generators(0, 0), 0)

@@ -1,11 +1,14 @@
 """One rollout function: what a Trajectory holds agrees with what the environment did, and can be done again."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 
 from wmpo_lite.errors import UserError
+from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.rollout import replay, rollout
 from wmpo_lite.trajectory import InitialStates
 
@@ -146,8 +149,6 @@ def test_replay_without_the_frames_between():
 
 
 def test_imagination_runs_under_the_same_function():
-    from wmpo_lite.imagined_env import ImaginedEnv
-
     def imagine(every_frame=True):
         env = ImaginedEnv(tiny.autoencoder(), tiny.world_model(), tiny.reward_model())
         return rollout(tiny.policy(contrast=1.0), env, tiny.states(3), horizon=8, temperature=1.6, every_frame=every_frame)
@@ -155,6 +156,63 @@ def test_imagination_runs_under_the_same_function():
     one, two = imagine(), imagine(every_frame=False)
     assert same(one, two, ("actions", "tokens")) and all(t.frames.shape == (9, 16, 16, 3) for t in one)
     assert all(np.array_equal(t.frames[0], frame) for t, frame in zip(one, tiny.states(3).frames))
+
+
+class Judge(torch.nn.Module):
+    """A reward model whose verdict on a window is written in its last frame: as good as random, and the same for all who ask."""
+
+    config = SimpleNamespace(clip=4)
+    slide, score = tiny.RewardModel.slide, tiny.RewardModel.score
+
+    def probabilities(self, clips, texts, batch=128):
+        return clips[:, -1].float().mean((1, 2, 3)) * 7919 % 1.0
+
+
+@pytest.mark.parametrize("hold", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("horizon", [12, 10, 9, 7])
+def test_rollout_replay_and_the_score_of_the_film_agree_for_every_horizon(horizon, stride, hold):
+    judge, states, threshold = Judge(), tiny.states(24, texts=(tiny.RED,)), {1: 0.8, 2: 0.6}[hold]
+    imagine = lambda: ImaginedEnv(tiny.autoencoder(), tiny.world_model(), judge, threshold=threshold, seed=3, reward_stride=stride, min_consecutive=hold, stop=False)  # noqa: E731
+    trajectories = rollout(tiny.policy(), imagine(), states, horizon=horizon, temperature=1.0, seed=1)
+    films, done = replay(imagine(), trajectories, states)
+    assert np.array_equal(films, np.stack([t.frames for t in trajectories])) and done.shape == (24, horizon)
+    success = [t.success for t in trajectories]
+    judged = len([end for end in range(stride, horizon + 1, stride) if end >= 3])
+    assert done.any(axis=1).tolist() == success and (judged < hold or 0 < sum(success) < 24)
+    assert [t.finish_step for t in trajectories] == [int(d.argmax()) + 1 if d.any() else horizon for d in done]
+    if judged >= hold:
+        assert (judge.score(torch.from_numpy(films), list(states.instructions), stride, hold) >= threshold).tolist() == success
+
+
+def test_the_last_frame_of_an_odd_horizon_is_the_newest():
+    """Also where only the frames at chunk ends are drawn."""
+    for whole, sparse in zip(roll(horizon=6), roll(horizon=6, every_frame=False)):
+        assert np.array_equal(whole.frames[6], sparse.frames[6]) and np.array_equal(whole.frames[4], sparse.frames[5])
+
+
+def test_no_step_is_carried_out_beyond_the_horizon():
+    env = tiny.Counter()
+    trajectories = roll(env, horizon=6)
+    assert np.allclose(env.total, [t.initial_state[0] + t.actions[:, 0].sum() for t in trajectories], atol=1e-5)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(horizon=0), "horizon is 0"), (dict(horizon=-4), "horizon is -4"), (dict(batch=0), "batch 0"), (dict(groups=[0, 0, 1]), "3 group numbers for 6 initial states")])
+def test_rollouts_that_cannot_be_are_refused(options, message):
+    env = tiny.Counter()
+    with pytest.raises(UserError, match=message):
+        roll(env, **options)
+    assert env.resets == []
+
+
+def test_a_replay_needs_a_state_for_each_trajectory_and_trajectories_of_one_kind():
+    trajectories = roll(count=3)
+    for some, states in ((trajectories, tiny.states(1)), (trajectories[:1], tiny.states(3)), ([], tiny.states(3)), (trajectories, tiny.states(3)[:0])):
+        with pytest.raises(UserError, match=f"{len(some)} trajectories to replay and {len(states)} initial states"):
+            replay(tiny.Counter(), some, states)
+    with pytest.raises(UserError, match=r"trajectories differ in .steps, action dimensions.: \[.8, 4., .12, 4.\]"):
+        replay(tiny.Counter(), trajectories[:2] + roll(count=1, horizon=8), tiny.states(3))
 
 
 def test_one_state_is_a_batch_of_one():

@@ -422,3 +422,18 @@ def test_another_colour_is_another_one_and_both_occur():
     found = {pair.with_another_colour("put the red cube on the plate", number) for number in range(4)}
     assert found == {"put the green cube on the plate", "put the blue cube on the plate"}
     assert pair.with_another_colour("open the drawer", 0) == ""
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(env, shape):
+    """A row too few would be broadcast to all episodes, a number too many ignored."""
+    env.reset(states(3))
+    before = env.qpos.copy()
+    with pytest.raises(UserError, match=r"actions have shape .*; expected \(3, K, 4\)"):
+        env.step_chunk(np.zeros(shape))
+    assert np.array_equal(env.qpos, before)
+
+
+def test_an_environment_is_reset_before_it_is_stepped(env):
+    with pytest.raises(UserError, match="reset it to initial states first"):
+        env.step_chunk(np.zeros((3, 4, 4)))

@@ -1,5 +1,6 @@
 """The training loop: exact resume, averaged weights, what else belongs to a checkpoint, refusals."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -124,6 +125,112 @@ def test_a_checkpoint_of_another_model_is_a_user_error(tmp_path):
     module = nn.Linear(2, 2)
     with pytest.raises(UserError):
         fit(module, lambda *_: (module.weight.sum(), {}), CONFIG, seed=0, name="stage", folder=tmp_path)
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(seed=1), "seed: 0 there, 1 here"), (dict(name="other"), "name: stage there, other here"), (dict(lr=2e-2), "lr: 0.01 there, 0.02 here"),
+    (dict(ema=0.5), "ema: 0.9 there, 0.5 here"), (dict(ema=0.0), "ema: 0.9 there, 0.0 here"), (dict(weight_decay=0.0), "weight_decay"), (dict(warmup=5), "warmup"),
+    (dict(steps=30), "steps: 24 there, 30 here"), (dict(steps=12), "steps: 24 there, 12 here"), (dict(made_from={"data": "b"}), "data: a there, b here"),
+    (dict(made_from={}), "data: a there, None here")], ids=str)
+@pytest.mark.parametrize("stop_at", [None, 13])
+def test_a_training_made_from_something_else_is_refused_and_kept(tmp_path, change, said, stop_at):
+    def attempt(stop_at=None, **change):
+        options = dict(seed=0, name="stage", made_from={"data": "a"})
+        options |= {key: change.pop(key) for key in options if key in change}
+        module = network()
+        return module, fit(module, regression(module, stop_at), dataclasses.replace(CONFIG, **change), folder=tmp_path, **options)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        attempt(stop_at)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=f"holds a training that was made from something else .{said}"):
+        attempt(**change)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert equal(attempt(save_every=3)[0], run()[0])  # when to save is no part of the result
+
+
+def test_other_weights_to_begin_with_are_refused_and_leave_the_module_as_it_was(tmp_path):
+    run(tmp_path)
+    module = network()
+    with torch.no_grad():
+        module[0].bias[0] += 1e-7
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(UserError, match="initial weights: [0-9a-f]{12} there, [0-9a-f]{12} here"):
+        fit(module, regression(module), CONFIG, seed=0, name="stage", folder=tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_buffers_that_are_not_saved_belong_to_what_a_training_began_with(tmp_path):
+    """Such as a policy's action range: other tokens would be learnt."""
+    def build(high):
+        module = network()
+        module.register_buffer("high", torch.tensor(high), persistent=False)
+        return module
+
+    fit(one := build(1.0), regression(one), CONFIG, seed=0, name="stage", folder=tmp_path)
+    with pytest.raises(UserError, match="initial weights"):
+        fit(two := build(0.5), regression(two), CONFIG, seed=0, name="stage", folder=tmp_path)
+
+
+def test_more_steps_go_on_where_the_learning_rate_does_not_fall_to_the_last(tmp_path):
+    flat = dataclasses.replace(CONFIG, decay=0.0)
+    run(tmp_path, config=flat)
+    longer = dataclasses.replace(flat, steps=40)
+    assert equal(run(tmp_path, config=longer)[0], run(config=longer)[0])
+    with pytest.raises(UserError, match="steps: 40 there, 24 here"):
+        run(tmp_path, config=flat)
+
+
+def freeze(module, *names):
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in names)
+    return module
+
+
+def test_a_training_of_other_parameters_is_refused(tmp_path):
+    """Of equal shapes, so that by position one layer would start with another's moments in silence."""
+    def attempt(*frozen):
+        torch.manual_seed(0)
+        module = freeze(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)), *frozen)
+        fit(module, regression(module), CONFIG, seed=0, name="stage", folder=tmp_path)
+
+    attempt("0.weight", "0.bias")
+    with pytest.raises(UserError, match="holds a training of other parameters .0.bias and 3 more."):
+        attempt("1.weight", "1.bias")
+    with pytest.raises(UserError, match="holds a training of other parameters .0.bias and 1 more."):
+        attempt()
+
+
+def test_the_optimisers_state_goes_by_name(tmp_path):
+    """The same parameters in another order of registration, as another version of a model may have."""
+    def build(order):
+        torch.manual_seed(0)
+        layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}
+        module = nn.ModuleDict({key: layers[key] for key in order})
+        loss = lambda g, r, step: ((module["b"](module["a"](x := torch.randn(8, 3, generator=g))) - x).square().mean(), {})  # noqa: E731
+        return module, loss
+
+    def attempt(order, steps, folder=None):
+        module, loss = build(order)
+        fit(module, loss, dataclasses.replace(CONFIG, steps=steps, decay=0.0, ema=0.0, grad_clip=1e6), seed=0, name="stage", folder=folder)
+        return module
+
+    attempt("ab", 10, tmp_path)
+    resumed, whole = attempt("ba", 24, tmp_path), attempt("ab", 24)
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
+
+
+def test_a_training_that_does_not_say_what_it_was_made_from_is_refused(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "progress.json"
+    found = json.loads(path.read_text())
+    del found["made_from"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="does not say what it was made from"):
+        run(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="progress.json"):
+        run(tmp_path)
 
 
 def walk(extra, stop_at=None, folder=None):
@@ -266,3 +373,14 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
     log({"stage": "a", "loss": math.nan, "kept": np.int64(3)}), log({"stage": "b", "rate": np.float32(0.5)})
     assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
         {"stage": "a", "loss": None, "kept": 3}, {"stage": "b", "rate": 0.5}]
+
+
+@pytest.mark.parametrize("value", [math.nan, np.float32("inf"), np.float64("nan"), [0.5, math.nan], {"x": [-math.inf]}, np.array([math.nan])])
+def test_numbers_that_are_none_are_valid_json_and_found_by_the_doctor(tmp_path, value):
+    from wmpo_lite.diagnosis import diagnose
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log({"stage": "align", "step": 1, "loss": value}), log({"stage": "reward", "step": 1, "loss": 0.5})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text and "null" in text
+    found = [f for f in diagnose(tmp_path) if f.topic == "metrics"]
+    assert [f.level for f in found] == ["problem"] and "stage align logged NaN or infinity" in found[0].message

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.actions import check_actions
 from wmpo_lite.errors import UserError
 
 
@@ -41,6 +42,7 @@ class Desk:
 
     def __init__(self, env, config: DeskConfig = DeskConfig(), step: float | None = None):
         from wmpo_lite.envs.tabletop.env import MAX_STEP
+        self._newest = None
         self.env, self.config, self.step = env, config, MAX_STEP if step is None else step  # metres that a command of 1 moves the tips
         if config.low is not None and not hasattr(env, "tip"):
             raise UserError("DeskConfig.low and high need an environment that knows where its finger tips are (`tip`); this one does not")
@@ -59,9 +61,7 @@ class Desk:
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
         """The chunk, one control step after the other through the limits. Frames (B, K, H, W, 3) are what the late and noisy camera gave; NaN stops the arm with a
         UserError before anything moves."""
-        actions = np.asarray(actions, dtype=np.float64)
-        if not np.isfinite(actions).all():
-            raise UserError("actions hold NaN or infinity; the arm was not moved")
+        actions = check_actions(actions, None if self._newest is None else len(self._newest), self.env.action_dim, "the arm was not moved")
         frames, done, info = [], [], {}
         for action in np.moveaxis(actions, 1, 0):
             allowed, limited = self._limit(action)

@@ -143,7 +143,8 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         sample = to_float(torch.from_numpy(frames[spread_over]))
         loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
         settings = FitConfig(steps=config.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, decay=0.5, save_every=500)
-        records = fit(model, loss, settings, seed=seed, name="autoencoder", folder=work / "fit_autoencoder")
+        records = fit(model, loss, settings, seed=seed, name="autoencoder", folder=work / "fit_autoencoder",
+                      made_from={"frames": checkpoint.digest({"frames": frames})})  # fmt: skip
         model.measure_spread(sample)
         model.save(home / "autoencoder", note(asked, records, frames=len(frames)))
 
@@ -159,7 +160,8 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         settings = FitConfig(
             steps=config.world_model_steps, lr=config.world_model_lr, warmup=100, decay=0.5, ema=0.998, save_every=500
         )
-        records = fit(model, pool.loss, settings, seed=seed, name="world model", folder=work / "fit_world_model", extra=pool.tensors)
+        records = fit(model, pool.loss, settings, seed=seed, name="world model", folder=work / "fit_world_model", extra=pool.tensors,
+                      made_from=pool.origin())  # fmt: skip
         model.save(home / "world_model", note(asked, records))
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.actions import check_actions
 from wmpo_lite.envs.libero.look import Look
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of
@@ -109,12 +110,7 @@ class LiberoEnv:
         `turned` (B, K, n, 4), w x y z, and the `opening` (B, K) of the gripper in [0, 1]: only experts, tests and teleoperation may look at these; `now` has the newest of each, after a reset too; and `wrist`,
         like the frames, if that camera is on.
         """
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.ndim != 3 or actions.shape[0] != self._batch or actions.shape[2] != ACTION_DIM or not actions.shape[1]:
-            raise UserError(f"actions have shape {actions.shape}; expected ({self._batch}, K, {ACTION_DIM}), one row for each episode of the last reset")
-        if not np.isfinite(actions).all():
-            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
-        actions = np.clip(actions, -1, 1)
+        actions = np.clip(check_actions(actions, self._batch, ACTION_DIM), -1, 1)
         answers = self._exchange([({"do": "step", "every_frame": every_frame}, {"actions": actions[part]}) for part in self._parts])
         info = _joined(answers)
         frames, done = info.pop("frames"), info.pop("done")

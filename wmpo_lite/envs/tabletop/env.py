@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.actions import check_actions
 from wmpo_lite.envs.drawing import import_mujoco
 from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
@@ -109,9 +110,7 @@ class TabletopEnv:
 
         info holds `states` (B, K, nq): the joint state after every step, which only experts, tests and teleoperation may look at.
         """
-        actions = np.asarray(actions, dtype=np.float64)
-        if not np.isfinite(actions).all():
-            raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        actions = check_actions(actions, None if self.initial is None else len(self.initial), ACTION_DIM)
         batch, steps, _ = actions.shape
         frames = np.zeros((batch, 0 if every_frame is None else steps if every_frame else 1, self.size, self.size, 3), dtype=np.uint8)
         done = np.zeros((batch, steps), dtype=bool)
