@@ -49,7 +49,7 @@ def test_workers_end_with_the_program_even_when_it_is_killed():
 
 def test_a_machine_that_cannot_draw_is_told_so(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "no-such-thing")
-    with pytest.raises(UserError, match="cannot draw here .*apt-get install libegl1"):
+    with pytest.raises(UserError, match="cannot render here .*apt-get install libegl1"):
         LiberoEnv(get_task("libero_object", 0), workers=1)
 
 
