@@ -30,7 +30,7 @@ def episodes(arguments) -> list[dict]:
     torch.set_num_threads(1)
     task, policy = get_task(task_name), load_policy(policy_name, task_name)
     states, size = initial_states(task, "validation", np.arange(first, first + count)), policy.config.image
-    policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), ["warm up"])
+    policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [states.instructions[0]])
     out = []
 
     def go(arm, test, row):

@@ -61,7 +61,7 @@ def main(run: str, *names: str):
     states = w.states("validation", TRUST_STATES + TRAINING_STATES * w.run.seed, w.settings.trust_rollouts)
     real = rollout(w.base(), w.env, states, horizon=w.horizon, temperature=w.settings.temperature, seed=w.run.seed + 1)
     truth, made = np.stack([t.frames for t in real]), {}
-    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(PATH) if PATH.exists() else [])}
+    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(PATH, [dict]) if PATH.exists() else [])}
     for name in names or VARIANTS:
         which, changes, steps = VARIANTS[name]
         clock = time.process_time()

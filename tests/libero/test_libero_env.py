@@ -77,6 +77,8 @@ def test_rollout_runs_a_policy_and_its_trajectories_are_saved(env, states, tmp_p
     from wmpo_lite.policy import ActionStatistics
     statistics = ActionStatistics(names=ACTION_NAMES, low=(-1.0,) * 7, high=(1.0,) * 7)
     policy = tiny.policy(image=64, patch=16, action_dim=7, statistics=statistics)
+    act = policy.act
+    policy.act = lambda frames, texts, *more: act(frames, [tiny.RED] * len(texts), *more)  # it does not know LIBERO's words
     found = rollout(policy, env, states[:2], horizon=8, temperature=1.0, every_frame=False)
     assert [len(t) for t in found] == [8, 8] and found[0].frames.shape == (9, 64, 64, 3) and not found[0].success
     save_trajectories(tmp_path / "a.hdf5", found, env_args={"suite": "libero_object"}, provenance={})

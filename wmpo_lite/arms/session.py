@@ -45,13 +45,14 @@ class Session:
         from wmpo_lite.arms.estop import Keys, signals_interrupt
         s = self.s
         size = self.policy.config.image
-        self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), ["warm up"])  # the first call is slow, and the arm should not wait for it
         with ExitStack() as stack:
             stack.enter_context(Owner(self.run_folder))
             stack.enter_context(signals_interrupt())
             self.keys = stack.enter_context(Keys())
             self._open(stack, size)
             self.keys.on_stop = self.arm.stop
+            said = s.instruction or self.states.instructions[self.first_row]
+            self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [said])  # the first call is slow, and the arm should not wait for it
             if s.dry_run:
                 return self._dry_run()
             self._choose_mark()
