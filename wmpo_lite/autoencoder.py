@@ -120,7 +120,7 @@ class Autoencoder(nn.Module):
     def load(cls, folder) -> "Autoencoder":
         """Read what `save` wrote."""
         config = checkpoint.load_config(folder, AutoencoderConfig, cls.__name__)
-        return checkpoint.load_state(folder, cls(config)).eval()
+        return checkpoint.load_model(folder, lambda: cls(config)).eval()
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:

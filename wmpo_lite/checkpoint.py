@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.files import _plain, is_a, make_folder, one_sentence, plain, read_json, whole_folder, write_atomic, write_json  # noqa: F401
+from wmpo_lite.files import _plain, is_a, make_folder, one_sentence, plain, read_json, restore, whole_folder, write_atomic, write_json  # noqa: F401
 
 PACKAGES = ("torch", "transformers", "diffusers", "mujoco", "numpy")
 
@@ -68,7 +68,7 @@ def save_module(folder: Path, module, config, provenance: dict | None = None, ex
 
 def load_config(folder: Path, config_class, class_name: str):
     """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's fields."""
-    values = read_json(Path(folder) / "config.json")
+    values = read_json(restore(folder) / "config.json")
     found = values.pop("class", None)
     if found != class_name:
         raise UserError(f"{folder} holds a '{found}', expected a '{class_name}'; check which folder belongs to which option")
@@ -79,17 +79,53 @@ def load_config(folder: Path, config_class, class_name: str):
         usual = field.default
         if name not in values and usual is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train it again")
-        if name in values and usual not in (dataclasses.MISSING, None) and not is_a(values[name], list if isinstance(usual, tuple) else type(usual)):
+        if name in values and usual not in (dataclasses.MISSING, None) and not _fits(values[name], usual):
             raise UserError(f"{folder}/config.json has {values[name]!r} for '{name}', expected something like {usual!r}; it was edited, fetch or train it again")
     return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+LARGEST_SIZE = 2**31 - 1
+
+
+def _fits(value, usual) -> bool:
+    """Whether a setting from JSON is of the type of the usual one; numbers must be finite and no larger than any size can be."""
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and all(_fits(item, usual[0]) for item in value) if usual else isinstance(value, list)
+    return is_a(value, type(usual)) and (isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or abs(value) <= LARGEST_SIZE)
+
+
+def load_model(folder: Path, build):
+    """The module that `build()` makes, with the weights of a checkpoint folder.
+
+    It is built on the `meta` device first, where nothing is allocated: a config.json that was edited, or weights that do
+    not fit it, cost a sentence and not the machine's memory.
+    """
+    import torch
+    try:
+        with torch.device("meta"):
+            sketch = build()
+    except UserError:
+        raise
+    except Exception as error:  # whatever layers say of sizes that cannot be
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder}/config.json describes a model that cannot be built ({said}); it was edited, fetch or train it again") from error
+    tensors = load_tensors(Path(folder) / "model.safetensors")
+    _require_fit(folder, tensors, sketch)
+    module = build()
+    module.load_state_dict(tensors)
+    return module
+
+
+def _require_fit(folder, tensors: dict, module):
+    own = module.state_dict()
+    if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
+        raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
 
 
 def load_state(folder: Path, module, keep_dtype: bool = False):
     """Load the weights of a checkpoint folder into `module`, exactly; keep_dtype: in the number types that they were saved in, not the module's."""
     tensors = load_tensors(Path(folder) / "model.safetensors")
-    own = module.state_dict()
-    if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
-        raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
+    _require_fit(folder, tensors, module)
     if keep_dtype:
         for key, value in module.state_dict(keep_vars=True).items():
             value.data = value.data.to(tensors[key].dtype)

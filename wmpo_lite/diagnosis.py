@@ -69,8 +69,12 @@ def _read_lines(path: Path, findings: list) -> list[dict]:
     lines, records, bad = path.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
     for number, line in enumerate(lines):
         try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("no object")
+            hash((record.get("stage"), record.get("step")))
+            records.append(record)
+        except (ValueError, TypeError, RecursionError):
             bad += bool(line.strip()) and number + 1 < len(lines)
     # A run that was resumed may log a step twice: the later record counts.
     records = list({(r.get("stage"), r.get("step", n)): r for n, r in enumerate(records)}.values())

@@ -3,6 +3,8 @@ import errno
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import numpy as np
 from wmpo_lite.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What reading a damaged zip archive, or an array inside it, raises.
+BROKEN_ARCHIVE = (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, NotImplementedError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCKED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
@@ -105,10 +109,20 @@ def swap(staging: Path, folder: Path):
         shutil.rmtree(old, ignore_errors=True)
 
 
+def restore(folder: Path) -> Path:
+    """`folder`, put back first if a kill between the two renames of `swap` has left only its old content beside it."""
+    folder = Path(folder)
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.is_dir():
+        with one_sentence(folder):
+            os.replace(old, folder)
+    return folder
+
+
 @contextmanager
 def whole_folder(folder: Path):
     """Gives an empty folder to write into; it takes the place of `folder` once all inside went well, and is gone otherwise."""
-    folder = Path(folder)
+    folder = restore(folder)
     staging = folder.with_name(folder.name + ".part")
     try:
         with one_sentence(folder):
@@ -119,6 +133,25 @@ def whole_folder(folder: Path):
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+# -- arrays --------------------------------------------------------------------------------------------------------------
+
+
+def read_arrays(path: Path) -> dict:
+    """All arrays of an npz file by name, each checked against its checksum. UserError with the file's name where that cannot be; nothing is unpickled."""
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            found = {}
+            for name in archive.namelist():
+                with archive.open(name) as part:
+                    found[name.removesuffix(".npy")] = np.lib.format.read_array(part, allow_pickle=False)
+            return found
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; make it again, or fetch it") from error
+    except BROKEN_ARCHIVE as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as arrays ({said}); it is damaged, move it away to have it made anew") from error
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------------

@@ -254,7 +254,8 @@ class Policy(TokenPolicy):
     @classmethod
     def load(cls, folder):
         config = checkpoint.load_config(folder, PolicyConfig, cls.__name__)
-        return checkpoint.load_state(folder, cls(config, *load_language(folder))).eval()
+        language = load_language(folder)
+        return checkpoint.load_model(folder, lambda: cls(config, *language)).eval()
 
 
 def language_files(policy) -> dict:

@@ -23,9 +23,9 @@ def read_metrics(path: Path) -> list[dict]:
     for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "stage" in record and "step" in record:
+        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
             records[record["stage"], record["step"]] = record
     return list(records.values())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import wilson_interval
+from wmpo_lite.files import read_arrays
 
 RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
 PATH = RESULTS / "main_job.json"
@@ -116,8 +117,10 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     films = run / "trust_films.npz"
     if not films.exists():
         raise UserError(f"{films} is missing; the run was stopped before its trust panel, run the same demo again to finish it")
-    with np.load(films) as data:
-        rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
+    data = read_arrays(films)
+    if absent := sorted({"real", "imagined"} - set(data)):
+        raise UserError(f"{films} lacks '{absent[0]}'; delete it and run the same demo again")
+    rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
     buffer = io.BytesIO()
     grid, task = np.concatenate(rows), checkpoint.read_json(run / "config.json", {"task": str})["task"]
     path = Path(folder) / f"real_and_imagined{'_libero' if '/' in task else '' if task == 'place' else '_' + task}.png"
@@ -143,7 +146,10 @@ SPEEDS = {"default": "LIBERO as it comes (128 px, 2 views)", "official_128_wrist
 
 def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
     """What tests/bench/bench_libero.py measured: rendered simulator steps a second by suite and look (how many times LIBERO's default), then imagination."""
+    row = {"steps_s": float, "times_default": float}
+    suite = {**dict.fromkeys(SPEEDS, row), "imagination": dict.fromkeys(("simulator_frames_s", "frames_s", "ratio"), float)}
     found = checkpoint.read_json(path)
+    found = checkpoint.read_json(path, {name: suite for name, value in found.items() if isinstance(value, dict)})
     suites = [name for name in found if isinstance(found[name], dict)]
     rows = [f"| rendered simulator steps a second | {' | '.join(suites)} |", "|---" * (1 + len(suites)) + "|"]
     for name, words in SPEEDS.items():

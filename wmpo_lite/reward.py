@@ -158,7 +158,8 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, folder):
-        return checkpoint.load_state(folder, cls(checkpoint.load_config(folder, RewardConfig, cls.__name__))).eval()
+        config = checkpoint.load_config(folder, RewardConfig, cls.__name__)
+        return checkpoint.load_model(folder, lambda: cls(config)).eval()
 
 
 def last_judged(frame: int, stride: int) -> int:

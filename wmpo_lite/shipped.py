@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError, require_between
-from wmpo_lite.files import whole_folder
+from wmpo_lite.files import restore, whole_folder
 from wmpo_lite.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
@@ -18,7 +18,7 @@ class Shipped:
     def __init__(self, task: str = "place", assets: Path = ASSETS):
         from wmpo_lite.envs.tasks import folder_name, get_task
         self.task, self.home, self.shared = get_task(task), Path(assets) / folder_name(task), Path(assets) / "tabletop"
-        self.run = self.home / "run"
+        self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
             raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `make assets`")
 

@@ -123,13 +123,13 @@ def origin(module, folder, **settings) -> dict:
 
 def check_origin(folder, found: dict | None, made: dict):
     """Refuse to go on with a training that was made from something else; more steps are fine where the learning rate does not fall towards the last."""
-    if found is None:
+    if not isinstance(found, dict):
         raise UserError(f"{folder} holds a training that does not say what it was made from (an older version of the kit wrote it); choose another folder or remove it")
     if found.get("trained parameters") != made["trained parameters"]:
-        others = sorted(set(found.get("trained parameters", [])) ^ set(made["trained parameters"]))
+        others = sorted(set(map(str, found.get("trained parameters") or [])) ^ set(made["trained parameters"])) or ["in another order"]
         raise UserError(f"{folder} holds a training of other parameters ({others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}); choose another folder or remove it")
     changed = sorted(key for key in found.keys() | made.keys() if found.get(key) != made.get(key))
-    if changed == ["steps"] and made["steps"] > found["steps"] and not made["decay"]:
+    if changed == ["steps"] and isinstance(found["steps"], int) and made["steps"] > found["steps"] and not made["decay"]:
         return
     if changed:
         what = ", ".join(f"{key}: {found.get(key)} there, {made.get(key)} here" for key in changed)
@@ -156,21 +156,27 @@ def save_progress(folder, step, module, optimiser, average, records, made, extra
 def load_progress(folder, module, optimiser, average, made, extra=None):
     """Put a checkpoint into module, optimiser, average and extra; returns (step, records). UserError where it was not `made` from the same; nothing is changed then."""
     path = Path(folder) / "progress.json"
-    progress = checkpoint.read_json(path)
-    if not isinstance(progress, dict) or not {"step", "state", "records"} <= progress.keys():
-        raise UserError(f"{path} is not the progress of a training (it lacks step, state or records); it was edited, remove {folder} and train again")
+    progress = checkpoint.read_json(path, {"step": int, "state": str, "records": [dict]})
+    if progress["state"] != f"state_{progress['step']}.safetensors" or not all({"stage", "step"} <= record.keys() for record in progress["records"]):
+        raise UserError(f"{path} is not the progress of a training (its step, state and records do not fit each other); it was edited, remove {folder} and train again")
     tensors = checkpoint.load_tensors(Path(folder) / progress["state"])
     weights = {key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")}
     own = module.state_dict()
     if set(weights) != set(own) or any(weights[key].shape != own[key].shape for key in own):
         raise UserError(f"{folder} holds the unfinished training of another model (other names or shapes); remove it or choose another folder")
-    for key in extra or {}:
-        if f"extra.{key}" not in tensors:
-            raise UserError(f"{folder} holds the unfinished training of another kind (it lacks '{key}'); remove it or choose another folder")
     check_origin(folder, progress.get("made_from"), made)
-    module.load_state_dict(weights)
+    wanted = {f"extra.{key}": value.shape for key, value in (extra or {}).items()}
+    wanted |= {f"average.{name}": value.shape for name, value in (average or {}).items()}
     for name, parameter in trainable(module).items():
         if f"optimiser.{name}.step" in tensors:  # a parameter that has had no gradient yet has no state
+            wanted |= {f"optimiser.{name}.step": (), **{f"optimiser.{name}.{key}": parameter.shape for key in ("exp_avg", "exp_avg_sq")}}
+    for key, shape in wanted.items():
+        if key not in tensors or tensors[key].shape != shape:
+            what = f"{'has another shape of' if key in tensors else 'lacks'} '{key.removeprefix('extra.')}'"
+            raise UserError(f"{folder} holds the unfinished training of another kind (it {what}); remove it or choose another folder")
+    module.load_state_dict(weights)
+    for name, parameter in trainable(module).items():
+        if f"optimiser.{name}.step" in tensors:
             optimiser.state[parameter] = {key: tensors[f"optimiser.{name}.{key}"].clone().to("cpu" if key == "step" else parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")}
         if average is not None:
             average[name].copy_(tensors[f"average.{name}"])

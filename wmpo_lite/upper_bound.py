@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite import checkpoint
-from wmpo_lite.errors import require_between
+from wmpo_lite.errors import UserError, require_between
 from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
 
 
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
     """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
     require_between("--iterations", iterations, 1, 1_000_000)
+    done = Path(folder) / "stages" / "upper.json"
+    if done.exists() and (found := checkpoint.read_json(done, {"result": {"iterations": int}})["result"]["iterations"]) != iterations:
+        raise UserError(f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for; choose another --name, or remove the folder")
     with closing(Workspace(run, folder)) as w:
         return _upper_bound(w, iterations)
 

@@ -117,4 +117,4 @@ class WorldModel(nn.Module):
     def load(cls, folder) -> "WorldModel":
         """Read what `save` wrote."""
         config = checkpoint.load_config(folder, WorldModelConfig, cls.__name__)
-        return checkpoint.load_state(folder, cls(config)).eval()
+        return checkpoint.load_model(folder, lambda: cls(config)).eval()

@@ -1,40 +1,17 @@
 """The main job itself, in the smoke profile: it ends with a report, and a killed run resumed gives the numbers of one that was not."""
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from reliability.kills import COMMAND, differences, finish, killed, start
+
 pytestmark = pytest.mark.integration
-COMMAND = [sys.executable, "-m", "wmpo_lite.cli", "demo", "--profile", "smoke", "--rollout-budget", "32", "--name"]
-TIMED = {"seconds", "demo_s", "iteration_s", "commit"}  # what the clock and the checkout decide
-
-
-def start(folder: Path, name: str) -> subprocess.Popen:
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
-    return subprocess.Popen([*COMMAND, name], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, out
-    return out
-
-
-def timeless(value):
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in TIMED}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, finish(start(folder, "run"))
+    return folder, finish(start(folder))
 
 
 def test_one_command_ends_with_numbers_and_a_report(whole):
@@ -83,27 +60,16 @@ def test_the_trust_panel_compares_before_and_after_alignment(whole):
     assert trust["psnr"]["copy_last"] == trust["before_alignment"]["psnr"]["copy_last"] and "before alignment" in out
 
 
-def test_killed_and_started_again_it_ends_with_the_same_numbers(whole, tmp_path):
+def test_killed_five_times_and_started_again_it_ends_bit_for_bit_as_if_left_alone(whole, tmp_path):
     folder, _ = whole
-    process = start(tmp_path, "run")
-    deadline = time.time() + 300
-    while not (tmp_path / "runs" / "run" / "stages" / "align.json").exists() and time.time() < deadline:
-        time.sleep(0.2)
-    time.sleep(1.5)  # into the next stage
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not (tmp_path / "runs" / "run" / "result.json").exists(), "the run ended before it could be killed"
-    finish(start(tmp_path, "run"))
-    for name in ("result.json", "evaluation.json", "trust.json"):
-        first, second = (json.loads((f / "runs" / "run" / name).read_text()) for f in (folder, tmp_path))
-        assert timeless(first) == timeless(second), name
-    assert (folder / "runs/run/policies/wmpo/model.safetensors").read_bytes() == (tmp_path / "runs/run/policies/wmpo/model.safetensors").read_bytes()
+    where = killed(tmp_path, [7.0, 12.0, 16.0, 12.0, 16.0])
+    assert where.count("after the end") <= 1, where
+    assert differences(folder / "runs" / "run", tmp_path / "runs" / "run") == []
 
 
 def test_other_settings_in_the_same_folder_are_refused(whole):
     folder, _ = whole
-    done = subprocess.run([*COMMAND, "run", "--seed", "5"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "wmpo_lite.cli", *COMMAND, "--seed", "5"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1 and "other settings (seed)" in done.stderr and "Traceback" not in done.stderr
 
 

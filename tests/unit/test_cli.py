@@ -62,6 +62,15 @@ def test_the_upper_bound_of_a_task_of_libero_has_a_folder_of_its_own(capsys):
     assert run_folder(f"{folder_name('libero_object/0')}-upper-s0").parent.name == "runs"
 
 
+def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "up" / "stages").mkdir(parents=True)
+    (tmp_path / "runs" / "up" / "stages" / "upper.json").write_text('{"result": {"iterations": 40}}')
+    with pytest.raises(SystemExit):
+        cli.main(["upper-bound", "--name", "up", "--iterations", "3"])
+    assert "runs/up holds an upper bound of 40 iterations and 3 are asked for" in capsys.readouterr().err
+
+
 def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatch):
     monkeypatch.setattr(cli, "train_assets", lambda *a: pytest.fail("training has begun"))
     assert "smaller than one group" in refused(capsys, "demo", "--from-scratch", "--rollout-budget", "4")

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from wmpo_lite import checkpoint, files
+from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.errors import UserError
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.train import MetricsLog
@@ -121,6 +122,35 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with files.whole_folder(tmp_path / "a") as staging:
         (staging / "new").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
+
+
+@pytest.mark.parametrize("use", [lambda folder: Autoencoder.load(folder), lambda folder: tiny.autoencoder().save(folder)])
+def test_what_a_kill_between_two_renames_has_put_aside_comes_back(tmp_path, use):
+    tiny.autoencoder().save(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "a.old")
+    (tmp_path / "a.part").mkdir()
+    use(tmp_path / "a")
+    assert (tmp_path / "a" / "model.safetensors").is_file() and not (tmp_path / "a.old").exists()
+
+
+# -- arrays ---------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_come_back_and_damage_is_one_sentence(tmp_path):
+    path, wanted = tmp_path / "a.npz", {"frames": tiny.noise_frames(3), "words": np.array(["a", "b"])}
+    np.savez_compressed(path, **wanted)
+    found = files.read_arrays(path)
+    assert set(found) == set(wanted) and all((found[key] == wanted[key]).all() for key in wanted)
+    whole = bytearray(path.read_bytes())
+    for broken in (whole[: len(whole) // 2], whole[:60] + bytes(30) + whole[90:], b"", b"\x93NUMPY"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="a.npz cannot be read as arrays .*move it away"):
+            files.read_arrays(path)
+    np.savez(path, objects=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="cannot be read as arrays"):
+        files.read_arrays(path)
+    with pytest.raises(UserError, match="a.npz is missing"):
+        files.read_arrays(path.with_name("b") / "a.npz")
 
 
 # -- JSON -----------------------------------------------------------------------------------------------------------------

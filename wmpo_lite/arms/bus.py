@@ -63,20 +63,21 @@ class FeetechBus:
     seconds: time spent on the line since it was opened; retries: answers that had to be asked for again.
     """
 
-    def __init__(self, port: str, ids, *, patience: float = PATIENCE, calm: float = CALM, tries: int = TRIES):
+    def __init__(self, port: str, ids, *, patience: float = PATIENCE, calm: float = CALM, tries: int = TRIES, exclusive: bool = True):
+        self.exclusive = exclusive
         self.port, self.ids, self.patience, self.calm, self.tries = str(port), [int(i) for i in ids], patience, calm, tries
         self.seconds, self.retries = 0.0, 0
         self._line, self._lock = None, threading.RLock()
 
     def open(self) -> None:
-        """Open the port for this process alone. UserError if it cannot be."""
+        """Open the port, for this process alone if `exclusive`. UserError if it cannot be."""
         try:
             import scservo_sdk
             import serial
         except ImportError as error:
             raise UserError(f"the SO-101 needs Feetech's SDK and pyserial, and {error.name} is not installed; run: pip install 'wmpo_lite[arm]'") from None
         try:
-            self._line = _port_class(scservo_sdk, serial)(self.port, self.patience)
+            self._line = _port_class(scservo_sdk, serial)(self.port, self.patience, self.exclusive)
             self._line.openPort()
         except Exception as error:  # SerialException, OSError, ValueError, termios.error: each says why
             self._line = None
@@ -292,13 +293,14 @@ def _port_class(sdk, serial):
     """The SDK's port, waiting in the operating system instead of a busy loop, with a clock that nobody sets and a deadline that holds."""
 
     class Port(sdk.PortHandler):
-        def __init__(self, name, patience):
+        def __init__(self, name, patience, exclusive):
             super().__init__(name)
             self.baudrate, self.patience, self._deadline, self._heard = BAUD_RATE, 1000 * patience, 0.0, 0
+            self.exclusive = exclusive
 
         def setupPort(self, _):
             # 2 ms a read: long enough to sleep in, short enough to keep the deadline.
-            self.ser = serial.Serial(self.port_name, self.baudrate, timeout=0.002, write_timeout=0.05, exclusive=True)
+            self.ser = serial.Serial(self.port_name, self.baudrate, timeout=0.002, write_timeout=0.05, exclusive=self.exclusive or None)
             self.is_open, self.tx_time_per_byte = True, 10 * 1000.0 / self.baudrate
             self.ser.reset_input_buffer()
             return True

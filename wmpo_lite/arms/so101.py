@@ -10,6 +10,7 @@ from wmpo_lite.arms.bus import BusError, BusGone, FeetechBus
 from wmpo_lite.arms.calibration import Calibration, load_calibration
 from wmpo_lite.arms.cameras import Camera
 from wmpo_lite.arms.interface import LIMITS, Arm, ArmStopped, Observation
+from wmpo_lite.arms.lifeline import Lifeline
 from wmpo_lite.arms.safety import SPEED, Guard
 from wmpo_lite.errors import UserError
 
@@ -32,7 +33,7 @@ class SO101(Arm):
 
     A camera that repeats one picture, bit by bit, while the arm moves counts as silent. A single answer that is lost or broken is asked for again and goes
     unnoticed; while a servo does not answer at all, nothing new is commanded. If the line is dead the servos hold the last target that they heard, which is
-    at most one command ahead of where the arm was.
+    at most one command ahead of where the arm was. A process of its own (`lifeline`) switches the torque off when this one is killed or hangs.
     """
 
     def __init__(self, port: str, calibration, camera: Camera, *, speed=SPEED, torque: float = 0.7, acceleration: int = 254, lost: float = LOST,
@@ -52,6 +53,7 @@ class SO101(Arm):
         self.port, self.camera, self.torque, self.acceleration = str(port), camera, torque, acceleration
         self.lost, self.stale, self._write_calibration = lost, stale, write_calibration
         self.bus, self._thread, self._connected = FeetechBus(self.port, self.calibration.id), None, False
+        self.lifeline = Lifeline(self.port, self.calibration.id)
         self._reason, self._closing, self._wake, self._lock = "the arm is not connected", threading.Event(), threading.Event(), threading.Lock()
 
     # -- the interface ------------------------------------------------------------------------------------------------------------------------
@@ -72,8 +74,10 @@ class SO101(Arm):
             self.bus.configure(velocity=velocity, torque=np.append(np.full(5, self.torque), min(self.torque, 0.5)), acceleration=self.acceleration)
             for joint, position in enumerate(state.position):  # with an answer each: a servo that missed this would leap to an old target
                 self.bus.write("goal_position", joint, int(position))
+            self.lifeline.start()
             self._powered = True
             self.bus.torque(True)
+            self.lifeline.beat()
             self._take(self.bus.state())
         except BusError as error:
             raise UserError(f"{error}") from None
@@ -130,6 +134,7 @@ class SO101(Arm):
                     warnings.warn(f"the torque of the arm could not be switched off ({error}); take hold of the arm and cut its power", stacklevel=2)
             finally:
                 self.bus.close()
+                self.lifeline.end()
                 self.camera.close()
                 atexit.unregister(self.close)
 
@@ -153,6 +158,7 @@ class SO101(Arm):
         while True:
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
+            self.lifeline.beat()
             if self._closing.is_set():
                 return
             due = time.monotonic() + PERIOD

@@ -16,7 +16,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.files import make_folder, write_atomic
+from wmpo_lite.files import BROKEN_ARCHIVE, make_folder, read_arrays, write_atomic
 from wmpo_lite.machine import cores
 from wmpo_lite.origin import require_same
 from wmpo_lite.progress import progress
@@ -112,14 +112,17 @@ def made_from(path: Path) -> dict | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.comment) if archive.comment else None
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(f"{path} is not a recording of this kit ({error}); move it away to have it recorded anew") from error
 
 
 def contents(path: Path) -> list:
     """Name, size and checksum (CRC-32) of every array in the shard at `path`."""
-    with zipfile.ZipFile(path) as archive:
-        return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
+    except BROKEN_ARCHIVE as error:
+        raise UserError(f"{path} is not a recording of this kit ({error}); move it away to have it recorded anew") from error
 
 
 def _work(job):
@@ -154,7 +157,7 @@ def collect_demonstrations(task: str, count: int, folder: Path, *, noise: float,
     name = f"demos_{task}_{noise:g}_{burst:g}" + "_{:04d}.npz"
     shards = -(-(count + count // 8) // DEMO_SHARD)
     jobs = [(record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i)) for i in range(shards)]
-    parts = [dict(np.load(path)) for path in _collect(jobs, "record demonstrations", workers)]
+    parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations", workers)]
     data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
     if len(data["frames"]) < count:
         raise UserError(f"{count} demonstrations of {task} were asked for and {len(data['frames'])} of those recorded succeeded; ask for fewer")

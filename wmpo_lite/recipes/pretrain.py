@@ -18,6 +18,7 @@ from wmpo_lite import checkpoint
 from wmpo_lite.autoencoder import Autoencoder, PerceptualLoss, autoencoder_loss, to_float
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import read_arrays
 from wmpo_lite.origin import claim, require_same
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policy import Policy
@@ -126,7 +127,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     """Autoencoder and world model of the table-top, from broad play."""
     home, work = folder / SHARED, folder / "work"
     paths = collect_play(config.play_shards, work / "play")
-    frames_of = lambda some, every=1: np.concatenate([np.load(p)["frames"][:, ::every] for p in some])  # noqa: E731
+    frames_of = lambda some, every=1: np.concatenate([read_arrays(p)["frames"][:, ::every] for p in some])  # noqa: E731
     counted = {"play_episodes": 32 * config.play_shards, "play_frames": 32 * 49 * config.play_shards}
     note = lambda asked, records, **more: {  # noqa: E731
         **asked, "settings": checkpoint.plain(dataclasses.asdict(config)), "final": records[-1], **counted, **more
@@ -181,9 +182,9 @@ def play_latents(autoencoder: Autoencoder, paths, folder: Path):
         cache = folder / (path.stem + ".safetensors")
         made = json.dumps({"autoencoder": exact, "shard": contents(path)})
         if not cache.exists() or _metadata(cache).get("made_from") != made:
-            with np.load(path) as shard:
-                latents = autoencoder.encode_uint8(torch.from_numpy(shard["frames"])).half()
-                tensors = {"latents": latents.cpu().contiguous(), "actions": torch.from_numpy(shard["actions"])}
+            shard = read_arrays(path)
+            latents = autoencoder.encode_uint8(torch.from_numpy(shard["frames"])).half()
+            tensors = {"latents": latents.cpu().contiguous(), "actions": torch.from_numpy(shard["actions"])}
             checkpoint.write_atomic(cache, save(tensors, metadata={"made_from": made}))
         parts.append(checkpoint.load_tensors(cache))
     return torch.cat([part["latents"] for part in parts]), torch.cat([part["actions"] for part in parts])
@@ -229,7 +230,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     policy = Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
     scenes = None
     if not made:
-        shards = [np.load(path) for path in collect_scenes(task, config.scene_shards, work)]
+        shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]
         scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0].files}
     demos = collect_demonstrations(task, config.demos, work, noise=config.noise, burst=config.burst)
     if not made:
