@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test test-libero reliability endurance bench lab notebooks browser book assets doctor clean help
+.PHONY: setup check demo test style test-libero reliability endurance bench lab notebooks browser book assets doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -61,6 +61,9 @@ demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with 
 
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests notebooks)
+
+style: check $(STAMP)  ## format and lint (ruff, 100 columns)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of wheels) and run its tests and notebook 08
 	@echo "wmpo-lite: installing LIBERO"

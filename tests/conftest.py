@@ -1,4 +1,6 @@
-"""One thread and no progress bars: tiny models are faster that way, and equal bits are equal whatever the machine."""
+"""One thread and no progress bars: tiny models are faster that way, and equal bits are equal
+whatever the machine.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""Models that are built in milliseconds, worlds small enough to know everything about, and an environment without physics."""
+"""Models that are built in milliseconds, worlds small enough to know everything about, and an
+environment without physics.
+"""
 
 import functools
 from pathlib import Path
@@ -18,7 +20,9 @@ RED, BLUE = "put the red cube on the plate", "put the blue cube on the plate"
 
 
 def same_weights(build):
-    """The decorated builder draws the same weights in every call and leaves torch's global generator alone."""
+    """The decorated builder draws the same weights in every call and leaves torch's global
+    generator alone.
+    """
 
     @functools.wraps(build)
     def seeded(*args, **options):
@@ -52,7 +56,14 @@ def world_model(shaken: float = 0.1, **changes) -> WorldModel:
     shaken=0 leaves the zero initialization, with which the newest frame is copied.
     """
     options = dict(
-        latent_channels=4, latent_size=8, widths=(16, 16), blocks=1, heads=2, action_dim=ACTIONS, context=CONTEXT, frames=2
+        latent_channels=4,
+        latent_size=8,
+        widths=(16, 16),
+        blocks=1,
+        heads=2,
+        action_dim=ACTIONS,
+        context=CONTEXT,
+        frames=2,
     )
     model = WorldModel(WorldModelConfig(**options | changes))
     return shake(model, shaken) if shaken else model.eval()
@@ -61,8 +72,22 @@ def world_model(shaken: float = 0.1, **changes) -> WorldModel:
 @same_weights
 def policy(contrast: float = 10.0, statistics=None, **changes) -> Policy:
     """contrast: factor on the head, so that an untrained policy has opinions."""
-    options = dict(image=SIZE, patch=4, merge=2, vision_width=16, vision_depth=1, width=16, depth=1, heads=2, chunk=CHUNK, action_dim=ACTIONS, bins=7)
-    model = Policy(PolicyConfig(**options | changes), **({"statistics": statistics} if statistics else {}))
+    options = dict(
+        image=SIZE,
+        patch=4,
+        merge=2,
+        vision_width=16,
+        vision_depth=1,
+        width=16,
+        depth=1,
+        heads=2,
+        chunk=CHUNK,
+        action_dim=ACTIONS,
+        bins=7,
+    )
+    model = Policy(
+        PolicyConfig(**options | changes), **({"statistics": statistics} if statistics else {})
+    )
     with torch.no_grad():
         model.head.mul_(contrast)
     return model.eval()
@@ -92,37 +117,58 @@ def random_actions(*shape: int, seed: int = 0) -> np.ndarray:
 def states(count: int, seed: int = 0, frames: bool = True, texts=(RED, BLUE)) -> InitialStates:
     """`count` initial states with one number each; instructions alternate."""
     rng = np.random.default_rng(seed)
-    return InitialStates(rng.uniform(-1, 1, (count, 1)), noise_frames(count, seed=seed) if frames else None,
-                         tuple(texts[i % len(texts)] for i in range(count)), "rollouts", 10 + np.arange(count))
+    return InitialStates(
+        rng.uniform(-1, 1, (count, 1)),
+        noise_frames(count, seed=seed) if frames else None,
+        tuple(texts[i % len(texts)] for i in range(count)),
+        "rollouts",
+        10 + np.arange(count),
+    )
 
 
-def trajectories(count: int, steps: int = 2 * CHUNK, seed: int = 0, split: str = "rollouts") -> list[Trajectory]:
-    """Episodes of noise, every other one a success that ends in its second half; instructions alternate in pairs."""
+def trajectories(
+    count: int, steps: int = 2 * CHUNK, seed: int = 0, split: str = "rollouts"
+) -> list[Trajectory]:
+    """Episodes of noise, every other one a success that ends in its second half; instructions
+    alternate in pairs.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for i in range(count):
         finish = int(rng.integers(steps // 2 + 1, steps + 1)) if i % 2 == 0 else steps
         made.append(
             Trajectory(
-                frames=noise_frames(steps + 1, seed=100 * seed + i), actions=random_actions(steps, ACTIONS, seed=100 * seed + i),
-                success=i % 2 == 0, finish_step=finish, instruction=(RED, BLUE)[i // 2 % 2], initial_state=rng.uniform(-1, 1, 1),
-                split=split, index=i, chunk=CHUNK,
+                frames=noise_frames(steps + 1, seed=100 * seed + i),
+                actions=random_actions(steps, ACTIONS, seed=100 * seed + i),
+                success=i % 2 == 0,
+                finish_step=finish,
+                instruction=(RED, BLUE)[i // 2 % 2],
+                initial_state=rng.uniform(-1, 1, 1),
+                split=split,
+                index=i,
+                chunk=CHUNK,
             )
-        )  # fmt: skip
+        )
     return made
 
 
 def assets(folder: Path, task: str = "place") -> Path:
     """A folder of assets, as `make_assets` leaves it, with tiny models that know nothing."""
     policy().save(folder / task / "policy")
-    save_trajectories(folder / task / "demos.hdf5", trajectories(4, seed=7, split="demos"), env_args={"task": task}, provenance={})
+    save_trajectories(
+        folder / task / "demos.hdf5",
+        trajectories(4, seed=7, split="demos"),
+        env_args={"task": task},
+        provenance={},
+    )
     for name, model in (("autoencoder", autoencoder()), ("world_model", world_model())):
         model.save(folder / "tabletop" / name)
     return folder
 
 
 class Counter:
-    """An environment in four lines: the state is a running sum of first action numbers, the picture is its brightness.
+    """An environment in four lines: the state is a running sum of first action numbers, the picture
+    is its brightness.
 
     Success: the sum has reached `goal`. The sum starts at the initial state's only number.
     """
@@ -143,7 +189,9 @@ class Counter:
         return self.picture(self.total)
 
     def step_chunk(self, actions, every_frame: bool = True):
-        totals = self.total[:, None] + np.cumsum(actions[..., 0].astype(np.float64), axis=1)  # (B, K)
+        totals = self.total[:, None] + np.cumsum(
+            actions[..., 0].astype(np.float64), axis=1
+        )  # (B, K)
         done = np.maximum.accumulate(totals >= self.goal, axis=1) | self.done[:, None]
         self.total, self.done = totals[:, -1], done[:, -1].copy()
         frames = self.picture(totals)
@@ -151,11 +199,15 @@ class Counter:
 
 
 def moving_dot(episodes: int, steps: int, seed: int):
-    """Latents (E, T + 1, 1, 8, 8) of a soft dot that starts near the centre and moves by the first action, and actions (E, T, 2)."""
+    """Latents (E, T + 1, 1, 8, 8) of a soft dot that starts near the centre and moves by the first
+    action, and actions (E, T, 2).
+    """
     generator = torch.Generator().manual_seed(seed)
     actions = torch.rand(episodes, steps, 2, generator=generator) * 2 - 1
     actions[..., 1] = 0
     start = 3.5 + torch.rand(episodes, 1, 2, generator=generator) - 0.5
     where = torch.cat([start, start + actions.cumsum(1)], dim=1)  # (E, T + 1, 2)
-    bump = torch.exp(-(torch.arange(8.0) - where[..., None]).square() / (2 * 1.2**2))  # (E, T + 1, 2, 8)
+    bump = torch.exp(
+        -(torch.arange(8.0) - where[..., None]).square() / (2 * 1.2**2)
+    )  # (E, T + 1, 2, 8)
     return 3 * (bump[:, :, 0, :, None] * bump[:, :, 1, None, :])[:, :, None], actions

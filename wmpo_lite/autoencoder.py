@@ -1,7 +1,7 @@
 """The per-frame autoencoder: what the world model calls a frame is its latent (paper section 3.2).
 
-Every frame is encoded on its own, never a stack of frames: fine motion must survive (the paper's argument
-against temporal autoencoders).
+Every frame is encoded on its own, never a stack of frames: fine motion must survive (the paper's
+argument against temporal autoencoders).
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,12 @@ from wmpo_lite.errors import UserError
 class AutoencoderConfig:
     """Sizes of the autoencoder."""
 
-    kind: str = "tiny"  # `diffusers.AutoencoderTiny`, or 'kl': `diffusers.AutoencoderKL`, the paper's SDXL layout
+    # `diffusers.AutoencoderTiny`, or 'kl': `diffusers.AutoencoderKL`, the paper's SDXL layout
+    kind: str = "tiny"
     size: int = 64  # pixels of the square frame
-    fold: int = 4  # space-to-depth factor: convolutions at full resolution are what a CPU cannot afford
+    fold: int = (
+        4  # space-to-depth factor: convolutions at full resolution are what a CPU cannot afford
+    )
     channels: tuple = (48, 48)  # from fine to coarse; each step halves the resolution
     latent_channels: int = 16
 
@@ -32,13 +35,19 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
-    """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w) of zero mean and unit variance per channel."""
+    """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w) of zero mean and unit variance per
+    channel.
+    """
 
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
         super().__init__()
         self.config = config
         folded, channels = 3 * config.fold**2, tuple(config.channels)
-        common = {"in_channels": folded, "out_channels": folded, "latent_channels": config.latent_channels}
+        common = {
+            "in_channels": folded,
+            "out_channels": folded,
+            "latent_channels": config.latent_channels,
+        }
         if config.kind == "tiny":
             from diffusers import AutoencoderTiny
 
@@ -63,18 +72,27 @@ class Autoencoder(nn.Module):
             )
         else:
             raise UserError(f"autoencoder kind '{config.kind}' is unknown; use 'tiny' or 'kl'")
-        # Measured after training (`measure_spread`): the denoiser wants zero mean and unit variance.
+        # Measured after training (`measure_spread`): the denoiser wants zero mean and unit
+        # variance.
         self.register_buffer("mean", torch.zeros(1, config.latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(1, config.latent_channels, 1, 1))
 
     def encode_raw(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, 3, H, W) -> latents before they are scaled."""
         folded = F.pixel_unshuffle(frames, self.config.fold)
-        return self.net.encoder(folded) if self.config.kind == "tiny" else self.net.encode(folded).latent_dist.mean
+        return (
+            self.net.encoder(folded)
+            if self.config.kind == "tiny"
+            else self.net.encode(folded).latent_dist.mean
+        )
 
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `encode_raw`."""
-        folded = self.net.decoder(latents) if self.config.kind == "tiny" else self.net.decode(latents).sample
+        folded = (
+            self.net.decoder(latents)
+            if self.config.kind == "tiny"
+            else self.net.decode(latents).sample
+        )
         return F.pixel_shuffle(folded, self.config.fold)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -94,10 +112,14 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode_uint8(self, frames: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits through."""
+        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits
+        through.
+        """
         lead = frames.shape[:-3]
         flat = frames.reshape(-1, *frames.shape[-3:])
-        latents = torch.cat([self.encode(to_float(part.to(self.mean.device))) for part in flat.split(chunk)])
+        latents = torch.cat(
+            [self.encode(to_float(part.to(self.mean.device))) for part in flat.split(chunk)]
+        )
         return latents.reshape(*lead, *latents.shape[1:])
 
     @torch.no_grad()
@@ -134,24 +156,31 @@ def to_uint8(frames: torch.Tensor) -> torch.Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """How different two pictures are to a frozen vision tower (as LPIPS is of a classifier's features).
+    """How different two pictures are to a frozen vision tower (as LPIPS is of a classifier's
+    features).
 
-    A pixel that is a little grey is nothing to a squared error and may tell a policy that a peg stands two
-    millimetres farther on. tower: a SigLIP-style tower, as a policy has; sample: frames (B, 3, H, W) in
-    [-1, 1] that the spread of its features is measured on.
+    A pixel that is a little grey is nothing to a squared error and may tell a policy that a peg
+    stands two millimetres farther on. tower: a SigLIP-style tower, as a policy has; sample: frames
+    (B, 3, H, W) in [-1, 1] that the spread of its features is measured on.
     """
 
     def __init__(self, tower: nn.Module, sample: torch.Tensor):
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         with torch.no_grad():
-            self.spread = self.tower(pixel_values=sample).last_hidden_state.std(dim=(0, 1)).clamp(min=1e-6)
+            self.spread = (
+                self.tower(pixel_values=sample).last_hidden_state.std(dim=(0, 1)).clamp(min=1e-6)
+            )
 
     def forward(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean squared error of features, in units of their variance, of frames (B, 3, H, W)."""
         with torch.no_grad():
             target = self.tower(pixel_values=wanted).last_hidden_state
-        return ((self.tower(pixel_values=found).last_hidden_state - target) / self.spread).square().mean()
+        return (
+            ((self.tower(pixel_values=found).last_hidden_state - target) / self.spread)
+            .square()
+            .mean()
+        )
 
 
 def autoencoder_loss(
@@ -167,10 +196,10 @@ def autoencoder_loss(
 ):
     """The `loss_fn` for `fit`: pixels, and what a frozen vision tower makes of them.
 
-    frames: uint8 (N, H, W, 3). emphasis: extra weight of pixels that differ from the mean frame (arm and
-    things are a tenth of the picture and all of the task). latent_noise: on the latents, in units of their
-    spread, so that the decoder forgives a denoiser's small errors. looked_at: how many of a batch the tower,
-    which costs as much as the autoencoder, is shown.
+    frames: uint8 (N, H, W, 3). emphasis: extra weight of pixels that differ from the mean frame
+    (arm and things are a tenth of the picture and all of the task). latent_noise: on the latents,
+    in units of their spread, so that the decoder forgives a denoiser's small errors. looked_at: how
+    many of a batch the tower, which costs as much as the autoencoder, is shown.
     """
     device = model.mean.device
     median = np.median(frames[:: max(1, len(frames) // 400)], axis=0).astype(np.uint8)

@@ -1,11 +1,15 @@
-"""A policy on a pre-trained image-text model of `transformers`: SmolVLM, PaliGemma and their like, loaded by name, trained on action tokens.
+"""A policy on a pre-trained image-text model of `transformers`: SmolVLM, PaliGemma and their like,
+loaded by name, trained on action tokens.
 
-Its tokens are OpenVLA's (arXiv 2406.09246): every action dimension in 256 bins, which take the places of the last 256 entries of the vocabulary, the
-lowest bin the very last. A chunk is read off in one pass (OpenVLA-OFT, arXiv 2502.19645; the paper's policy): after picture and sentence stand K x D
-learnt queries, and each one's output is compared with those 256 embeddings only.
+Its tokens are OpenVLA's (arXiv 2406.09246): every action dimension in 256 bins, which take the
+places of the last 256 entries of the vocabulary, the lowest bin the very last. A chunk is read off
+in one pass (OpenVLA-OFT, arXiv 2502.19645; the paper's policy): after picture and sentence stand K
+x D learnt queries, and each one's output is compared with those 256 embeddings only.
 
-In place of `Policy` wherever the kit takes one: `rollout`, `optimise`, `clone`. A model of billions of parameters wants a GPU and `lora_rank`.
+In place of `Policy` wherever the kit takes one: `rollout`, `optimise`, `clone`. A model of billions
+of parameters wants a GPU and `lora_rank`.
 """
+
 import json
 import re
 from dataclasses import dataclass
@@ -16,16 +20,29 @@ from torch import nn
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.policy import ActionStatistics, TokenPolicy, check_count, check_words, language_files, load_language
+from wmpo_lite.policy import (
+    ActionStatistics,
+    TokenPolicy,
+    check_count,
+    check_words,
+    language_files,
+    load_language,
+)
 
-# What LoRA adapts, by the names that SmolVLM's, PaliGemma's and most other decoders give their linear maps.
-LORA_TARGETS = r".*(text_model|language_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# What LoRA adapts, by the names that SmolVLM's, PaliGemma's and most other decoders give their
+# linear maps.
+LORA_TARGETS = (
+    r".*(text_model|language_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+)
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """image: pixels of the frames that it is given, which are enlarged to the backbone's own size; bins: tokens an action dimension; prompt: what the model
-    reads, with the instruction in it; lora_rank: 0 trains everything, else the decoder is adapted by matrices of this rank and the vision tower stays."""
+    """image: pixels of the frames that it is given, which are enlarged to the backbone's own size;
+    bins: tokens an action dimension; prompt: what the model reads, with the instruction in it;
+    lora_rank: 0 trains everything, else the decoder is adapted by matrices of this rank and the
+    vision tower stays.
+    """
 
     image: int = 256
     chunk: int = 8
@@ -36,27 +53,48 @@ class BackboneConfig:
 
 
 class BackbonePolicy(TokenPolicy):
-    """pi(action tokens | frame, instruction) on `model`, an image-text model of transformers with `get_image_features` (any `AutoModelForImageTextToText`
-    whose pictures become rows of one width), and `tokenizer`, a `tokenizers.Tokenizer`.
+    """pi(action tokens | frame, instruction) on `model`, an image-text model of transformers with
+    `get_image_features` (any `AutoModelForImageTextToText` whose pictures become rows of one
+    width), and `tokenizer`, a `tokenizers.Tokenizer`.
 
-    Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in [0, bins). See `from_name` for pre-trained models.
+    Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in [0, bins). See `from_name` for pre-trained
+    models.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, config: BackboneConfig = BackboneConfig(), statistics: ActionStatistics | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        config: BackboneConfig = BackboneConfig(),
+        statistics: ActionStatistics | None = None,
+    ):
         super().__init__()
-        statistics = statistics or ActionStatistics(names=tuple(f"a{i}" for i in range(config.action_dim)), low=(-1.0,) * config.action_dim,
-                                                    high=(1.0,) * config.action_dim)
+        statistics = statistics or ActionStatistics(
+            names=tuple(f"a{i}" for i in range(config.action_dim)),
+            low=(-1.0,) * config.action_dim,
+            high=(1.0,) * config.action_dim,
+        )
         self.set_range(statistics, config.action_dim)
         if "{instruction}" not in config.prompt:
-            raise UserError(f"the prompt '{config.prompt}' has no place for the instruction; write {{instruction}} where it belongs")
+            raise UserError(
+                f"the prompt '{config.prompt}' has no place for the instruction; write"
+                " {instruction} where it belongs"
+            )
         self.config, self.tokenizer, self.family = config, tokenizer, model.config.model_type
         words = model.get_output_embeddings().weight
         if not 1 < config.bins <= len(words):
-            raise UserError(f"bins is {config.bins}; expected 2 to {len(words)}, the size of the backbone's vocabulary")
-        # Row t belongs to bin t and starts as entry (last - t) of the vocabulary. A copy: what these words mean in sentences stays as it was.
-        self.head = nn.Parameter(words[-config.bins:].flip(0).detach().clone().float())
+            raise UserError(
+                f"bins is {config.bins}; expected 2 to {len(words)}, the size of the backbone's"
+                " vocabulary"
+            )
+        # Row t belongs to bin t and starts as entry (last - t) of the vocabulary. A copy: what
+        # these words mean in sentences stays as it was.
+        self.head = nn.Parameter(words[-config.bins :].flip(0).detach().clone().float())
         width = words.shape[1]
-        self.slots = nn.Parameter(torch.randn(config.chunk * config.action_dim, width) * float(words.detach().float().std()))
+        self.slots = nn.Parameter(
+            torch.randn(config.chunk * config.action_dim, width)
+            * float(words.detach().float().std())
+        )
         self.body = model.model  # without the head over all words, which nobody asks here
         if config.lora_rank:
             self._adapt(config.lora_rank)
@@ -65,37 +103,62 @@ class BackbonePolicy(TokenPolicy):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise UserError(f"lora_rank is {rank}, but peft is not installed ({error}); pip install 'wmpo_lite[vla]', or leave it at 0") from error
+            raise UserError(
+                f"lora_rank is {rank}, but peft is not installed ({error}); pip install"
+                " 'wmpo_lite[vla]', or leave it at 0"
+            ) from error
         self.body.requires_grad_(False)
         try:
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS), self.body)
+            inject_adapter_in_model(
+                LoraConfig(
+                    r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS
+                ),
+                self.body,
+            )
         except ValueError as error:
-            raise UserError(f"LoRA finds none of the linear maps that it knows in a model of type '{self.family}'; use lora_rank 0") from error
+            raise UserError(
+                "LoRA finds none of the linear maps that it knows in a model of type"
+                f" '{self.family}'; use lora_rank 0"
+            ) from error
 
-    # -- network -------------------------------------------------------------------------------------------------------------------------
+    # -- network -----------------------------------------------------------------------------------
 
     @property
     def vision(self) -> nn.Module:
         for name in ("vision_model", "vision_tower", "visual"):
             if hasattr(self.body, name):
                 return getattr(self.body, name)
-        raise UserError(f"a model of type '{self.family}' has no vision tower that the kit can find; use a SmolVLM or PaliGemma")
+        raise UserError(
+            f"a model of type '{self.family}' has no vision tower that the kit can find; use a"
+            " SmolVLM or PaliGemma"
+        )
 
     def train_vision(self, on: bool):
         if not self.config.lora_rank:  # with LoRA it stays as it is, whatever is asked
             self.vision.requires_grad_(on)
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """Tokens of the pictures (B, N, width), as the decoder reads them, for uint8 frames (B, H, W, 3)."""
+        """Tokens of the pictures (B, N, width), as the decoder reads them, for uint8 frames (B, H,
+        W, 3).
+        """
         if frames.shape[1:] != (self.config.image, self.config.image, 3):
-            raise UserError(f"the policy reads {self.config.image}x{self.config.image} RGB frames, got {tuple(frames.shape[1:])}; render at that size or train another policy")
+            raise UserError(
+                f"the policy reads {self.config.image}x{self.config.image} RGB frames, got"
+                f" {tuple(frames.shape[1:])}; render at that size or train another policy"
+            )
         side = self.body.config.vision_config.image_size
-        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # mean and deviation one half, as both families were trained
+        pixels = (
+            frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )  # mean and deviation one half, as both families were trained
         if side != self.config.image:
-            pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+            pixels = nn.functional.interpolate(
+                pixels, size=(side, side), mode="bicubic", antialias=True
+            ).clamp(-1, 1)
         pixels = pixels.to(self.body.dtype)
         several = hasattr(self.body, "connector")  # SmolVLM takes a list of pictures an example
-        found = self.body.get_image_features(pixel_values=pixels[:, None] if several else pixels).pooler_output
+        found = self.body.get_image_features(
+            pixel_values=pixels[:, None] if several else pixels
+        ).pooler_output
         return torch.stack(list(found)) if isinstance(found, (list, tuple)) else found
 
     def logits(self, frames, instructions, seen=None) -> torch.Tensor:
@@ -103,67 +166,132 @@ class BackbonePolicy(TokenPolicy):
         return hidden.float() @ self.head.float().T
 
     def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
-        """Decoder states (B, K, D, width) of the action queries, from picture tokens (B, N, width)."""
+        """Decoder states (B, K, D, width) of the action queries, from picture tokens
+        (B, N, width).
+        """
         c, device = self.config, self.slots.device
         check_count(features, instructions)
         for text in set(instructions):
             check_words(self.tokenizer, text, re.findall(r"\w+", text))
         features = features.to(self.body.dtype)  # kept ones may come in another number type
-        rows = [torch.tensor(self.tokenizer.encode(c.prompt.format(instruction=text)).ids, device=device) for text in instructions]
+        rows = [
+            torch.tensor(
+                self.tokenizer.encode(c.prompt.format(instruction=text)).ids, device=device
+            )
+            for text in instructions
+        ]
         embed, slots = self.body.get_input_embeddings(), self.slots.to(features.dtype)
-        # Shorter sentences are filled up on the left, before everything: positions count from one another, so filling changes nothing.
+        # Shorter sentences are filled up on the left, before everything: positions count from one
+        # another, so filling changes nothing.
         longest = max(len(row) for row in rows)
-        parts = [torch.cat([features.new_zeros(longest - len(row), features.shape[-1]), picture, embed(row).to(features.dtype), slots])
-                 for picture, row in zip(features, rows)]
-        present = torch.stack([torch.arange(len(parts[0]), device=device) >= longest - len(row) for row in rows])
-        # PaliGemma reads what carries type 0 in both directions; all of it is given, nothing is generated.
-        more = {"token_type_ids": torch.zeros_like(present, dtype=torch.long)} if self.family.startswith("paligemma") else {}
-        states = self.body(inputs_embeds=torch.stack(parts), attention_mask=present.long(), use_cache=False, **more).last_hidden_state
-        return states[:, -len(slots):].unflatten(1, (c.chunk, c.action_dim))
+        parts = [
+            torch.cat(
+                [
+                    features.new_zeros(longest - len(row), features.shape[-1]),
+                    picture,
+                    embed(row).to(features.dtype),
+                    slots,
+                ]
+            )
+            for picture, row in zip(features, rows)
+        ]
+        present = torch.stack(
+            [torch.arange(len(parts[0]), device=device) >= longest - len(row) for row in rows]
+        )
+        # PaliGemma reads what carries type 0 in both directions; all of it is given, nothing is
+        # generated.
+        more = (
+            {"token_type_ids": torch.zeros_like(present, dtype=torch.long)}
+            if self.family.startswith("paligemma")
+            else {}
+        )
+        states = self.body(
+            inputs_embeds=torch.stack(parts), attention_mask=present.long(), use_cache=False, **more
+        ).last_hidden_state
+        return states[:, -len(slots) :].unflatten(1, (c.chunk, c.action_dim))
 
     def vocabulary_ids(self, tokens: torch.Tensor) -> torch.Tensor:
-        """OpenVLA's numbers for action tokens: the lowest bin is the last word of the vocabulary."""
+        """OpenVLA's numbers for action tokens: the lowest bin is the last word
+        of the vocabulary.
+        """
         return self.body.config.get_text_config().vocab_size - 1 - tokens
 
-    # -- files ----------------------------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self, folder, provenance=None):
         """Everything, so that nothing has to be fetched to load it again."""
-        # Buffers that are computed anew on loading (rotary frequencies) are rounded where the whole model was turned into 16 bits.
-        types = {name: str(value.dtype).removeprefix("torch.") for name, value in self.body.named_buffers() if value.is_floating_point()}
-        files = {**language_files(self), "backbone.json": json.dumps({**self.body.config.to_dict(), "buffer_types": types}, default=str)}
+        # Buffers that are computed anew on loading (rotary frequencies) are rounded where the whole
+        # model was turned into 16 bits.
+        types = {
+            name: str(value.dtype).removeprefix("torch.")
+            for name, value in self.body.named_buffers()
+            if value.is_floating_point()
+        }
+        files = {
+            **language_files(self),
+            "backbone.json": json.dumps(
+                {**self.body.config.to_dict(), "buffer_types": types}, default=str
+            ),
+        }
         checkpoint.save_module(folder, self, self.config, provenance, files)
 
     @classmethod
     def load(cls, folder):
         from transformers import AutoConfig, AutoModelForImageTextToText
+
         config = checkpoint.load_config(folder, BackboneConfig, cls.__name__)
         statistics, tokenizer = load_language(folder)
         described = checkpoint.read_json(Path(folder) / "backbone.json")
         types = described.pop("buffer_types", {})
         try:
             body = AutoConfig.for_model(described.pop("model_type"), **described)
-            model = AutoModelForImageTextToText.from_config(body, trust_remote_code=False, dtype=torch.float32)
+            model = AutoModelForImageTextToText.from_config(
+                body, trust_remote_code=False, dtype=torch.float32
+            )
         except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{folder}/backbone.json describes no image-text model of this version of transformers ({error}); train the policy again") from error
-        policy = checkpoint.load_state(folder, cls(model, tokenizer, config, statistics), keep_dtype=True)
+            raise UserError(
+                f"{folder}/backbone.json describes no image-text model of this version of"
+                f" transformers ({error}); train the policy again"
+            ) from error
+        policy = checkpoint.load_state(
+            folder, cls(model, tokenizer, config, statistics), keep_dtype=True
+        )
         for name, value in policy.body.named_buffers():
             value.data = value.data.to(getattr(torch, types.get(name, ""), value.dtype))
         return policy.eval()
 
     @classmethod
-    def from_name(cls, name: str, config: BackboneConfig = BackboneConfig(), statistics: ActionStatistics | None = None, *, download: bool = False, dtype=torch.float32):
-        """On the pre-trained model `name`: a folder, or a name of the Hugging Face hub such as 'HuggingFaceTB/SmolVLM-256M-Instruct' or
-        'google/paligemma-3b-pt-224'. Only safetensors are read and no code is run. download: fetch what is not on this machine yet."""
+    def from_name(
+        cls,
+        name: str,
+        config: BackboneConfig = BackboneConfig(),
+        statistics: ActionStatistics | None = None,
+        *,
+        download: bool = False,
+        dtype=torch.float32,
+    ):
+        """On the pre-trained model `name`: a folder, or a name of the Hugging Face hub such as
+        'HuggingFaceTB/SmolVLM-256M-Instruct' or 'google/paligemma-3b-pt-224'. Only safetensors are
+        read and no code is run. download: fetch what is not on this machine yet.
+        """
         from transformers import AutoModelForImageTextToText, AutoTokenizer
+
         options = {"local_files_only": not download, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options).backend_tokenizer
-            model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, dtype=dtype, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, use_safetensors=True, dtype=dtype, **options
+            )
         except OSError as error:
-            raise UserError(f"the model '{name}' is not complete on this machine; give download=True to fetch it, or name a folder that holds its config, tokenizer and "
-                            f"safetensors ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"the model '{name}' is not complete on this machine; give download=True to fetch"
+                " it, or name a folder that holds its config, tokenizer and safetensors"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
         except (ValueError, KeyError) as error:
-            raise UserError(f"'{name}' is not an image-text model that this version of transformers knows ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"'{name}' is not an image-text model that this version of transformers knows"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
         tokenizer.no_truncation(), tokenizer.no_padding()
         return cls(model, tokenizer, config, statistics)

@@ -1,6 +1,8 @@
-"""Trajectories as tensors for policy optimisation: chunks, token masks, and their log-probabilities under a policy.
+"""Trajectories as tensors for policy optimisation: chunks, token masks, and their log-probabilities
+under a policy.
 
-Shared by GRPO and DPO. N trajectories, K steps a chunk, D action dimensions; all stays on the CPU until it is used.
+Shared by GRPO and DPO. N trajectories, K steps a chunk, D action dimensions; all stays on the CPU
+until it is used.
 """
 
 from __future__ import annotations
@@ -22,23 +24,31 @@ if TYPE_CHECKING:
 def valid_token_mask(finish_step: torch.Tensor, n_chunks: int, K: int, D: int) -> torch.Tensor:
     """Tokens that the loss sees: finish_step (N,) -> bool (N, n_chunks, K, D).
 
-    Action s leads to frame s + 1, so the actions up to the first successful frame are those with s < finish_step.
+    Action s leads to frame s + 1, so the actions up to the first successful frame are those with s
+    < finish_step.
     """
     if bool(((finish_step < 0) | (finish_step > n_chunks * K)).any()):
-        raise UserError(f"finish_step must lie between 0 and {n_chunks * K} (the control steps of a trajectory), "
-                        f"but it ranges from {int(finish_step.min())} to {int(finish_step.max())}.")
+        raise UserError(
+            f"finish_step must lie between 0 and {n_chunks * K} (the control steps of a"
+            f" trajectory), but it ranges from {int(finish_step.min())} to"
+            f" {int(finish_step.max())}."
+        )
     steps = torch.arange(n_chunks * K, device=finish_step.device)
     return (steps < finish_step[:, None]).view(-1, n_chunks, K, 1).expand(-1, -1, -1, D)
 
 
 @dataclass(frozen=True, eq=False)
 class RolloutBatch:
-    """Trajectories cut into chunks. Only the frame that the policy saw when it chose a chunk is kept."""
+    """Trajectories cut into chunks. Only the frame that the policy saw when it chose a chunk is
+    kept.
+    """
 
     frames: torch.Tensor  # uint8 (N, n_chunks, H, W, 3)
     instructions: list[str]  # length N
     tokens: torch.Tensor  # int64 (N, n_chunks, K, D)
-    log_probs: torch.Tensor  # float32 (N, n_chunks, K, D) of the policy that sampled; NaN where they were not recorded
+    log_probs: (
+        torch.Tensor
+    )  # float32 (N, n_chunks, K, D) of the policy that sampled; NaN where they were not recorded
     finish_step: torch.Tensor  # int64 (N,)
     rewards: torch.Tensor  # float32 (N,), 1 for a success
     groups: torch.Tensor  # int64 (N,), -1 for none
@@ -49,15 +59,21 @@ class RolloutBatch:
 
 
 def batch_from_trajectories(trajectories: list[Trajectory]) -> RolloutBatch:
-    """Stack trajectories, padding shorter ones past their finish_step; UserError when they cannot be stacked."""
+    """Stack trajectories, padding shorter ones past their finish_step; UserError when they cannot
+    be stacked.
+    """
     if not trajectories:
         raise UserError("There are no trajectories to learn from: collect rollouts first.")
     if any(t.tokens is None for t in trajectories):
-        raise UserError("A trajectory has no action tokens: expected rollouts of a policy, not demonstrations.")
+        raise UserError(
+            "A trajectory has no action tokens: expected rollouts of a policy, not demonstrations."
+        )
     shapes = {(t.chunk, t.tokens.shape[1], *t.frames.shape[1:]) for t in trajectories}
     if len(shapes) > 1:
-        raise UserError(f"Trajectories differ in (K, D, H, W, 3): {sorted(shapes)}; expected one chunk length, one "
-                        "number of action dimensions and one image size.")
+        raise UserError(
+            f"Trajectories differ in (K, D, H, W, 3): {sorted(shapes)}; expected one chunk length,"
+            " one number of action dimensions and one image size."
+        )
     (K, D, *image), N = shapes.pop(), len(trajectories)
     n_chunks = max(math.ceil(len(t.tokens) / K) for t in trajectories)
     frames = np.zeros((N, n_chunks, *image), np.uint8)
@@ -65,32 +81,44 @@ def batch_from_trajectories(trajectories: list[Trajectory]) -> RolloutBatch:
     log_probs = np.full((N, n_chunks * K, D), np.nan, np.float32)
     for i, t in enumerate(trajectories):
         T = len(t.tokens)
-        frames[i, :math.ceil(T / K)] = t.frames[:T:K]
+        frames[i, : math.ceil(T / K)] = t.frames[:T:K]
         tokens[i, :T] = t.tokens
         if t.log_probs is not None:
             log_probs[i, :T] = t.log_probs
-    split = lambda x: torch.from_numpy(x).view(N, n_chunks, K, D)  # noqa: E731
-    column = lambda values, dtype: torch.tensor(values, dtype=dtype)  # noqa: E731
+    split = lambda x: torch.from_numpy(x).view(N, n_chunks, K, D)
+    column = lambda values, dtype: torch.tensor(values, dtype=dtype)
     instructions = [t.instruction for t in trajectories]
-    return RolloutBatch(torch.from_numpy(frames), instructions, split(tokens), split(log_probs),
-                        column([t.finish_step for t in trajectories], torch.long),
-                        column([float(t.success) for t in trajectories], torch.float32),
-                        column([t.group for t in trajectories], torch.long))
+    return RolloutBatch(
+        torch.from_numpy(frames),
+        instructions,
+        split(tokens),
+        split(log_probs),
+        column([t.finish_step for t in trajectories], torch.long),
+        column([float(t.success) for t in trajectories], torch.float32),
+        column([t.group for t in trajectories], torch.long),
+    )
 
 
-def batch_log_probs(policy, batch: RolloutBatch, index: torch.Tensor, temperature: float,
-                    device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of trajectories `index` (m,): two (m, n_chunks, K, D), zero in chunks past finish_step.
+def batch_log_probs(
+    policy, batch: RolloutBatch, index: torch.Tensor, temperature: float, device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of trajectories `index` (m,): two (m, n_chunks, K, D), zero in chunks
+    past finish_step.
 
-    Those chunks are never shown to the policy, which saves most of the work once success comes early.
+    Those chunks are never shown to the policy, which saves most of the work once success comes
+    early.
     """
     tokens = batch.tokens[index]
-    live = valid_token_mask(batch.finish_step[index], *tokens.shape[1:]).flatten(2).any(-1)  # (m, n_chunks)
+    live = (
+        valid_token_mask(batch.finish_step[index], *tokens.shape[1:]).flatten(2).any(-1)
+    )  # (m, n_chunks)
     log_probs, entropy = torch.zeros(2, *tokens.shape, device=device)
     if live.any():
         instructions = [batch.instructions[index[i]] for i in live.nonzero()[:, 0].tolist()]
         frames = batch.frames[index][live].to(device)  # (M, H, W, 3)
-        new, spread = policy.log_probs(frames, instructions, tokens[live].to(device), temperature)  # (M, K, D) each
+        new, spread = policy.log_probs(
+            frames, instructions, tokens[live].to(device), temperature
+        )  # (M, K, D) each
         where = live.to(device)
         log_probs = log_probs.masked_scatter(where[..., None, None], new.float())
         entropy = entropy.masked_scatter(where[..., None, None], spread.float())
@@ -98,7 +126,8 @@ def batch_log_probs(policy, batch: RolloutBatch, index: torch.Tensor, temperatur
 
 
 def minibatches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """`order` (n,) cut into equal parts (give or take one) of `size`, or near it: a small rest beside full ones would move the weights as far as they do.
+    """`order` (n,) cut into equal parts (give or take one) of `size`, or near it: a small rest
+    beside full ones would move the weights as far as they do.
 
     Parts have 3/4 to 3/2 of `size`, unless n is less.
     """
@@ -107,7 +136,9 @@ def minibatches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 @contextmanager
 def evaluating(policy):
-    """Dropout off and back to the mode from before: log-probabilities of a policy that drops at random are not those of the policy that acted."""
+    """Dropout off and back to the mode from before: log-probabilities of a policy that drops at
+    random are not those of the policy that acted.
+    """
     training = policy.training
     policy.eval()
     try:
@@ -117,9 +148,16 @@ def evaluating(policy):
 
 
 def optimiser_step(optimizer: torch.optim.Optimizer, grad_clip: float, where: str) -> float:
-    """Clip the gradient, step, return the norm before clipping. UserError and untouched weights if it is not finite."""
-    norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], grad_clip)
+    """Clip the gradient, step, return the norm before clipping. UserError and untouched weights if
+    it is not finite.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(
+        [p for g in optimizer.param_groups for p in g["params"]], grad_clip
+    )
     if not torch.isfinite(norm):
-        raise UserError(f"The gradient is not finite in {where}: lower lr, and check the policy's weights for NaN.")
+        raise UserError(
+            f"The gradient is not finite in {where}: lower lr, and check the policy's weights for"
+            " NaN."
+        )
     optimizer.step()
     return float(norm)

@@ -1,4 +1,7 @@
-"""Trained things on disk: a folder with `config.json`, `model.safetensors` and `provenance.json`. Never pickle, never code."""
+"""Trained things on disk: a folder with `config.json`, `model.safetensors` and `provenance.json`.
+Never pickle, never code.
+"""
+
 import dataclasses
 import hashlib
 import subprocess
@@ -9,7 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.files import _plain, is_a, make_folder, one_sentence, plain, read_json, restore, whole_folder, write_atomic, write_json  # noqa: F401
+from wmpo_lite.files import (  # noqa: F401
+    _plain,
+    is_a,
+    make_folder,
+    one_sentence,
+    plain,
+    read_json,
+    restore,
+    whole_folder,
+    write_atomic,
+    write_json,
+)
 
 PACKAGES = ("torch", "transformers", "diffusers", "mujoco", "numpy")
 
@@ -17,18 +31,28 @@ PACKAGES = ("torch", "transformers", "diffusers", "mujoco", "numpy")
 def save_tensors(path: Path, tensors: dict):
     """Tensors (any nesting flattened by the caller) as safetensors, written atomically."""
     from safetensors.torch import save
-    write_atomic(Path(path), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+    write_atomic(
+        Path(path), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    )
 
 
 def load_tensors(path: Path) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     if not Path(path).is_file():
-        raise UserError(f"{path} is missing; the folder is not a checkpoint of this kit or was only partly copied")
+        raise UserError(
+            f"{path} is missing; the folder is not a checkpoint of this kit or was only partly"
+            " copied"
+        )
     try:
         return load_file(str(path))
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}); it is truncated or not a checkpoint, fetch or train it again") from error
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}); it is truncated or not a checkpoint,"
+            " fetch or train it again"
+        ) from error
 
 
 def versions() -> dict:
@@ -42,11 +66,17 @@ def versions() -> dict:
 
 
 def commit() -> str:
-    """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside a git checkout."""
+    """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside
+    a git checkout.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
-        run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: E731
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+        run = lambda *a: subprocess.run(
+            ["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + (
+            "+" if run("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -56,51 +86,95 @@ def checksum(path: Path) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def save_module(folder: Path, module, config, provenance: dict | None = None, extra: dict | None = None):
-    """Write `module` with its dataclass `config` and `extra` files (name -> text); the folder appears complete or not at all."""
+def save_module(
+    folder: Path, module, config, provenance: dict | None = None, extra: dict | None = None
+):
+    """Write `module` with its dataclass `config` and `extra` files (name -> text); the folder
+    appears complete or not at all.
+    """
     with whole_folder(folder) as staging:
         save_tensors(staging / "model.safetensors", module.state_dict())
-        write_json(staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)})
+        write_json(
+            staging / "config.json", {"class": type(module).__name__, **dataclasses.asdict(config)}
+        )
         for name, text in (extra or {}).items():
             write_atomic(staging / name, text.encode())
-        write_json(staging / "provenance.json", {**(provenance or {}), "versions": versions(), "commit": commit()})
+        write_json(
+            staging / "provenance.json",
+            {**(provenance or {}), "versions": versions(), "commit": commit()},
+        )
 
 
 def load_config(folder: Path, config_class, class_name: str):
-    """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's fields."""
+    """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's
+    fields.
+    """
     values = read_json(restore(folder) / "config.json")
     found = values.pop("class", None)
     if found != class_name:
-        raise UserError(f"{folder} holds a '{found}', expected a '{class_name}'; check which folder belongs to which option")
+        raise UserError(
+            f"{folder} holds a '{found}', expected a '{class_name}'; check which folder belongs to"
+            " which option"
+        )
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if set(values) - set(fields):
-        raise UserError(f"{folder}/config.json has unknown fields {sorted(set(values) - set(fields))}; it was written by another version of the kit")
+        raise UserError(
+            f"{folder}/config.json has unknown fields {sorted(set(values) - set(fields))}; it was"
+            " written by another version of the kit"
+        )
     for name, field in fields.items():
         usual = field.default
-        if name not in values and usual is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train it again")
-        if name in values and usual not in (dataclasses.MISSING, None) and not _fits(values[name], usual):
-            raise UserError(f"{folder}/config.json has {values[name]!r} for '{name}', expected something like {usual!r}; it was edited, fetch or train it again")
-    return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        if (
+            name not in values
+            and usual is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ):
+            raise UserError(
+                f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train"
+                " it again"
+            )
+        if (
+            name in values
+            and usual not in (dataclasses.MISSING, None)
+            and not _fits(values[name], usual)
+        ):
+            raise UserError(
+                f"{folder}/config.json has {values[name]!r} for '{name}', expected something like"
+                f" {usual!r}; it was edited, fetch or train it again"
+            )
+    return config_class(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
 
 
 LARGEST_SIZE = 2**31 - 1
 
 
 def _fits(value, usual) -> bool:
-    """Whether a setting from JSON is of the type of the usual one; numbers must be finite and no larger than any size can be."""
+    """Whether a setting from JSON is of the type of the usual one; numbers must be finite and no
+    larger than any size can be.
+    """
     if isinstance(usual, tuple):
-        return isinstance(value, list) and all(_fits(item, usual[0]) for item in value) if usual else isinstance(value, list)
-    return is_a(value, type(usual)) and (isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or abs(value) <= LARGEST_SIZE)
+        return (
+            isinstance(value, list) and all(_fits(item, usual[0]) for item in value)
+            if usual
+            else isinstance(value, list)
+        )
+    return is_a(value, type(usual)) and (
+        isinstance(value, (bool, str))
+        or not isinstance(value, (int, float))
+        or abs(value) <= LARGEST_SIZE
+    )
 
 
 def load_model(folder: Path, build):
     """The module that `build()` makes, with the weights of a checkpoint folder.
 
-    It is built on the `meta` device first, where nothing is allocated: a config.json that was edited, or weights that do
-    not fit it, cost a sentence and not the machine's memory.
+    It is built on the `meta` device first, where nothing is allocated: a config.json that was
+    edited, or weights that do not fit it, cost a sentence and not the machine's memory.
     """
     import torch
+
     try:
         with torch.device("meta"):
             sketch = build()
@@ -108,7 +182,10 @@ def load_model(folder: Path, build):
         raise
     except Exception as error:  # whatever layers say of sizes that cannot be
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder}/config.json describes a model that cannot be built ({said}); it was edited, fetch or train it again") from error
+        raise UserError(
+            f"{folder}/config.json describes a model that cannot be built ({said}); it was edited,"
+            " fetch or train it again"
+        ) from error
     tensors = load_tensors(Path(folder) / "model.safetensors")
     _require_fit(folder, tensors, sketch)
     module = build()
@@ -119,11 +196,16 @@ def load_model(folder: Path, build):
 def _require_fit(folder, tensors: dict, module):
     own = module.state_dict()
     if set(tensors) != set(own) or any(tensors[key].shape != own[key].shape for key in own):
-        raise UserError(f"{folder}/model.safetensors does not fit its config.json (other names or shapes); fetch or train it again")
+        raise UserError(
+            f"{folder}/model.safetensors does not fit its config.json (other names or shapes);"
+            " fetch or train it again"
+        )
 
 
 def load_state(folder: Path, module, keep_dtype: bool = False):
-    """Load the weights of a checkpoint folder into `module`, exactly; keep_dtype: in the number types that they were saved in, not the module's."""
+    """Load the weights of a checkpoint folder into `module`, exactly; keep_dtype: in the number
+    types that they were saved in, not the module's.
+    """
     tensors = load_tensors(Path(folder) / "model.safetensors")
     _require_fit(folder, tensors, module)
     if keep_dtype:
@@ -134,8 +216,11 @@ def load_state(folder: Path, module, keep_dtype: bool = False):
 
 
 def digest(arrays: dict) -> str:
-    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by bit."""
+    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by
+    bit.
+    """
     import torch
+
     found = hashlib.sha256()
     for key, value in sorted(arrays.items()):
         value = value if torch.is_tensor(value) else np.asarray(value)
@@ -147,9 +232,18 @@ def digest(arrays: dict) -> str:
 
 
 def fingerprint(module) -> str:
-    """Twelve digits that tell the weights of `module` (rounded to half precision, as they are shipped) from others."""
+    """Twelve digits that tell the weights of `module` (rounded to half precision, as they are
+    shipped) from others.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update((value.half() if value.is_floating_point() else value).detach().cpu().contiguous().numpy().tobytes())
+        digest.update(
+            (value.half() if value.is_floating_point() else value)
+            .detach()
+            .cpu()
+            .contiguous()
+            .numpy()
+            .tobytes()
+        )
     return digest.hexdigest()[:12]

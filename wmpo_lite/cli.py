@@ -1,4 +1,5 @@
 """The command line: `wmpo-lite demo | assets | upper-bound | doctor | results | ship | deploy`."""
+
 import os
 import sys
 from contextlib import suppress
@@ -14,7 +15,11 @@ from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 
 @dataclass(frozen=True)
 class Demo:
-    """Run the whole method once: P real rollouts, alignment, reward model, trust panel, GRPO in imagination, baselines, evaluation, report."""
+    """Run the whole method once.
+
+    P real rollouts, alignment, reward model, trust panel, GRPO in imagination, baselines,
+    evaluation, report.
+    """
 
     task: str = "place"
     profile: str = "laptop"  # smoke (minutes, for tests), laptop or gpu
@@ -22,20 +27,34 @@ class Demo:
     rollout_budget: int = 128  # P: real rollouts of the task after cloning
     name: str = ""  # folder under runs/; by default task, profile, seed and P
     from_scratch: bool = False  # train the shipped assets anew first (hours)
-    track_real: bool = True  # try the policy in the simulator as it learns: outside the budget, and nothing is chosen by it
-    evaluation_states: int | None = None  # held-out initial states of the last stage; by default the profile's number
+    track_real: bool = True
+    """try the policy in the simulator as it learns: outside the budget, nothing is chosen by it"""
+    evaluation_states: int | None = (
+        None  # held-out initial states of the last stage; by default the profile's number
+    )
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name, get_task
         from wmpo_lite.main_job import main_job
         from wmpo_lite.workspace import ASSETS, Run, run_folder
+
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = {} if self.track_real else {"track_real": False}
         if self.evaluation_states is not None:
             changes["evaluation_states"] = self.evaluation_states
-        run = Run(task=self.task, profile=self.profile, seed=self.seed, rollout_budget=self.rollout_budget, assets=str(assets), changes=changes)
+        run = Run(
+            task=self.task,
+            profile=self.profile,
+            seed=self.seed,
+            rollout_budget=self.rollout_budget,
+            assets=str(assets),
+            changes=changes,
+        )
         run.settings(), get_task(self.task)
-        folder = run_folder(self.name or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}")
+        folder = run_folder(
+            self.name
+            or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"
+        )
         if self.from_scratch:
             train_assets(assets, self.seed, self.profile)
         main_job(run, folder)
@@ -51,6 +70,7 @@ class Assets:
     def __call__(self):
         from wmpo_lite.recipes.pretrain import install_assets
         from wmpo_lite.workspace import ASSETS
+
         train_assets(Path("runs") / "assets", self.seed, self.profile)
         install_assets(Path("runs") / "assets", ASSETS)
 
@@ -59,6 +79,7 @@ def train_assets(folder: Path, seed: int, profile: str):
     """`make_assets`, by one process at a time."""
     from wmpo_lite.owner import Owner
     from wmpo_lite.recipes.pretrain import PRETRAINING, make_assets
+
     require_between("--seed", seed, 0, LARGEST_SEED)
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
@@ -68,7 +89,10 @@ def train_assets(folder: Path, seed: int, profile: str):
 
 @dataclass(frozen=True)
 class UpperBound:
-    """GRPO in the simulator with as many rollouts as it likes: what the policy could learn if the world model were perfect."""
+    """GRPO in the simulator with as many rollouts as it likes.
+
+    It tells what the policy could learn if the world model were perfect.
+    """
 
     task: str = "place"
     seed: int = 0
@@ -79,7 +103,12 @@ class UpperBound:
         from wmpo_lite.envs.tasks import folder_name
         from wmpo_lite.upper_bound import upper_bound
         from wmpo_lite.workspace import Run, run_folder
-        upper_bound(Run(task=self.task, seed=self.seed), run_folder(self.name or f"{folder_name(self.task)}-upper-s{self.seed}"), self.iterations)
+
+        upper_bound(
+            Run(task=self.task, seed=self.seed),
+            run_folder(self.name or f"{folder_name(self.task)}-upper-s{self.seed}"),
+            self.iterations,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,12 +119,16 @@ class Doctor:
 
     def __call__(self):
         from wmpo_lite.doctor import main as examine
+
         sys.exit(examine(self.run))
 
 
 @dataclass(frozen=True)
 class Results:
-    """Collect the records of finished runs (demos and upper bounds) into assets/results, and print the README's tables from there."""
+    """Collect the records of finished runs (demos and upper bounds) into assets/results.
+
+    Prints the README's tables from there.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     picture: Path | None = None
@@ -103,12 +136,17 @@ class Results:
 
     def __call__(self):
         from wmpo_lite import results
+
         if self.runs:
             results.collect(self.runs)
             results.collect_panels(self.runs)
         if self.picture:
             results.picture(self.picture)
-        tables = [results.table(path) for path in (results.PATH, results.RESULTS / "libero.json") if path.exists()]
+        tables = [
+            results.table(path)
+            for path in (results.PATH, results.RESULTS / "libero.json")
+            if path.exists()
+        ]
         panels = results.RESULTS / "world_model.json"
         tables += [results.panel_table(panels)] if panels.exists() else []
         print("\n\n".join([*tables, results.speed_table()]))
@@ -123,23 +161,39 @@ class Ship:
 
     def __call__(self):
         from wmpo_lite.shipped import ship_run
+
         print(ship_run(self.run, rollouts=self.rollouts))
 
 
 @dataclass(frozen=True)
 class Deploy(Settings):
-    """Let a policy move an arm: a simulated one, an SO-101 on a serial port, or an emulated SO-101. Every episode is recorded under runs/."""
+    """Let a policy move an arm: a simulated one, an SO-101 on a serial port, or an emulated one.
+
+    Every episode is recorded under runs/.
+    """
 
     def __call__(self):
         from wmpo_lite.arms.session import main as deploy
+
         sys.exit(deploy(self))
 
 
-COMMANDS = {"demo": Demo, "assets": Assets, "upper-bound": UpperBound, "doctor": Doctor, "results": Results, "ship": Ship, "deploy": Deploy}
+COMMANDS = {
+    "demo": Demo,
+    "assets": Assets,
+    "upper-bound": UpperBound,
+    "doctor": Doctor,
+    "results": Results,
+    "ship": Ship,
+    "deploy": Deploy,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `wmpo-lite`; a UserError, or whatever a disk refuses, becomes one line on standard error and exit status 1."""
+    """Entry point of `wmpo-lite`.
+
+    A UserError, or whatever a disk refuses, becomes one line on standard error and exit status 1.
+    """
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # closed, or replaced by something simpler
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
@@ -155,13 +209,17 @@ def main(arguments: list[str] | None = None) -> None:
         _end(1)
     except OSError as error:
         from wmpo_lite.files import explain
+
         _end(1, explain(error))
     except KeyboardInterrupt:
         _end(130, "stopped; run the same command again to go on")
 
 
 def _end(status: int, said=None):
-    """Leave with one line on standard error; what standard output could not take is dropped, or the interpreter would complain about it once more."""
+    """Leave with one line on standard error.
+
+    What standard output could not take is dropped, or the interpreter would complain once more.
+    """
     if said is not None:
         with suppress(OSError):
             print(f"wmpo-lite: {said}", file=sys.stderr)

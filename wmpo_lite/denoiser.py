@@ -1,8 +1,10 @@
-"""The denoiser: which frames come next, given the newest ones and the actions? Two networks, one interface.
+"""The denoiser: which frames come next, given the newest ones and the actions? Two networks, one
+interface.
 
-`UNet` is convolutional (as DIAMOND's, Alonso et al. 2024, arXiv 2405.12399, but on latents): it knows that
-things look alike wherever they lie, and is what a CPU can train. `SpaceTimeDiT` is the paper's (OpenSora's
-STDiT): spatial blocks, then causal temporal ones, under AdaLN. Both predict the clean latents.
+`UNet` is convolutional (as DIAMOND's, Alonso et al. 2024, arXiv 2405.12399, but on latents): it
+knows that things look alike wherever they lie, and is what a CPU can train. `SpaceTimeDiT` is the
+paper's (OpenSora's STDiT): spatial blocks, then causal temporal ones, under AdaLN. Both predict the
+clean latents.
 """
 
 import math
@@ -19,10 +21,11 @@ from wmpo_lite.errors import UserError
 class Context(NamedTuple):
     """What is known of B episodes before the next frames.
 
-    reference: (B, C, h, w), the episode's first frame. frames: (B, c, C, h, w), the newest ones, oldest
-    first; at an episode's start the first frame repeated. actions: (B, c - 1, D), that led to frames[1:]
-    (zero before the start). path: (B, D), the sum of all actions since the reference. level: (B,), standard
-    deviation of the noise that was added to `frames` (training), or that they are taken to carry.
+    reference: (B, C, h, w), the episode's first frame. frames: (B, c, C, h, w), the newest ones,
+    oldest first; at an episode's start the first frame repeated. actions: (B, c - 1, D), that led
+    to frames[1:] (zero before the start). path: (B, D), the sum of all actions since the reference.
+    level: (B,), standard deviation of the noise that was added to `frames` (training), or that they
+    are taken to carry.
     """
 
     reference: torch.Tensor
@@ -45,7 +48,9 @@ class DenoiserConfig:
     reference: bool = True  # whether it sees the episode's first frame
     gate: bool = True  # whether it may also take a position from that frame as it is, see `compose`
     path: bool = True  # and the summed action: an arm that integrates its errors drifts less
-    actions: str = "frame"  # each frame's own action, or 'pooled': their mean, which loses the order
+    actions: str = (
+        "frame"  # each frame's own action, or 'pooled': their mean, which loses the order
+    )
     widths: tuple = (96, 160)  # U-Net channels at full and half resolution
     blocks: int = 2  # residual blocks a stage
     patch: int = 2  # STDiT: latent positions a token holds, squared
@@ -56,7 +61,10 @@ class DenoiserConfig:
     def __post_init__(self):
         for name, allowed in (("kind", ("unet", "stdit")), ("actions", ("frame", "pooled"))):
             if getattr(self, name) not in allowed:
-                raise UserError(f"denoiser option {name}='{getattr(self, name)}' is unknown; use one of {', '.join(allowed)}")
+                raise UserError(
+                    f"denoiser option {name}='{getattr(self, name)}' is unknown; use one of"
+                    f" {', '.join(allowed)}"
+                )
 
     @property
     def gated(self) -> bool:
@@ -70,18 +78,22 @@ def build_denoiser(config: DenoiserConfig) -> nn.Module:
 
 
 def compose(context: Context, out: torch.Tensor, gated: bool) -> torch.Tensor:
-    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, C + gated, h, w): the newest frame and
-    its change, or, where the gate opens, the reference.
+    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, C + gated, h, w): the
+    newest frame and its change, or, where the gate opens, the reference.
 
-    A small thing that lies still fades a little with every pass of a network that draws it anew, and what has
-    been behind the arm has to come back from somewhere. Compositing from an earlier frame is an old remedy
-    (Finn et al. 2016, arXiv 1605.07157).
+    A small thing that lies still fades a little with every pass of a network that draws it anew,
+    and what has been behind the arm has to come back from somewhere. Compositing from an earlier
+    frame is an old remedy (Finn et al. 2016, arXiv 1605.07157).
     """
     channels = context.reference.shape[1]
     frames = context.frames[:, -1:] + out[:, :, :channels]
     if gated:
-        gate = torch.sigmoid(out[:, :, channels:] - 3)  # (B, k, 1, h, w), nearly closed at the start
-        frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate.expand_as(frames))
+        gate = torch.sigmoid(
+            out[:, :, channels:] - 3
+        )  # (B, k, 1, h, w), nearly closed at the start
+        frames = torch.lerp(
+            frames, context.reference[:, None].expand_as(frames), gate.expand_as(frames)
+        )
     return frames
 
 
@@ -92,34 +104,52 @@ def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def action_features(config: DenoiserConfig, context: Context, actions: torch.Tensor) -> torch.Tensor:
-    """What the U-Net is told beside pictures, (B, F): actions, summed action, noise level of the context."""
+def action_features(
+    config: DenoiserConfig, context: Context, actions: torch.Tensor
+) -> torch.Tensor:
+    """What the U-Net is told beside pictures, (B, F): actions, summed action, noise level of the
+    context.
+    """
     every = torch.cat([context.actions, actions], dim=1)  # (B, c - 1 + k, D)
     if config.actions == "pooled":
         every = every.mean(dim=1, keepdim=True).expand_as(every)
     parts = [every.flatten(1), context.level[:, None] * 10]
     if config.path:
-        path = context.path + actions.sum(dim=1)  # (B, D), where the arm should be after these frames
+        path = context.path + actions.sum(
+            dim=1
+        )  # (B, D), where the arm should be after these frames
         parts += [path / 5, path.sin(), path.cos()]
     return torch.cat(parts, dim=1)
 
 
 def count_features(config: DenoiserConfig) -> int:
     """F of `action_features`."""
-    return config.action_dim * (config.context - 1 + config.frames) + 1 + 3 * config.action_dim * config.path
+    return (
+        config.action_dim * (config.context - 1 + config.frames)
+        + 1
+        + 3 * config.action_dim * config.path
+    )
 
 
-# -- U-Net --------------------------------------------------------------------------------------------
+# -- U-Net -----------------------------------------------------------------------------------------
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, each after a group norm that time and actions scale and shift (FiLM)."""
+    """Two 3x3 convolutions, each after a group norm that time and actions scale
+    and shift (FiLM).
+    """
 
     def __init__(self, width_in: int, width: int, embed: int):
         super().__init__()
         self.width_in, self.width = width_in, width
-        self.norm1, self.conv1 = nn.GroupNorm(8, width_in, affine=False), nn.Conv2d(width_in, width, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(8, width, affine=False), nn.Conv2d(width, width, 3, padding=1)
+        self.norm1, self.conv1 = (
+            nn.GroupNorm(8, width_in, affine=False),
+            nn.Conv2d(width_in, width, 3, padding=1),
+        )
+        self.norm2, self.conv2 = (
+            nn.GroupNorm(8, width, affine=False),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.film = nn.Linear(embed, 2 * width_in + 2 * width)
         nn.init.zeros_(self.film.weight)
@@ -128,15 +158,21 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: torch.Tensor, embed: torch.Tensor) -> torch.Tensor:  # (B, width_in, h, w), (B, E)
-        a, b, c, d = self.film(embed)[:, :, None, None].split((self.width_in, self.width_in, self.width, self.width), 1)
+    def forward(
+        self, x: torch.Tensor, embed: torch.Tensor
+    ) -> torch.Tensor:  # (B, width_in, h, w), (B, E)
+        a, b, c, d = self.film(embed)[:, :, None, None].split(
+            (self.width_in, self.width_in, self.width, self.width), 1
+        )
         h = self.conv1(F.silu(torch.addcmul(b, self.norm1(x), 1 + a)))
         h = self.conv2(F.silu(torch.addcmul(d, self.norm2(h), 1 + c)))
         return self.skip(x) + h
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions of the half-resolution map: what happens here may depend on over there."""
+    """Self-attention over all positions of the half-resolution map: what happens here may depend on
+    over there.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -147,39 +183,68 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, W, h, w)
         b, width, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, width // self.heads, h * w).transpose(3, 4).unbind(1)
-        found = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)  # (B, heads, W / heads, h w)
+        q, k, v = (
+            self.qkv(self.norm(x))
+            .reshape(b, 3, self.heads, width // self.heads, h * w)
+            .transpose(3, 4)
+            .unbind(1)
+        )
+        found = F.scaled_dot_product_attention(q, k, v).transpose(
+            2, 3
+        )  # (B, heads, W / heads, h w)
         return x + self.out(found.reshape(b, width, h, w))
 
 
 class UNet(nn.Module):
-    """Stacks noisy next frames, context frames and reference as channels; predicts the change of the newest frame."""
+    """Stacks noisy next frames, context frames and reference as channels; predicts the change of
+    the newest frame.
+    """
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         c, (wide, narrow), embed = config, config.widths, 256
         self.config = c
-        # + 2: where a position lies; gravity, the arm's base and the picture's edge are not alike everywhere.
+        # + 2: where a position lies; gravity, the arm's base and the picture's edge are not alike
+        # everywhere.
         channels = c.latent_channels * (c.frames + c.context + c.reference) + 2
-        self.embed = nn.Sequential(nn.Linear(64 + count_features(c), embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(64 + count_features(c), embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU()
+        )
         self.input = nn.Conv2d(channels, wide, 3, padding=1)
         self.down = nn.ModuleList(ResBlock(wide, wide, embed) for _ in range(c.blocks))
         self.shrink = nn.Conv2d(wide, narrow, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResBlock(narrow, narrow, embed) for _ in range(2 * c.blocks))
         self.attend = nn.ModuleList(Attention(narrow, c.heads) for _ in range(c.blocks))
         self.grow = nn.Conv2d(narrow, 4 * wide, 1)
-        self.up = nn.ModuleList(ResBlock(wide if i else 2 * wide, wide, embed) for i in range(c.blocks))
-        self.norm, self.output = nn.GroupNorm(8, wide), nn.Conv2d(wide, (c.latent_channels + c.gated) * c.frames, 3, padding=1)
+        self.up = nn.ModuleList(
+            ResBlock(wide if i else 2 * wide, wide, embed) for i in range(c.blocks)
+        )
+        self.norm, self.output = (
+            nn.GroupNorm(8, wide),
+            nn.Conv2d(wide, (c.latent_channels + c.gated) * c.frames, 3, padding=1),
+        )
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
         side = (torch.arange(c.latent_size) + 0.5) / c.latent_size * 2 - 1
-        self.register_buffer("grid", torch.stack(torch.meshgrid(side, side, indexing="xy"))[None], persistent=False)
+        self.register_buffer(
+            "grid", torch.stack(torch.meshgrid(side, side, indexing="xy"))[None], persistent=False
+        )
 
-    def predict_x0(self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor) -> torch.Tensor:
-        """Clean next frames (B, k, C, h, w) from noisy ones x_t, times t (B,) and the actions (B, k, D) towards them."""
-        embed = self.embed(torch.cat([time_features(t), action_features(self.config, context, actions)], dim=1))
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor
+    ) -> torch.Tensor:
+        """Clean next frames (B, k, C, h, w) from noisy ones x_t, times t (B,) and the actions (B,
+        k, D) towards them.
+        """
+        embed = self.embed(
+            torch.cat([time_features(t), action_features(self.config, context, actions)], dim=1)
+        )
         # (B, 2, h, w), (B, c C, h, w), (B, k C, h, w), (B, C, h, w)
-        maps = [self.grid.expand(len(t), -1, -1, -1), context.frames.flatten(1, 2), x_t.flatten(1, 2)]
+        maps = [
+            self.grid.expand(len(t), -1, -1, -1),
+            context.frames.flatten(1, 2),
+            x_t.flatten(1, 2),
+        ]
         maps += [context.reference] * self.config.reference
         h = self.input(torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last))
         for block in self.down:
@@ -196,7 +261,7 @@ class UNet(nn.Module):
         return compose(context, out, self.config.gated)
 
 
-# -- space-time transformer ---------------------------------------------------------------------------
+# -- space-time transformer ------------------------------------------------------------------------
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -206,7 +271,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class STBlock(nn.Module):
-    """Attention and MLP under AdaLN with gates. Spatial: tokens of one frame; temporal: one place and its past."""
+    """Attention and MLP under AdaLN with gates. Spatial: tokens of one frame; temporal: one place
+    and its past.
+    """
 
     def __init__(self, width: int, heads: int, temporal: bool):
         super().__init__()
@@ -214,17 +281,27 @@ class STBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)  # zero gates: at the start every block is the identity
+        nn.init.zeros_(
+            self.modulation.weight
+        )  # zero gates: at the start every block is the identity
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         batch, frames, tokens, width = x.shape  # (B, T, N, W); condition (B, T, W)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, :, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, :, None].chunk(
+            6, dim=-1
+        )
         h = torch.addcmul(shift1, F.layer_norm(x, (width,)), 1 + scale1)
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(3)  # each (B, T, N, heads, d)
+        q, k, v = (
+            self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(3)
+        )  # each (B, T, N, heads, d)
         if self.temporal:
             q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # (B, N, heads, T, d)
-            h = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
+            h = F.scaled_dot_product_attention(
+                rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True
+            )
             h = h.permute(0, 3, 1, 2, 4)
         else:
             q, k, v = (part.transpose(2, 3) for part in (q, k, v))  # (B, T, heads, N, d)
@@ -235,26 +312,45 @@ class STBlock(nn.Module):
 
 
 class SpaceTimeDiT(nn.Module):
-    """The paper's denoiser: frames as tokens, each frame modulated by its own noise level and its own action."""
+    """The paper's denoiser: frames as tokens, each frame modulated by its own noise level and its
+    own action.
+    """
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         self.config = c = config
         tokens, features = (c.latent_size // c.patch) ** 2, c.latent_channels * c.patch**2
-        # Frames that are known enter through their own projection: they are pictures, the others mostly noise.
-        self.embed_known, self.embed_noisy = nn.Linear(features, c.width), nn.Linear(features, c.width)
+        # Frames that are known enter through their own projection: they are pictures, the others
+        # mostly noise.
+        self.embed_known, self.embed_noisy = (
+            nn.Linear(features, c.width),
+            nn.Linear(features, c.width),
+        )
         self.position = nn.Parameter(torch.randn(1, 1, tokens, c.width) * 0.02)
-        self.embed_time = nn.Sequential(nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.embed_time = nn.Sequential(
+            nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
+        )
         inputs = c.action_dim * (1 + 3 * c.path)
-        self.embed_action = nn.Sequential(nn.Linear(inputs, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
-        self.null_action = nn.Parameter(torch.zeros(c.width))  # of the reference, that no action led to
-        self.blocks = nn.ModuleList(STBlock(c.width, c.heads, bool(i % 2)) for i in range(2 * c.depth))
-        self.final, self.head = nn.Linear(c.width, 2 * c.width), nn.Linear(c.width, features + c.gated * c.patch**2)
+        self.embed_action = nn.Sequential(
+            nn.Linear(inputs, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
+        )
+        self.null_action = nn.Parameter(
+            torch.zeros(c.width)
+        )  # of the reference, that no action led to
+        self.blocks = nn.ModuleList(
+            STBlock(c.width, c.heads, bool(i % 2)) for i in range(2 * c.depth)
+        )
+        self.final, self.head = (
+            nn.Linear(c.width, 2 * c.width),
+            nn.Linear(c.width, features + c.gated * c.patch**2),
+        )
         for layer in (self.final, self.head):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         half = c.width // c.heads // 2
-        angles = torch.arange(1 + c.context + c.frames)[:, None] * 100.0 ** (-torch.arange(half) / half)
+        angles = torch.arange(1 + c.context + c.frames)[:, None] * 100.0 ** (
+            -torch.arange(half) / half
+        )
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -268,13 +364,19 @@ class SpaceTimeDiT(nn.Module):
         b, t, _, _ = x.shape
         p, s = self.config.patch, self.config.latent_size // self.config.patch
         c = x.shape[-1] // p**2
-        return x.reshape(b, t, s, s, c, p, p).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, c, s * p, s * p)
+        return (
+            x.reshape(b, t, s, s, c, p, p)
+            .permute(0, 1, 4, 2, 5, 3, 6)
+            .reshape(b, t, c, s * p, s * p)
+        )
 
     def _conditions(self, t: torch.Tensor, context: Context, actions: torch.Tensor) -> torch.Tensor:
         """Of every frame, (B, T, W): its noise level and the action that led to it."""
         c, (batch, k) = self.config, actions.shape[:2]
         known = c.reference + c.context
-        levels = torch.cat([context.level[:, None].expand(-1, known), t[:, None].expand(-1, k)], dim=1)
+        levels = torch.cat(
+            [context.level[:, None].expand(-1, known), t[:, None].expand(-1, k)], dim=1
+        )
         still = actions.new_zeros(batch, 1, c.action_dim)  # towards the oldest frame: not known
         steps = torch.cat([still, context.actions, actions], dim=1)  # (B, c + k, D)
         if c.actions == "pooled":
@@ -288,7 +390,9 @@ class SpaceTimeDiT(nn.Module):
             moved = torch.cat([self.null_action.expand(batch, 1, -1), moved], dim=1)
         return F.silu(self.embed_time(time_features(levels)) + moved)
 
-    def predict_x0(self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor
+    ) -> torch.Tensor:
         """As `UNet.predict_x0`."""
         known = context.frames
         if self.config.reference:
@@ -299,5 +403,5 @@ class SpaceTimeDiT(nn.Module):
         for block in self.blocks:
             x = block(x, condition, self.cos[:frames], self.sin[:frames])
         shift, scale = self.final(condition)[:, :, None].chunk(2, dim=-1)
-        x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)[:, -x_t.shape[1]:]
+        x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)[:, -x_t.shape[1] :]
         return compose(context, self._unpatchify(self.head(x)), self.config.gated)

@@ -4,9 +4,9 @@ On the way from data x (t = 0) to noise e (t = 1) a point moves on a straight li
 
     x_t = (1 - t) x + t e,        dx_t / dt = e - x = (x_t - x) / t.
 
-The network predicts the clean x from x_t (`predict_x0`); the velocity follows from it. At t = 1 there is
-nothing of x in x_t, so one Euler step returns the network's forecast, a mean over all futures that may
-come; more steps choose one of them.
+The network predicts the clean x from x_t (`predict_x0`); the velocity follows from it. At t = 1
+there is nothing of x in x_t, so one Euler step returns the network's forecast, a mean over all
+futures that may come; more steps choose one of them.
 """
 
 import torch
@@ -19,19 +19,24 @@ def interpolate(x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """Push times in [0, 1] towards noise (shift > 1), where few-step sampling is decided (SD3, eq. 23)."""
+    """Push times in [0, 1] towards noise (shift > 1), where few-step sampling is decided (SD3, eq.
+    23).
+    """
     return shift * t / (1 + (shift - 1) * t)
 
 
 def draw_times(batch: int, generator, *, shift: float, pure: float, device="cpu") -> torch.Tensor:
-    """Training times (B,) in (0, 1]: a share `pure` at exactly 1, where sampling begins; the rest shifted uniform."""
+    """Training times (B,) in (0, 1]: a share `pure` at exactly 1, where sampling begins; the rest
+    shifted uniform.
+    """
     u, first = torch.rand(2, batch, generator=generator)
     t = shift_time(u.clamp(min=1e-3), shift)
     return torch.where(first < pure, torch.ones_like(t), t).to(device)
 
 
 def flow_loss(x0, target, t, *, weight=None, cap: float = 4.0) -> torch.Tensor:
-    """The velocity's squared error, (x0 - target)^2 / t^2, with 1 / t^2 at most `cap`; a mean over everything.
+    """The velocity's squared error, (x0 - target)^2 / t^2, with 1 / t^2 at most `cap`; a mean over
+    everything.
 
     weight: of each element, broadcast to the target's shape, or None.
     """

@@ -1,8 +1,11 @@
-"""`wmpo-lite doctor`: is this installation sound, and did a run really learn, or did a classic silent zero strike?
+"""`wmpo-lite doctor`: is this installation sound, and did a run really learn, or did a classic
+silent zero strike?
 
-`check_installation` compares packages with their pins, renders a frame and repeats a rollout whose outcome is stored
-below; what a run's files say is `diagnosis.diagnose`'s to tell. Nothing is written, and no network is used.
+`check_installation` compares packages with their pins, renders a frame and repeats a rollout whose
+outcome is stored below; what a run's files say is `diagnosis.diagnose`'s to tell. Nothing is
+written, and no network is used.
 """
+
 import os
 import re
 import sys
@@ -15,22 +18,38 @@ import numpy as np
 from wmpo_lite import setup_check
 from wmpo_lite.errors import UserError
 
-# Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40 control steps, mujoco
-# 3.17.0. Other processors round differently, hence the tolerances. After a wanted change of the simulator
-# `known_rollout()` measures them anew.
+# Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40
+# control steps, mujoco 3.17.0. Other processors round differently, hence the tolerances. After a
+# wanted change of the simulator `known_rollout()` measures them anew.
 KNOWN_FINISH = (23, 25, 20, 19, 19, 20, 22, 23)  # control step of the first successful frame
 KNOWN_TIPS = (  # m, after the last step
-    (0.1489, 0.0771, 0.0850), (0.1460, -0.0924, 0.0850), (0.1752, 0.0913, 0.0850), (0.2040, -0.0759, 0.0850),
-    (0.2046, -0.0454, 0.0850), (0.1843, 0.0777, 0.0850), (0.2054, -0.0689, 0.0850), (0.1742, 0.0079, 0.0850))
+    (0.1489, 0.0771, 0.0850),
+    (0.1460, -0.0924, 0.0850),
+    (0.1752, 0.0913, 0.0850),
+    (0.2040, -0.0759, 0.0850),
+    (0.2046, -0.0454, 0.0850),
+    (0.1843, 0.0777, 0.0850),
+    (0.2054, -0.0689, 0.0850),
+    (0.1742, 0.0079, 0.0850),
+)
 FINISH_TOLERANCE, TIP_TOLERANCE = 1, 0.002  # control steps, m
 
-# --------------------------------------------------------------------------------------------------------- installation
+# ------------------------------------------------------------------------------------ installation
 
 
 def check_installation() -> list[tuple[str, bool, str]]:
-    """(name, ok, message) for each check, in the order of repair. A check that breaks counts as failed; none raises."""
-    checks = (("Python", _check_python), ("packages", _check_packages), ("disk", _check_disk), ("OpenGL", _check_gl),
-              ("rendering", _check_rendering), ("known answer", _check_known_answer), ("splits", _check_splits))
+    """(name, ok, message) for each check, in the order of repair. A check that breaks counts as
+    failed; none raises.
+    """
+    checks = (
+        ("Python", _check_python),
+        ("packages", _check_packages),
+        ("disk", _check_disk),
+        ("OpenGL", _check_gl),
+        ("rendering", _check_rendering),
+        ("known answer", _check_known_answer),
+        ("splits", _check_splits),
+    )
     results = []
     for name, check in checks:
         try:
@@ -48,23 +67,30 @@ def _check_python():
 
 def _check_disk():
     import shutil
+
     free = shutil.disk_usage(".").free
     problems = setup_check.disk_problems(free, setup_check.GB_TO_RUN, os.getcwd())
     return not problems, problems[0].message if problems else f"{free / 1e9:.0f} GB free"
 
 
 def pinned_versions() -> dict[str, tuple[str, bool]]:
-    """name -> (pinned version, belongs to an extra), of the installed package or else of pyproject.toml."""
+    """name -> (pinned version, belongs to an extra), of the installed package or else of
+    pyproject.toml.
+    """
     try:
         lines = metadata.requires("wmpo_lite") or []
     except metadata.PackageNotFoundError:
         path = Path(__file__).resolve().parent.parent / "pyproject.toml"
         if not path.is_file():
-            raise UserError("wmpo_lite is not installed, so its pins are unknown; run make, or pip install -e "
-                            ".") from None
+            raise UserError(
+                "wmpo_lite is not installed, so its pins are unknown; run make, or pip install -e ."
+            ) from None
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-        lines = project["dependencies"] + [f"{line}; extra" for extra in project["optional-dependencies"].values()
-                                           for line in extra]
+        lines = project["dependencies"] + [
+            f"{line}; extra"
+            for extra in project["optional-dependencies"].values()
+            for line in extra
+        ]
     found = {}
     for line in lines:
         match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*==\s*([^\s;]+)", line)
@@ -86,8 +112,14 @@ def _check_packages():
             wrong.append(f"{name} is {installed}, pinned {pinned}")
         same += installed == pinned
     if wrong:
-        return False, "; ".join(wrong) + ": run make again, since results were measured with the pinned versions"
-    return bool(pins), f"{same} packages at their pinned versions" if pins else "no pins found: install with make"
+        return (
+            False,
+            "; ".join(wrong)
+            + ": run make again, since results were measured with the pinned versions",
+        )
+    return bool(pins), (
+        f"{same} packages at their pinned versions" if pins else "no pins found: install with make"
+    )
 
 
 def _check_gl():
@@ -95,6 +127,7 @@ def _check_gl():
     if problems:
         return False, problems[0].message
     from wmpo_lite.envs.drawing import import_mujoco
+
     try:
         import_mujoco()
     except UserError as error:
@@ -103,9 +136,12 @@ def _check_gl():
 
 
 def _place_env(count: int):
-    """The simulator of `place` at 64 pixels with one thread, and the first `count` states of split `demos`."""
+    """The simulator of `place` at 64 pixels with one thread, and the first `count` states of split
+    `demos`.
+    """
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
+
     task = get_task("place")
     return TabletopEnv(task, size=64, threads=1), initial_states(task, "demos", np.arange(count))
 
@@ -116,18 +152,29 @@ def _check_rendering():
         picture = env.reset(states)[0].astype(int)  # (64, 64, 3)
     finally:
         env.close()
-    # A broken driver draws black, noise or nothing: look for the orange arm and for the grey table around it.
+    # A broken driver draws black, noise or nothing: look for the orange arm and for the grey table
+    # around it.
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     orange = ((red > 120) & (red - blue > 80) & (green > 40) & (green < red)).mean()
     grey = ((picture.max(-1) - picture.min(-1) < 25) & (red > 60) & (red < 230)).mean()
     ok = orange > 0.01 and grey > 0.3
-    message = f"a frame shows the arm on {100 * orange:.0f} % and the table on {100 * grey:.0f} % of its pixels"
-    return ok, message if ok else f"{message}, not the scene: update the OpenGL driver, or try MUJOCO_GL=osmesa"
+    message = (
+        f"a frame shows the arm on {100 * orange:.0f} % and the table on {100 * grey:.0f} % of its"
+        " pixels"
+    )
+    return ok, (
+        message
+        if ok
+        else f"{message}, not the scene: update the OpenGL driver, or try MUJOCO_GL=osmesa"
+    )
 
 
 def known_rollout() -> tuple[np.ndarray, np.ndarray]:
-    """(finish steps int (8,), 0 without success; finger tips (8, 3) in m) of the rollout behind `KNOWN_FINISH`."""
+    """(finish steps int (8,), 0 without success; finger tips (8, 3) in m) of the rollout behind
+    `KNOWN_FINISH`.
+    """
     from wmpo_lite.envs.tabletop.expert import PickAndPlace
+
     env, states = _place_env(8)
     try:
         env.reset(states)
@@ -146,33 +193,46 @@ def _check_known_answer():
     solved, late = int((finish > 0).sum()), int(np.abs(finish - KNOWN_FINISH).max())
     off = float(np.abs(tips - np.array(KNOWN_TIPS)).max())
     ok = solved == len(KNOWN_FINISH) and late <= FINISH_TOLERANCE and off <= TIP_TOLERANCE
-    message = (f"the expert solves {solved} of {len(KNOWN_FINISH)} states, finish steps within {late}, finger tips "
-               f"within {1000 * off:.2f} mm of the stored ones")
-    advice = (f": this simulator moves otherwise than the one that the weights were trained on (mujoco "
-              f"{metadata.version('mujoco')}); install the pinned mujoco and take the simulator's files unchanged")
+    message = (
+        f"the expert solves {solved} of {len(KNOWN_FINISH)} states, finish steps within {late},"
+        f" finger tips within {1000 * off:.2f} mm of the stored ones"
+    )
+    advice = (
+        ": this simulator moves otherwise than the one that the weights were trained on (mujoco"
+        f" {metadata.version('mujoco')}); install the pinned mujoco and take the simulator's files"
+        " unchanged"
+    )
     return ok, message if ok else message + advice
 
 
 def _check_splits():
     from wmpo_lite.envs.tabletop import tasks
     from wmpo_lite.envs.tabletop.env import SPLITS, initial_states
+
     seen, count, doubles = {}, 64, []
     for name in tasks.NAMES:
         for split in SPLITS:
             states = initial_states(tasks.get_task(name), split, np.arange(count)).states
-            doubles += [f"{name}/{split}/{i} = {seen[row.tobytes()]}" for i, row in enumerate(states)
-                        if row.tobytes() in seen]
+            doubles += [
+                f"{name}/{split}/{i} = {seen[row.tobytes()]}"
+                for i, row in enumerate(states)
+                if row.tobytes() in seen
+            ]
             seen |= {row.tobytes(): f"{name}/{split}/{i}" for i, row in enumerate(states)}
     message = f"{len(seen)} states of {len(SPLITS)} splits, none twice"
-    shared = f"shared initial states ({'; '.join(doubles[:3])}): a gain may be memory; repair the splits"
+    shared = (
+        f"shared initial states ({'; '.join(doubles[:3])}): a gain may be memory; repair the splits"
+    )
     return not doubles, shared if doubles else message
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------ report
 
 
 def main(run: Path | None = None) -> int:
-    """Print the installation's report, and a run's if named. Returns 1 if a check fails or a finding is a problem."""
+    """Print the installation's report, and a run's if named. Returns 1 if a check fails or a
+    finding is a problem.
+    """
     print("Installation")
     checks = check_installation()
     for name, ok, message in checks:
@@ -180,6 +240,7 @@ def main(run: Path | None = None) -> int:
     bad = sum(not ok for _, ok, _ in checks)
     if run is not None:
         from wmpo_lite.diagnosis import diagnose
+
         findings = diagnose(run)
         print(f"\nRun {run}")
         for level in ("problem", "note", "ok"):
@@ -187,5 +248,7 @@ def main(run: Path | None = None) -> int:
                 if finding.level == level:
                     print(f"  {level:<8} {finding.topic:<19} {finding.message}")
         bad += sum(finding.level == "problem" for finding in findings)
-    print(f"\n{bad} {'problem' if bad == 1 else 'problems'} found." if bad else "\nNo problems found.")
+    print(
+        f"\n{bad} {'problem' if bad == 1 else 'problems'} found." if bad else "\nNo problems found."
+    )
     return int(bool(bad))

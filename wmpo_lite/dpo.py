@@ -1,7 +1,9 @@
-"""DPO: the offline baseline (paper: baselines). Pairs of recorded success and failure; the base policy as reference.
+"""DPO: the offline baseline (paper: baselines). Pairs of recorded success and failure; the base
+policy as reference.
 
-It sees the same P real rollouts as WMPO, but never acts: it learns which recorded trajectory of a pair to prefer.
-The loss is Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+It sees the same P real rollouts as WMPO, but never acts: it learns which recorded trajectory of a
+pair to prefer. The loss is Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290,
+equation 7).
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 
-from wmpo_lite.batch import RolloutBatch, batch_from_trajectories, batch_log_probs, evaluating, minibatches, optimiser_step
+from wmpo_lite.batch import (
+    RolloutBatch,
+    batch_from_trajectories,
+    batch_log_probs,
+    evaluating,
+    minibatches,
+    optimiser_step,
+)
 from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import check_choice, check_positive, check_range
 
@@ -26,8 +35,12 @@ if TYPE_CHECKING:
 class DPOConfig:
     """Settings of the DPO baseline."""
 
-    beta: float = 0.1  # strength of the pull towards the reference; small lets the policy move further
-    normalise: Literal["sum", "mean"] = "sum"  # of a trajectory's log-probs; mean makes length irrelevant
+    beta: float = (
+        0.1  # strength of the pull towards the reference; small lets the policy move further
+    )
+    normalise: Literal["sum", "mean"] = (
+        "sum"  # of a trajectory's log-probs; mean makes length irrelevant
+    )
     lr: float = 1e-4
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
@@ -41,78 +54,117 @@ class DPOConfig:
         check_positive("DPOConfig", self, "beta", "lr", "grad_clip", "temperature")
 
 
-def make_pairs(trajectories: list[Trajectory], generator: torch.Generator | None, n: int) -> torch.Tensor:
+def make_pairs(
+    trajectories: list[Trajectory], generator: torch.Generator | None, n: int
+) -> torch.Tensor:
     """Draw n pairs: int64 (n, 2), positions of (success, failure) in `trajectories`.
 
-    A failure from the same initial state is preferred, then one with the same instruction, then any: the closer they
-    are, the more the pair says about the actions. Successes come in shuffled rounds: none comes twice before each has
-    come once.
+    A failure from the same initial state is preferred, then one with the same instruction, then
+    any: the closer they are, the more the pair says about the actions. Successes come in shuffled
+    rounds: none comes twice before each has come once.
     """
     successes = [i for i, t in enumerate(trajectories) if t.success]
     failures = [i for i, t in enumerate(trajectories) if not t.success]
     if not successes or not failures:
         always = "always" if successes else "never"
-        raise UserError(f"DPO needs successes and failures, but there are {len(successes)} and {len(failures)}: it "
-                        f"cannot learn from a policy that {always} succeeds; record more rollouts or another task.")
+        raise UserError(
+            f"DPO needs successes and failures, but there are {len(successes)} and {len(failures)}:"
+            f" it cannot learn from a policy that {always} succeeds; record more rollouts or"
+            " another task."
+        )
     same_state, same_instruction = defaultdict(list), defaultdict(list)
     for i in failures:
         same_state[state_key(trajectories[i], i)].append(i)
         same_instruction[trajectories[i].instruction].append(i)
-    draw = lambda size: int(torch.randint(size, (1,), generator=generator))  # noqa: E731
+    draw = lambda size: int(torch.randint(size, (1,), generator=generator))
     pairs: list[tuple[int, int]] = []
     while len(pairs) < n:
-        for k in torch.randperm(len(successes), generator=generator).tolist()[:n - len(pairs)]:
+        for k in torch.randperm(len(successes), generator=generator).tolist()[: n - len(pairs)]:
             chosen = successes[k]
-            rejected = (same_state.get(state_key(trajectories[chosen], chosen))
-                        or same_instruction.get(trajectories[chosen].instruction) or failures)
+            rejected = (
+                same_state.get(state_key(trajectories[chosen], chosen))
+                or same_instruction.get(trajectories[chosen].instruction)
+                or failures
+            )
             pairs.append((chosen, rejected[draw(len(rejected))]))
     return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
 
 def state_key(trajectory: Trajectory, position: int) -> tuple:
-    """What two trajectories from one initial state share; without recorded states, each trajectory has its own key."""
+    """What two trajectories from one initial state share; without recorded states, each trajectory
+    has its own key.
+    """
     state = trajectory.initial_state
-    return (trajectory.instruction, state.tobytes()) if state is not None and state.size else (position,)
+    return (
+        (trajectory.instruction, state.tobytes())
+        if state is not None and state.size
+        else (position,)
+    )
 
 
-def reduce_log_probs(log_probs: torch.Tensor, mask: torch.Tensor, normalise: str = "sum") -> torch.Tensor:
-    """Log-probability of each trajectory: log_probs, mask (N, n_chunks, K, D) -> (N,), over its valid tokens only."""
+def reduce_log_probs(
+    log_probs: torch.Tensor, mask: torch.Tensor, normalise: str = "sum"
+) -> torch.Tensor:
+    """Log-probability of each trajectory: log_probs, mask (N, n_chunks, K, D) -> (N,), over its
+    valid tokens only.
+    """
     check_choice("normalise", normalise, ("sum", "mean"))
     total = log_probs.masked_fill(~mask, 0.0).flatten(1).sum(1)
     return total if normalise == "sum" else total / mask.flatten(1).sum(1).clamp(min=1)
 
 
-def dpo_loss(policy_chosen: torch.Tensor, policy_rejected: torch.Tensor, ref_chosen: torch.Tensor,
-             ref_rejected: torch.Tensor, beta: float = 0.1) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean over pairs of -log sigmoid(margin), margin = beta * [(policy - ref) chosen - (policy - ref) rejected].
+def dpo_loss(
+    policy_chosen: torch.Tensor,
+    policy_rejected: torch.Tensor,
+    ref_chosen: torch.Tensor,
+    ref_rejected: torch.Tensor,
+    beta: float = 0.1,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean over pairs of -log sigmoid(margin), margin = beta * [(policy - ref) chosen - (policy -
+    ref) rejected].
 
-    All inputs (N,): log-probs of whole trajectories (`reduce_log_probs`). Logs: loss, accuracy (share of positive
-    margins; a zero counts half), margin (mean), chosen_shift and rejected_shift (mean policy - ref).
+    All inputs (N,): log-probs of whole trajectories (`reduce_log_probs`). Logs: loss, accuracy
+    (share of positive margins; a zero counts half), margin (mean), chosen_shift and rejected_shift
+    (mean policy - ref).
     """
     chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
     margin = beta * (chosen - rejected)
     loss = -F.logsigmoid(margin).mean()
     with torch.no_grad():
         accuracy = ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()
-        logs = {"loss": loss.detach(), "accuracy": accuracy, "margin": margin.mean(),
-                "chosen_shift": chosen.mean(), "rejected_shift": rejected.mean()}
+        logs = {
+            "loss": loss.detach(),
+            "accuracy": accuracy,
+            "margin": margin.mean(),
+            "chosen_shift": chosen.mean(),
+            "rejected_shift": rejected.mean(),
+        }
         return loss, {name: float(value) for name, value in logs.items()}
 
 
-def trajectory_log_probs(policy, batch: RolloutBatch, index: torch.Tensor, config: DPOConfig, device) -> torch.Tensor:
+def trajectory_log_probs(
+    policy, batch: RolloutBatch, index: torch.Tensor, config: DPOConfig, device
+) -> torch.Tensor:
     """Log-probabilities (m,) of trajectories `index` (m,) of a batch under a policy."""
     log_probs, _ = batch_log_probs(policy, batch, index, config.temperature, device)
     return reduce_log_probs(log_probs, batch.mask[index].to(device), config.normalise)
 
 
-def train_dpo(policy, reference, trajectories: list[Trajectory], config: DPOConfig = DPOConfig(), seed: int = 0,
-              on_step: Callable[[int, dict[str, float]], None] | None = None) -> list[dict[str, float]]:
-    """Train `policy` in place on recorded rollouts; return the logs of each step, which `on_step(step, logs)` sees too.
+def train_dpo(
+    policy,
+    reference,
+    trajectories: list[Trajectory],
+    config: DPOConfig = DPOConfig(),
+    seed: int = 0,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train `policy` in place on recorded rollouts; return the logs of each step, which
+    `on_step(step, logs)` sees too.
 
-    `reference` is the base policy: its log-probs are taken once, before training, so None is the policy as it comes in.
-    Dropout is off in both.
-    Only success, tokens and finish_step of the rollouts are used, not the log-probs of the policy that sampled them.
-    UserError: no successes, no failures, no tokens, or a loss or gradient that is not finite.
+    `reference` is the base policy: its log-probs are taken once, before training, so None is the
+    policy as it comes in. Dropout is off in both. Only success, tokens and finish_step of the
+    rollouts are used, not the log-probs of the policy that sampled them. UserError: no successes,
+    no failures, no tokens, or a loss or gradient that is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     pairs = make_pairs(trajectories, generator, config.pairs)  # (n, 2)
@@ -131,15 +183,22 @@ def train_dpo(policy, reference, trajectories: list[Trajectory], config: DPOConf
             for rows in minibatches(torch.randperm(len(pairs), generator=generator), config.batch):
                 # One forward pass a trajectory, however often the pairs of this step name it.
                 index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
-                new, old = trajectory_log_probs(policy, batch, index, config, device), ref[index.to(device)]  # (m,)
+                new, old = (
+                    trajectory_log_probs(policy, batch, index, config, device),
+                    ref[index.to(device)],
+                )  # (m,)
                 place = place.to(device)
                 loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), config.beta)
                 if not torch.isfinite(loss):
-                    raise UserError(f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now {config.lr}), "
-                                    "and check the policy's weights for NaN.")
+                    raise UserError(
+                        f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now"
+                        f" {config.lr}), and check the policy's weights for NaN."
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                logs["grad_norm"] = optimiser_step(optimizer, config.grad_clip, f"DPO step {len(history)}")
+                logs["grad_norm"] = optimiser_step(
+                    optimizer, config.grad_clip, f"DPO step {len(history)}"
+                )
                 history.append(logs)
                 if on_step is not None:
                     on_step(len(history) - 1, logs)

@@ -2,9 +2,11 @@
 
 
 class UserError(Exception):
-    """Bad input or a broken file, said in one sentence: what is wrong, where, what was expected and what to do.
+    """Bad input or a broken file, said in one sentence: what is wrong, where, what was expected and
+    what to do.
 
-    The command line prints it as a single line and exits with status 1; everything else is a bug and keeps its traceback.
+    The command line prints it as a single line and exits with status 1; everything else is a bug
+    and keeps its traceback.
     """
 
 

@@ -1,4 +1,7 @@
-"""Files that are complete or not there, JSON that has the shape it should have, and one sentence for whatever a disk refuses."""
+"""Files that are complete or not there, JSON that has the shape it should have, and one sentence
+for whatever a disk refuses.
+"""
+
 import errno
 import json
 import os
@@ -14,13 +17,28 @@ from wmpo_lite.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What reading a damaged zip archive, or an array inside it, raises.
-BROKEN_ARCHIVE = (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, NotImplementedError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
+BROKEN_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCKED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def explain(error: OSError, path=None, doing: str = "use") -> str:
-    """One sentence about an OSError: which file (`path`, else the one that the error names), what is wrong, what to do."""
+    """One sentence about an OSError: which file (`path`, else the one that the error names), what
+    is wrong, what to do.
+    """
     named = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else None
     place, what = path or named or "a file", error.strerror or str(error) or type(error).__name__
     if error.errno in FULL:
@@ -50,14 +68,18 @@ def make_folder(path) -> Path:
 
 
 def write_all(file, data: bytes):
-    """All of `data` into an unbuffered file, whose `write` may stop half-way (on a disk that is nearly full, without an error)."""
+    """All of `data` into an unbuffered file, whose `write` may stop half-way (on a disk that is
+    nearly full, without an error).
+    """
     left = memoryview(data)
     while left:
-        left = left[file.write(left):]
+        left = left[file.write(left) :]
 
 
 def write_atomic(path: Path, data: bytes):
-    """Write a file so that a reader, or a kill, never meets half of it. UserError, and nothing left, where that cannot be."""
+    """Write a file so that a reader, or a kill, never meets half of it. UserError, and nothing
+    left, where that cannot be.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -75,7 +97,9 @@ def write_atomic(path: Path, data: bytes):
 
 
 def append(path: Path, line: bytes):
-    """Add a line (without its end) to a file, all of it or nothing; half a line that a kill has left is ended first."""
+    """Add a line (without its end) to a file, all of it or nothing; half a line that a kill has
+    left is ended first.
+    """
     path = Path(path)
     with one_sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +115,9 @@ def append(path: Path, line: bytes):
 
 
 def swap(staging: Path, folder: Path):
-    """Put the finished folder `staging` in the place of `folder`, whose old content is deleted last."""
+    """Put the finished folder `staging` in the place of `folder`, whose old content is deleted
+    last.
+    """
     staging, folder = Path(staging), Path(folder)
     old = folder.with_name(folder.name + ".old")
     with one_sentence(folder):
@@ -110,7 +136,9 @@ def swap(staging: Path, folder: Path):
 
 
 def restore(folder: Path) -> Path:
-    """`folder`, put back first if a kill between the two renames of `swap` has left only its old content beside it."""
+    """`folder`, put back first if a kill between the two renames of `swap` has left only its old
+    content beside it.
+    """
     folder = Path(folder)
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.is_dir():
@@ -121,7 +149,9 @@ def restore(folder: Path) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path):
-    """Gives an empty folder to write into; it takes the place of `folder` once all inside went well, and is gone otherwise."""
+    """Gives an empty folder to write into; it takes the place of `folder` once all inside went
+    well, and is gone otherwise.
+    """
     folder = restore(folder)
     staging = folder.with_name(folder.name + ".part")
     try:
@@ -135,26 +165,33 @@ def whole_folder(folder: Path):
         raise
 
 
-# -- arrays --------------------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def read_arrays(path: Path) -> dict:
-    """All arrays of an npz file by name, each checked against its checksum. UserError with the file's name where that cannot be; nothing is unpickled."""
+    """All arrays of an npz file by name, each checked against its checksum. UserError with the
+    file's name where that cannot be; nothing is unpickled.
+    """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             found = {}
             for name in archive.namelist():
                 with archive.open(name) as part:
-                    found[name.removesuffix(".npy")] = np.lib.format.read_array(part, allow_pickle=False)
+                    found[name.removesuffix(".npy")] = np.lib.format.read_array(
+                        part, allow_pickle=False
+                    )
             return found
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; make it again, or fetch it") from error
     except BROKEN_ARCHIVE as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read as arrays ({said}); it is damaged, move it away to have it made anew") from error
+        raise UserError(
+            f"{path} cannot be read as arrays ({said}); it is damaged, move it away to have it made"
+            " anew"
+        ) from error
 
 
-# -- JSON ----------------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value):
@@ -162,18 +199,29 @@ def write_json(path: Path, value):
 
 
 def read_json(path: Path, shape=dict):
-    """The JSON in a file, which must have `shape`: a type (float takes whole numbers, too), None for anything, {key: shape of what must be there},
-    or [shape of each element]. UserError with the file's name otherwise."""
+    """The JSON in a file, which must have `shape`: a type (float takes whole numbers, too), None
+    for anything, {key: shape of what must be there}, or [shape of each element]. UserError with the
+    file's name otherwise.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; the folder is not a checkpoint of this kit or was only partly copied") from error
+        raise UserError(
+            f"{path} is missing; the folder is not a checkpoint of this kit or was only partly"
+            " copied"
+        ) from error
     except OSError as error:
         raise UserError(explain(error, path, "read")) from error
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is not valid JSON ({error}); it was truncated or edited, fetch or train it again") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}); it was truncated or edited, fetch or train it"
+            " again"
+        ) from error
     if problem := misfit(value, shape):
-        raise UserError(f"{path} has {problem}; it was edited or belongs to another program or version, fetch or make it again")
+        raise UserError(
+            f"{path} has {problem}; it was edited or belongs to another program or version, fetch"
+            " or make it again"
+        )
     return value
 
 
@@ -188,7 +236,11 @@ def misfit(value, shape, where: str = "its content") -> str | None:
             return f"no '{absent[0]}' ({where})"
         found = (misfit(value[key], part, f"'{key}'") for key, part in parts)
     else:
-        found = (misfit(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value)) if isinstance(shape, list) else ()
+        found = (
+            (misfit(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value))
+            if isinstance(shape, list)
+            else ()
+        )
     return next((problem for problem in found if problem), None)
 
 
@@ -196,11 +248,28 @@ def is_a(value, kind) -> bool:
     """Whether a JSON value is of a type: true is no number, and a whole number is a float, too."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else tuple if kind is list and isinstance(value, tuple) else kind)
+    return isinstance(
+        value,
+        (
+            (int, float)
+            if kind is float
+            else tuple
+            if kind is list and isinstance(value, tuple)
+            else kind
+        ),
+    )
 
 
 def _name(kind: type) -> str:
-    names = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(kind, kind.__name__)
 
 
@@ -213,5 +282,7 @@ def _plain(value):
 
 
 def plain(value):
-    """`value` as it looks after a round trip through JSON, for comparing settings with stored ones."""
+    """`value` as it looks after a round trip through JSON, for comparing settings
+    with stored ones.
+    """
     return json.loads(json.dumps(value, default=_plain))

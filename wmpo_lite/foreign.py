@@ -1,4 +1,5 @@
-"""What HDF5 files of other programs mean: texts, flags and outcomes, and which frame belongs to which action.
+"""What HDF5 files of other programs mean: texts, flags and outcomes, and which frame belongs to
+which action.
 
 Nothing is converted by `str`, `bool` or `> 0`: what cannot be told from the file is refused.
 """
@@ -20,7 +21,7 @@ def clear(condition: bool, message: str) -> None:
         raise Unclear(message)
 
 
-# -- values ------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------
 
 
 def text(value, name: str) -> str:
@@ -34,17 +35,26 @@ def text(value, name: str) -> str:
         return str(value)
     parts = value.ravel().tolist() if isinstance(value, np.ndarray) else value
     clear(
-        isinstance(parts, list | tuple) and len(parts) > 0 and all(isinstance(p, str | bytes) for p in parts),
+        isinstance(parts, list | tuple)
+        and len(parts) > 0
+        and all(isinstance(p, str | bytes) for p in parts),
         f"{name} is {_short(value)}; store it as a string",
     )
     parts = [text(part, name) for part in parts]
-    return "".join(parts) if all(len(part) <= 1 for part in parts) else " ".join(" ".join(parts).split())
+    return (
+        "".join(parts)
+        if all(len(part) <= 1 for part in parts)
+        else " ".join(" ".join(parts).split())
+    )
 
 
 def flag(value, name: str) -> bool:
     """True, False, 1 or 0."""
     value = _single(value)
-    clear(isinstance(value, bool | int | float) and value in (0, 1), f"{name} is {_short(value)}; store it as a boolean")
+    clear(
+        isinstance(value, bool | int | float) and value in (0, 1),
+        f"{name} is {_short(value)}; store it as a boolean",
+    )
     return bool(value)
 
 
@@ -68,7 +78,8 @@ def instruction(data: h5py.Group, demo: h5py.Group) -> str:
             if found:
                 return found
     raise Unclear(
-        "it has no language_instruction in the attributes problem_info or env_args of 'data'; store it there as JSON"
+        "it has no language_instruction in the attributes problem_info or env_args of 'data'; store"
+        " it there as JSON"
     )
 
 
@@ -77,19 +88,23 @@ def attribute(data: h5py.Group, key: str) -> dict:
     if key not in data.attrs:
         return {}
     found = json.loads(text(data.attrs[key], f"the attribute {key}"))
-    clear(isinstance(found, dict), f"the attribute {key} holds {_short(found)}; store a JSON object there")
+    clear(
+        isinstance(found, dict),
+        f"the attribute {key} holds {_short(found)}; store a JSON object there",
+    )
     return found
 
 
-# -- outcomes ----------------------------------------------------------------------------------------
+# -- outcomes --------------------------------------------------------------------------------------
 
 
 def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
     """(success, finish_step) of T = `steps` actions; finish_step is 1..T, T for a failure.
 
-    `success` decides, an attribute, or a dataset of one flag or of one for each step. Without it rewards do, if they
-    are 0 and 1 only: a shaped reward says nothing of success. Without rewards the first of `dones` is the success, as
-    in LIBERO. A success whose step nothing tells is one at the last step.
+    `success` decides, an attribute, or a dataset of one flag or of one for each step. Without it
+    rewards do, if they are 0 and 1 only: a shaped reward says nothing of success. Without rewards
+    the first of `dones` is the success, as in LIBERO. A success whose step nothing tells is one at
+    the last step.
     """
     name, said = _name(demo), None
     own = demo.get("success")
@@ -97,13 +112,22 @@ def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
         said = flag(demo.attrs["success"], f"the attribute success of {name}")
     elif isinstance(own, h5py.Dataset) and own.size == 1:
         said = flag(own[()], f"success of {name}")
-    signals = [key for key in ("success", "rewards", "dones") if isinstance(demo.get(key), h5py.Dataset)]
+    signals = [
+        key for key in ("success", "rewards", "dones") if isinstance(demo.get(key), h5py.Dataset)
+    ]
     if said is not None:
-        flags = [found for key in signals if demo[key].size == steps and (found := _flags(demo[key])) is not None]
+        flags = [
+            found
+            for key in signals
+            if demo[key].size == steps and (found := _flags(demo[key])) is not None
+        ]
         flags = next((found for found in flags if found.any()), np.zeros(steps, bool))
         success = said
     else:
-        clear(len(signals) > 0, f"{name} has neither rewards nor dones to tell success from; add an attribute success")
+        clear(
+            len(signals) > 0,
+            f"{name} has neither rewards nor dones to tell success from; add an attribute success",
+        )
         key = signals[0]
         clear(
             demo[key].size == steps,
@@ -112,7 +136,8 @@ def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
         flags = _flags(demo[key])
         clear(
             flags is not None,
-            f"{name} has {key} other than 0 and 1, which do not tell success; add an attribute success to it",
+            f"{name} has {key} other than 0 and 1, which do not tell success; add an attribute"
+            " success to it",
         )
         success = bool(flags.any())
     if "finish_step" in demo.attrs:
@@ -123,33 +148,51 @@ def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
 def _flags(dataset: h5py.Dataset) -> np.ndarray | None:
     """A sparse signal as bool (T,); None if it is anything but 0 and 1."""
     values = dataset[()].ravel()
-    return values.astype(bool) if values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all() else None
+    return (
+        values.astype(bool)
+        if values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
+        else None
+    )
 
 
-# -- frames and actions ------------------------------------------------------------------------------
+# -- frames and actions ----------------------------------------------------------------------------
 
 
 def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
-    """Whether the frame beside an action is from "before" or "after" it, for all demonstrations of a file.
+    """Whether the frame beside an action is from "before" or "after" it, for all demonstrations of
+    a file.
 
-    LIBERO's own recorder keeps the frame that the action led to, robomimic and re-made files the one that it was
-    chosen on. `states` are from before the action in both, so the robot's positions, which are measured with the
-    frame, tell: beside the same row of `states`, or beside the next. said: the user's word, where the file has none.
+    LIBERO's own recorder keeps the frame that the action led to, robomimic and re-made files the
+    one that it was chosen on. `states` are from before the action in both, so the robot's
+    positions, which are measured with the frame, tell: beside the same row of `states`, or beside
+    the next. said: the user's word, where the file has none.
     """
-    clear(said in (None, "before", "after"), f"pictures is {said!r}; expected 'before', 'after' or None")
+    clear(
+        said in (None, "before", "after"),
+        f"pictures is {said!r}; expected 'before', 'after' or None",
+    )
     found = {seen for name in names if (seen := _seen(data[name])) is not None}
-    clear(len(found) < 2, "some demonstrations keep frames from before the action, others from after it; split the file")
+    clear(
+        len(found) < 2,
+        "some demonstrations keep frames from before the action, others from after it; split the"
+        " file",
+    )
     if not found:
         if said is None and all(_still(data[name]["obs/agentview_rgb"]) for name in names):
             return "before"  # nothing that could be misplaced
         clear(
             said is not None,
-            "it does not tell whether a frame is from before or after the action beside it (no positions of the robot "
-            "that move as `states` do); say which with pictures='before' or pictures='after'",
+            "it does not tell whether a frame is from before or after the action beside it (no"
+            " positions of the robot that move as `states` do); say which with pictures='before' or"
+            " pictures='after'",
         )
         return said
     seen = found.pop()
-    clear(said in (None, seen), f"its frames are from {seen} the action beside them; pictures={said!r} is wrong, leave it out")
+    clear(
+        said in (None, seen),
+        f"its frames are from {seen} the action beside them; pictures={said!r} is wrong, leave"
+        " it out",
+    )
     return seen
 
 
@@ -158,20 +201,37 @@ def _seen(demo: h5py.Group) -> str | None:
     if "next_obs_last/agentview_rgb" in demo or len(frames) == steps + 1:
         return "before"
     following = demo.get("next_obs/agentview_rgb")
-    if following is not None and following.shape == frames.shape and steps > 1 and not _still(frames):
+    if (
+        following is not None
+        and following.shape == frames.shape
+        and steps > 1
+        and not _still(frames)
+    ):
         if np.array_equal(following[:-1], frames[1:]):
             return "before"
     states = demo["states"][()] if "states" in demo else None
-    if states is None or states.ndim != 2 or len(states) < steps or steps < 2 or states.dtype.kind not in "iuf":
+    if (
+        states is None
+        or states.ndim != 2
+        or len(states) < steps
+        or steps < 2
+        or states.dtype.kind not in "iuf"
+    ):
         return None
-    measured = [d for d in [*demo["obs"].values(), demo.get("robot_states")] if isinstance(d, h5py.Dataset)]
+    measured = [
+        d for d in [*demo["obs"].values(), demo.get("robot_states")] if isinstance(d, h5py.Dataset)
+    ]
     measured = [d[()] for d in measured if d.ndim == 2 and len(d) == steps and d.dtype.kind == "f"]
     same, following = 0.0, 0.0
     for column in [column for table in measured for column in table.T]:
         stride = np.abs(np.diff(column)).mean()
         if not stride > 0:
             continue
-        off = [np.abs(column[: steps - 1, None] - states[row : steps - 1 + row]).mean(axis=0).min() / stride for row in (0, 1)]
+        off = [
+            np.abs(column[: steps - 1, None] - states[row : steps - 1 + row]).mean(axis=0).min()
+            / stride
+            for row in (0, 1)
+        ]
         if min(off) < 0.25:  # one of the states, and not, say, a place of the hand that is none
             same, following = same + off[0], following + off[1]
     if 2 * min(same, following) >= max(same, following):

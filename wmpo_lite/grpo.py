@@ -1,7 +1,9 @@
-"""GRPO: group advantages, dynamic sampling, the clipped loss and one policy update (paper: policy optimisation).
+"""GRPO: group advantages, dynamic sampling, the clipped loss and one policy update (paper: policy
+optimisation).
 
-Left out, as in the paper: critic, reference model, KL term, entropy bonus. The only learning signal is which of the G
-trajectories from the same first frame ended in success, so a group in which all of them did the same teaches nothing.
+Left out, as in the paper: critic, reference model, KL term, entropy bonus. The only learning signal
+is which of the G trajectories from the same first frame ended in success, so a group in which all
+of them did the same teaches nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +14,26 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from wmpo_lite.batch import (RolloutBatch, batch_from_trajectories, batch_log_probs, evaluating,  # noqa: F401
-                             minibatches, optimiser_step, valid_token_mask)
+from wmpo_lite.batch import (  # noqa: F401
+    RolloutBatch,
+    batch_from_trajectories,
+    batch_log_probs,
+    evaluating,
+    minibatches,
+    optimiser_step,
+    valid_token_mask,
+)
 from wmpo_lite.errors import UserError
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory
 
-MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: past any use, yet finite, so a ratio times a zero advantage is 0 and not NaN
-ROUNDING, ROUNDING_16_BIT = 2e-3, 0.05  # mean difference of log-probs that another batch size may make
+# exp(20) is 5e8: past any use, yet finite, so a ratio times a zero advantage is 0 and not NaN
+MAX_LOG_RATIO = 20.0
+ROUNDING, ROUNDING_16_BIT = (
+    2e-3,
+    0.05,
+)  # mean difference of log-probs that another batch size may make
 EXTREMES = {"ratio_max": max, "ratio_min": min}  # logs that an average would hide
 
 
@@ -28,22 +41,37 @@ EXTREMES = {"ratio_max": max, "ratio_min": min}  # logs that an average would hi
 class GRPOConfig:
     """Settings of one GRPO iteration; the defaults suit a policy of a few million weights.
 
-    The paper: lr 5e-6, 64 groups of 8 (512 trajectories), minibatch 128 in one pass (4 updates), temperature 1.6.
+    The paper: lr 5e-6, 64 groups of 8 (512 trajectories), minibatch 128 in one pass (4 updates),
+    temperature 1.6.
     """
 
     group_size: int = 8  # G, trajectories that share a first frame
     groups: int = 16  # groups an iteration
     clip_low: float = 0.20  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.28
-    std: Literal["population", "unbiased"] = "population"  # paper: population; its code: unbiased + 1e-6
-    ratio: Literal["token", "chunk"] = "token"  # paper: per chunk (sum of K x D log-probs); its code: per token
-    dynamic_sampling: Literal["drop", "range"] = "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
+    std: Literal["population", "unbiased"] = (
+        "population"  # paper: population; its code: unbiased + 1e-6
+    )
+    ratio: Literal["token", "chunk"] = (
+        "token"  # paper: per chunk (sum of K x D log-probs); its code: per token
+    )
+    dynamic_sampling: Literal["drop", "range"] = (
+        "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
+    )
     lr: float = 3e-4
-    warmup: int = 1  # iterations over which lr rises: Adam's first steps are as long in directions that are all noise as in any other
-    decay: int = 0  # last iterations over which lr falls, linearly: a policy that is learnt from few episodes at a time wanders about where it would settle
+    # iterations over which lr rises: Adam's first steps are as long in directions that are all
+    # noise as in any other
+    warmup: int = 1
+    # last iterations over which lr falls, linearly: a policy that is learnt from few episodes at a
+    # time wanders about where it would settle
+    decay: int = 0
     epochs: int = 2  # passes over the trajectories of an iteration
-    minibatch: int = 128  # trajectories an optimiser step; those of an iteration are cut evenly, into parts near this size
-    micro_batch: int | None = None  # trajectories a forward pass; gradients add up to the same step in less memory
+    # trajectories an optimiser step; those of an iteration are cut evenly, into parts near this
+    # size
+    minibatch: int = 128
+    micro_batch: int | None = (
+        None  # trajectories a forward pass; gradients add up to the same step in less memory
+    )
     grad_clip: float = 1.0
     temperature: float = 1.0  # of sampling; log-probs are taken at the same temperature
 
@@ -51,10 +79,17 @@ class GRPOConfig:
         check_choice("std", self.std, ("population", "unbiased"))
         check_choice("ratio", self.ratio, ("token", "chunk"))
         check_choice("dynamic_sampling", self.dynamic_sampling, ("drop", "range"))
-        check_range("GRPOConfig", self, group_size=2, groups=1, warmup=1, decay=0, epochs=1, minibatch=1)
-        check_positive("GRPOConfig", self, "clip_low", "clip_high", "lr", "grad_clip", "temperature")
+        check_range(
+            "GRPOConfig", self, group_size=2, groups=1, warmup=1, decay=0, epochs=1, minibatch=1
+        )
+        check_positive(
+            "GRPOConfig", self, "clip_low", "clip_high", "lr", "grad_clip", "temperature"
+        )
         if self.clip_low >= 1:
-            raise UserError(f"GRPOConfig.clip_low is {self.clip_low}: no ratio is below 0, so choose less than 1.")
+            raise UserError(
+                f"GRPOConfig.clip_low is {self.clip_low}: no ratio is below 0, so choose less"
+                " than 1."
+            )
         if self.micro_batch is not None:
             check_range("GRPOConfig", self, micro_batch=1)
 
@@ -73,38 +108,52 @@ def check_range(where: str, config, **minimum: int) -> None:
 def check_positive(where: str, config, *names: str) -> None:
     for name in names:
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
-            raise UserError(f"{where}.{name} is {getattr(config, name)}: expected a finite number above 0.")
+            raise UserError(
+                f"{where}.{name} is {getattr(config, name)}: expected a finite number above 0."
+            )
 
 
 def table_of(rewards: torch.Tensor) -> torch.Tensor:
-    """Rewards (N_groups, G) of any number type as floating-point numbers; UserError for another shape and for NaN."""
+    """Rewards (N_groups, G) of any number type as floating-point numbers; UserError for another
+    shape and for NaN.
+    """
     rewards = torch.as_tensor(rewards)
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     if rewards.ndim != 2 or not rewards.shape[1]:
-        raise UserError(f"rewards have shape {tuple(rewards.shape)}; expected (N_groups, G), a row for each group")
+        raise UserError(
+            f"rewards have shape {tuple(rewards.shape)}; expected (N_groups, G), a row for each"
+            " group"
+        )
     if not torch.isfinite(rewards).all():
-        raise UserError("rewards hold NaN or infinity, from which no group can be told better or worse; check the reward "
-                        "model's weights and the rollouts")
+        raise UserError(
+            "rewards hold NaN or infinity, from which no group can be told better or worse; check"
+            " the reward model's weights and the rollouts"
+        )
     return rewards
 
 
 def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Tensor:
-    """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group of equal rewards."""
+    """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group
+    of equal rewards.
+    """
     check_choice("std", std, ("population", "unbiased"))
     rewards = table_of(rewards)
     n = rewards.shape[1]
     centred = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
     squares = centred.square().sum(1, keepdim=True)
     scale = (squares / n).sqrt() if std == "population" else (squares / max(n - 1, 1)).sqrt() + 1e-6
-    # Rewards are compared, not std > 0: the mean of equal rewards rounds, and the division would blow that up to +-1.
+    # Rewards are compared, not std > 0: the mean of equal rewards rounds, and the division would
+    # blow that up to +-1.
     equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
     return torch.where(equal, torch.zeros_like(centred), centred / scale.masked_fill(equal, 1.0))
 
 
 def keep_groups(rewards: torch.Tensor, rule: str = "drop") -> torch.Tensor:
-    """Dynamic sampling: (N_groups, G) rewards -> bool (N_groups,), True for the groups that are worth an update.
+    """Dynamic sampling: (N_groups, G) rewards -> bool (N_groups,), True for the groups that are
+    worth an update.
 
-    'drop' keeps every group whose rewards differ; 'range' (the paper's code) keeps 0.1 <= mean reward <= 0.9.
+    'drop' keeps every group whose rewards differ; 'range' (the paper's code) keeps 0.1 <= mean
+    reward <= 0.9.
     """
     check_choice("dynamic_sampling", rule, ("drop", "range"))
     rewards = table_of(rewards)
@@ -126,8 +175,10 @@ class GroupStats:
     def message(self) -> str:
         total = self.kept + self.all_success + self.all_failure + self.out_of_range
         outside = f", {self.out_of_range} outside the range" if self.out_of_range else ""
-        return (f"{self.kept} of {total} groups kept ({self.all_success} all successes, {self.all_failure} all failures"
-                f"{outside})")
+        return (
+            f"{self.kept} of {total} groups kept ({self.all_success} all successes,"
+            f" {self.all_failure} all failures{outside})"
+        )
 
 
 def group_stats(rewards: torch.Tensor, rule: str = "drop") -> GroupStats:
@@ -136,48 +187,73 @@ def group_stats(rewards: torch.Tensor, rule: str = "drop") -> GroupStats:
     keep = keep_groups(rewards, rule)
     equal = rewards.amax(1) == rewards.amin(1)
     high = rewards[:, 0] > 0.5
-    count = lambda mask: int((mask & ~keep).sum())  # noqa: E731
+    count = lambda mask: int((mask & ~keep).sum())
     return GroupStats(int(keep.sum()), count(equal & high), count(equal & ~high), count(~equal))
 
 
 def require_signal(stats: GroupStats) -> None:
     """Raise UserError when no group is left: the update would otherwise do nothing, in silence."""
     if stats.kept == 0:
-        raise UserError(f"No group is left to learn from: {stats.message()}; raise the temperature or group_size, or "
-                        "start from a policy (or a reward threshold) that yields both successes and failures.")
+        raise UserError(
+            f"No group is left to learn from: {stats.message()}; raise the temperature or"
+            " group_size, or start from a policy (or a reward threshold) that yields both"
+            " successes and failures."
+        )
 
 
 def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions (N_groups, G)."""
+    """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions
+    (N_groups, G).
+    """
     if rewards.shape != groups.shape or groups.ndim != 1:
-        raise UserError(f"there are rewards of shape {tuple(rewards.shape)} and group numbers of shape "
-                        f"{tuple(groups.shape)}; expected one of each for each trajectory")
+        raise UserError(
+            f"there are rewards of shape {tuple(rewards.shape)} and group numbers of shape "
+            f"{tuple(groups.shape)}; expected one of each for each trajectory"
+        )
     if len(groups) == 0 or bool((groups < 0).any()):
-        raise UserError("GRPO needs trajectories sampled in groups: there are none, or some have no group (-1).")
+        raise UserError(
+            "GRPO needs trajectories sampled in groups: there are none, or some have no group (-1)."
+        )
     sizes = torch.unique(groups, return_counts=True)[1]
     if bool((sizes != sizes[0]).any()):
-        raise UserError(f"Groups have different sizes ({int(sizes.min())} to {int(sizes.max())} trajectories): "
-                        "expected the same group_size for all; sample whole groups.")
+        raise UserError(
+            f"Groups have different sizes ({int(sizes.min())} to {int(sizes.max())} trajectories): "
+            "expected the same group_size for all; sample whole groups."
+        )
     positions = torch.argsort(groups, stable=True).view(len(sizes), -1)  # (N_groups, G)
     return rewards[positions], positions
 
 
-def filter_groups(trajectories: list[Trajectory], rule: str = "drop") -> tuple[list[Trajectory], GroupStats]:
-    """Dynamic sampling on trajectories: those of the kept groups, group by group, and the counts."""
+def filter_groups(
+    trajectories: list[Trajectory], rule: str = "drop"
+) -> tuple[list[Trajectory], GroupStats]:
+    """Dynamic sampling on trajectories: those of the kept groups, group by group,
+    and the counts.
+    """
     rewards = torch.tensor([float(t.success) for t in trajectories])
-    table, positions = group_rewards(rewards, torch.tensor([t.group for t in trajectories], dtype=torch.long))
+    table, positions = group_rewards(
+        rewards, torch.tensor([t.group for t in trajectories], dtype=torch.long)
+    )
     kept = positions[keep_groups(table, rule)].flatten().tolist()
     return [trajectories[i] for i in kept], group_stats(table, rule)
 
 
-def policy_loss(new_log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
-                clip_low: float = 0.20, clip_high: float = 0.28,
-                ratio: str = "token") -> tuple[torch.Tensor, dict[str, float]]:
-    """Clipped GRPO objective, negated: mean over a trajectory's valid tokens (or chunks), then over trajectories.
+def policy_loss(
+    new_log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip_low: float = 0.20,
+    clip_high: float = 0.28,
+    ratio: str = "token",
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Clipped GRPO objective, negated: mean over a trajectory's valid tokens (or chunks), then over
+    trajectories.
 
-    new_log_probs, old_log_probs, mask: (N, n_chunks, K, D); advantages: (N,). A chunk's ratio joins its valid tokens.
-    A trajectory with no valid token adds zero (and still counts in the mean). Logs: clip_fraction (valid ratios where
-    the clip stops the gradient), approx_kl (k3 estimate of KL(old || new) over valid tokens), ratio_max, ratio_min.
+    new_log_probs, old_log_probs, mask: (N, n_chunks, K, D); advantages: (N,). A chunk's ratio joins
+    its valid tokens. A trajectory with no valid token adds zero (and still counts in the mean).
+    Logs: clip_fraction (valid ratios where the clip stops the gradient), approx_kl (k3 estimate of
+    KL(old || new) over valid tokens), ratio_max, ratio_min.
     """
     check_choice("ratio", ratio, ("token", "chunk"))
     difference = (new_log_probs - old_log_probs).masked_fill(~mask, 0.0)  # (N, n_chunks, K, D)
@@ -192,56 +268,95 @@ def policy_loss(new_log_probs: torch.Tensor, old_log_probs: torch.Tensor, advant
     loss = -(objective.sum(1) / valid.sum(1).clamp(min=1)).mean()
     with torch.no_grad():
         d, seen = difference[mask].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), r[valid]
-        logs = {"clip_fraction": (clipped < free)[valid].float().mean(), "approx_kl": (d.exp() - 1 - d).mean(),
-                "ratio_max": seen.max(), "ratio_min": seen.min()} if len(seen) else {
-                    "clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+        logs = (
+            {
+                "clip_fraction": (clipped < free)[valid].float().mean(),
+                "approx_kl": (d.exp() - 1 - d).mean(),
+                "ratio_max": seen.max(),
+                "ratio_min": seen.min(),
+            }
+            if len(seen)
+            else {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+        )
     return loss, {name: float(value) for name, value in logs.items()}
 
 
-def update(policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, config: GRPOConfig,
-           generator: torch.Generator | None = None) -> dict[str, float]:
-    """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by `generator` (CPU).
+def update(
+    policy,
+    optimizer: torch.optim.Optimizer,
+    batch: RolloutBatch,
+    config: GRPOConfig,
+    generator: torch.Generator | None = None,
+) -> dict[str, float]:
+    """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by
+    `generator` (CPU).
 
-    policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs, entropy (M, K, D).
-    Dropout is off meanwhile. Logs: the mean loss of a trajectory, the mean entropy, KL and clipped share of a valid
-    token (or chunk), however they were cut into batches, the mean gradient norm of a step, and the extreme ratios.
-    UserError: groups without signal or of another size, log-probs that were not recorded or are not those of this
-    policy at this temperature, a loss or gradient that is not finite (that step is not taken).
+    policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs,
+    entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of a trajectory, the mean
+    entropy, KL and clipped share of a valid token (or chunk), however they were cut into batches,
+    the mean gradient norm of a step, and the extreme ratios. UserError: groups without signal or of
+    another size, log-probs that were not recorded or are not those of this policy at this
+    temperature, a loss or gradient that is not finite (that step is not taken).
     """
     table, positions = group_rewards(batch.rewards, batch.groups)
-    if table.shape[1] != config.group_size:  # such as two rounds of sampling that number their groups alike
-        raise UserError(f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is {config.group_size}: "
-                        "give each group its own number.")
+    if (
+        table.shape[1] != config.group_size
+    ):  # such as two rounds of sampling that number their groups alike
+        raise UserError(
+            f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is"
+            f" {config.group_size}: give each group its own number."
+        )
     require_signal(group_stats(table, "drop"))
     mask = batch.mask
     if not torch.isfinite(batch.log_probs[mask]).all():
-        raise UserError("Some trajectories lack the log-probs of the policy that sampled them: record rollouts with "
-                        "their log-probs for GRPO.")
+        raise UserError(
+            "Some trajectories lack the log-probs of the policy that sampled them: record rollouts"
+            " with their log-probs for GRPO."
+        )
     advantages = torch.empty(len(batch.rewards))
     advantages[positions] = group_advantages(table, config.std).float()
     device = optimizer.param_groups[0]["params"][0].device
     sums, counts, steps = {}, {}, 0
     with evaluating(policy):
         for _ in range(config.epochs):
-            for minibatch in minibatches(torch.randperm(len(advantages), generator=generator), config.minibatch):
+            for minibatch in minibatches(
+                torch.randperm(len(advantages), generator=generator), config.minibatch
+            ):
                 optimizer.zero_grad(set_to_none=True)
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
                 for index in minibatch.split(config.micro_batch or len(minibatch)):
                     valid, old = mask[index].to(device), batch.log_probs[index].to(device)
                     new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
-                    loss, parts = policy_loss(new, old, advantages[index].to(device), valid,
-                                              config.clip_low, config.clip_high, config.ratio)
+                    loss, parts = policy_loss(
+                        new,
+                        old,
+                        advantages[index].to(device),
+                        valid,
+                        config.clip_low,
+                        config.clip_high,
+                        config.ratio,
+                    )
                     if not torch.isfinite(loss):
-                        raise UserError(f"The GRPO loss is {loss.item()} at update {steps}: lower lr "
-                                        f"(now {config.lr}), and check the policy's weights for NaN.")
+                        raise UserError(
+                            f"The GRPO loss is {loss.item()} at update {steps}: lower lr "
+                            f"(now {config.lr}), and check the policy's weights for NaN."
+                        )
                     tokens, share = int(valid.sum()), len(index) / len(minibatch)
                     surprise[0] += float((new.detach() - old)[valid].abs().sum())
                     surprise[1] += tokens
-                    if loss.requires_grad:  # the loss is a mean over trajectories, so shares add up exactly
+                    if (
+                        loss.requires_grad
+                    ):  # the loss is a mean over trajectories, so shares add up exactly
                         (loss * share).backward()
-                    parts |= {"loss": loss.item(), "entropy": float(entropy.detach()[valid].mean()) if tokens else 0.0}
+                    parts |= {
+                        "loss": loss.item(),
+                        "entropy": float(entropy.detach()[valid].mean()) if tokens else 0.0,
+                    }
                     chunks = int(valid.flatten(2).any(-1).sum())
-                    weights = {"loss": len(index), "clip_fraction": tokens if config.ratio == "token" else chunks}
+                    weights = {
+                        "loss": len(index),
+                        "clip_fraction": tokens if config.ratio == "token" else chunks,
+                    }
                     for name, value in parts.items():
                         if name in EXTREMES:
                             sums[name] = EXTREMES[name](sums.get(name, value), value)
@@ -252,7 +367,10 @@ def update(policy, optimizer: torch.optim.Optimizer, batch: RolloutBatch, config
                 norm = optimiser_step(optimizer, config.grad_clip, f"GRPO update {steps}")
                 _add(sums, counts, "grad_norm", norm, 1)
                 steps += 1
-    return {name: value if name in EXTREMES else value / max(1, counts[name]) for name, value in sums.items()}
+    return {
+        name: value if name in EXTREMES else value / max(1, counts[name])
+        for name, value in sums.items()
+    }
 
 
 def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:
@@ -260,13 +378,17 @@ def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:
 
 
 def check_on_policy(policy, surprise: float, temperature: float) -> None:
-    """Before the first step nothing has been learnt, so every ratio is 1 up to rounding, which depends on the number type.
+    """Before the first step nothing has been learnt, so every ratio is 1 up to rounding, which
+    depends on the number type.
 
-    surprise: mean |log ratio| of a valid token. UserError where that is not rounding: another temperature, another
-    policy, or one that draws at random (dropout). A clipped loss would train on it in silence.
+    surprise: mean |log ratio| of a valid token. UserError where that is not rounding: another
+    temperature, another policy, or one that draws at random (dropout). A clipped loss would train
+    on it in silence.
     """
     exact = all(p.dtype in (torch.float32, torch.float64) for p in policy.parameters())
     if surprise > (ROUNDING if exact else ROUNDING_16_BIT):
-        raise UserError(f"The rollouts were not sampled by this policy at temperature {temperature}: before the first step "
-                        f"the log-probs of their tokens differ by {surprise:.2g} on average, where 0 is expected; sample "
-                        "rollouts with the policy as it is, at GRPOConfig.temperature.")
+        raise UserError(
+            f"The rollouts were not sampled by this policy at temperature {temperature}: before the"
+            f" first step the log-probs of their tokens differ by {surprise:.2g} on average, where"
+            " 0 is expected; sample rollouts with the policy as it is, at GRPOConfig.temperature."
+        )

@@ -1,4 +1,6 @@
-"""The imagined environment: the world model draws the frames, the reward model ends the episode (paper section 3.4)."""
+"""The imagined environment: the world model draws the frames, the reward model ends the episode
+(paper section 3.4).
+"""
 
 import numpy as np
 import torch
@@ -12,14 +14,15 @@ PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
 
 
 class ImaginedEnv:
-    """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one recorded frame.
+    """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one
+    recorded frame.
 
-    reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk to chunk
-    and never re-encoded. threshold: of the reward model's probability; None takes its own. reward_stride:
-    the windows are judged that end at frame reward_stride, 2 reward_stride, ... of the episode, however it is
-    cut into chunks. min_consecutive: judged
-    windows in a row that must reach the threshold. `scores` (B,) is the largest probability so far that so
-    many windows in a row reached. With stop=True episodes that succeeded stand still and cost nothing.
+    reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk
+    to chunk and never re-encoded. threshold: of the reward model's probability; None takes its own.
+    reward_stride: the windows are judged that end at frame reward_stride, 2 reward_stride, ... of
+    the episode, however it is cut into chunks. min_consecutive: judged windows in a row that must
+    reach the threshold. `scores` (B,) is the largest probability so far that so many windows in a
+    row reached. With stop=True episodes that succeeded stand still and cost nothing.
     """
 
     def __init__(
@@ -36,9 +39,16 @@ class ImaginedEnv:
         stop: bool = True,
         action_names=("dx", "dy", "dz", "gripper"),
     ):
-        for net in (autoencoder, world_model):  # the layout in which convolutions are fastest on a CPU
+        for net in (
+            autoencoder,
+            world_model,
+        ):  # the layout in which convolutions are fastest on a CPU
             net.to(memory_format=torch.channels_last)
-        self.autoencoder, self.world_model, self.reward_model = autoencoder, world_model, reward_model
+        self.autoencoder, self.world_model, self.reward_model = (
+            autoencoder,
+            world_model,
+            reward_model,
+        )
         self._threshold, self.num_inference_steps = threshold, num_inference_steps
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
         self.reward_stride, self.min_consecutive, self.stop = reward_stride, min_consecutive, stop
@@ -75,8 +85,12 @@ class ImaginedEnv:
 
     @torch.no_grad()
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the contract."""
-        actions = check_actions(actions, len(self.done) if hasattr(self, "done") else None, self.action_dim)
+        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the
+        contract.
+        """
+        actions = check_actions(
+            actions, len(self.done) if hasattr(self, "done") else None, self.action_dim
+        )
         actions = torch.from_numpy(actions).float().clamp(-1, 1).to(self.state.reference.device)
         batch, chunk, _ = actions.shape
         live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
@@ -103,17 +117,26 @@ class ImaginedEnv:
         if self.reward_model is None:
             return
         newest = self.frame + frames.shape[1]
-        rest = newest - last_judged(newest, self.reward_stride)  # frames that the next chunk's windows will judge
+        rest = newest - last_judged(
+            newest, self.reward_stride
+        )  # frames that the next chunk's windows will judge
         seen = torch.cat([self.recent[live], frames[live]], dim=1)
         seen = seen[:, : seen.shape[1] - rest]
-        scores = self.reward_model.slide(seen, [self.instructions[i] for i in live], self.reward_stride)
+        scores = self.reward_model.slide(
+            seen, [self.instructions[i] for i in live], self.reward_stride
+        )
         if not scores.shape[1]:
             return
-        scores, hold = np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1), self.min_consecutive
-        self.latest[live] = scores[:, scores.shape[1] - hold + 1:]
+        scores, hold = (
+            np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1),
+            self.min_consecutive,
+        )
+        self.latest[live] = scores[:, scores.shape[1] - hold + 1 :]
         scores = np.lib.stride_tricks.sliding_window_view(scores, hold, axis=1).min(axis=-1)
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
         over = np.zeros((len(live), done.shape[1]), dtype=bool)
-        ends = over[:, ::-1][:, rest: rest + self.reward_stride * scores.shape[1]: self.reward_stride]
+        ends = over[:, ::-1][
+            :, rest : rest + self.reward_stride * scores.shape[1] : self.reward_stride
+        ]
         ends[...] = scores[:, ::-1] >= self.threshold
         done[live] |= np.maximum.accumulate(over, axis=1)

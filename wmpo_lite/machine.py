@@ -1,17 +1,26 @@
 """What this machine offers."""
+
 import os
 from pathlib import Path
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Processor cores that this process may use: fewer than the machine has where it is pinned to some (taskset) or has a quota (a container)."""
+    """Processor cores that this process may use: fewer than the machine has where it is pinned to
+    some (taskset) or has a quota (a container).
+    """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen)
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that control groups allow (cpu.max of version 2, cpu.cfs_quota_us of version 1), None for no limit. root: of the file system."""
-    groups = [line.split(":", 2)[1:] for line in _text(root / "proc/self/cgroup").splitlines() if line.count(":") >= 2]
+    """Cores' worth of time that control groups allow (cpu.max of version 2, cpu.cfs_quota_us of
+    version 1), None for no limit. root: of the file system.
+    """
+    groups = [
+        line.split(":", 2)[1:]
+        for line in _text(root / "proc/self/cgroup").splitlines()
+        if line.count(":") >= 2
+    ]
     found = []
     for controllers, group in groups:
         if not controllers:
@@ -20,7 +29,8 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
             base, names = root / "sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         else:
             continue
-        # A quota of a group that is farther up counts as well; inside a container the mount begins at the group itself.
+        # A quota of a group that is farther up counts as well; inside a container the mount begins
+        # at the group itself.
         inside = base / group.strip("/")
         for folder in {base, *(f for f in (inside, *inside.parents) if f.is_relative_to(base))}:
             words = " ".join(_text(folder / name) for name in names).split()

@@ -1,4 +1,7 @@
-"""`wmpo-lite demo`: the whole method once, from P real rollouts to a report. Every stage leaves its result in the run folder and is not done twice."""
+"""`wmpo-lite demo`: the whole method once, from P real rollouts to a report. Every stage leaves its
+result in the run folder and is not done twice.
+"""
+
 import dataclasses
 from contextlib import closing
 from pathlib import Path
@@ -8,9 +11,20 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.trust import describe_trust, trust
-from wmpo_lite.workspace import SWAP_STATES, TRACK_STATES, TRAINING_STATES, Run, Workspace, clip_scores, greedy, imagined_env, initial_frames, save_arrays
+from wmpo_lite.workspace import (
+    SWAP_STATES,
+    TRACK_STATES,
+    TRAINING_STATES,
+    Run,
+    Workspace,
+    clip_scores,
+    greedy,
+    imagined_env,
+    initial_frames,
+    save_arrays,
+)
 
-# ----------------------------------------------------------------------------------------------------------------------------- stages
+# ------------------------------------------------------------------------------------------ stages
 
 
 def record_rollouts(w: Workspace) -> dict:
@@ -19,38 +33,67 @@ def record_rollouts(w: Workspace) -> dict:
     from wmpo_lite.trajectory import save_trajectories
 
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
-    found = rollout(w.base(), w.env, states, horizon=w.horizon, temperature=w.settings.temperature, seed=w.run.seed, desc="record rollouts")
+    found = rollout(
+        w.base(),
+        w.env,
+        states,
+        horizon=w.horizon,
+        temperature=w.settings.temperature,
+        seed=w.run.seed,
+        desc="record rollouts",
+    )
     require_outcomes(found)
-    save_trajectories(w.folder / "rollouts.hdf5", found, env_args={"task": w.run.task, "size": w.env.size}, provenance=w.provenance())
+    save_trajectories(
+        w.folder / "rollouts.hdf5",
+        found,
+        env_args={"task": w.run.task, "size": w.env.size},
+        provenance=w.provenance(),
+    )
     return {"n": len(found), "successes": sum(t.success for t in found)}
 
 
 def split_rollouts(outcomes, seed: int) -> tuple[list[int], list[int]]:
-    """Which rollouts the reward model is fitted to, and which quarter its thresholds are chosen on: every success rate keeps its share in both."""
-    order = sorted(np.random.default_rng([seed, 5]).permutation(len(outcomes)), key=lambda i: outcomes[i])
+    """Which rollouts the reward model is fitted to, and which quarter its thresholds are chosen on:
+    every success rate keeps its share in both.
+    """
+    order = sorted(
+        np.random.default_rng([seed, 5]).permutation(len(outcomes)), key=lambda i: outcomes[i]
+    )
     held = set(order[::4])
     return [i for i in range(len(outcomes)) if i not in held], sorted(held)
 
 
 def require_outcomes(trajectories) -> None:
-    """UserError unless every later stage finds the successes and failures that it needs among the rollouts."""
+    """UserError unless every later stage finds the successes and failures that it needs among the
+    rollouts.
+    """
     outcomes = [t.success for t in trajectories]
-    held = [outcomes[i] for i in split_rollouts(outcomes, 0)[1]]  # how many of each kind are held out does not depend on the seed
+    held = [
+        outcomes[i] for i in split_rollouts(outcomes, 0)[1]
+    ]  # how many of each kind are held out does not depend on the seed
     if all(held) or not any(held):
-        raise UserError(f"the base policy succeeded in {sum(outcomes)} of {len(outcomes)} rollouts, too {'many' if all(held) else 'few'} for a reward model: the "
-                        "quarter that is held out must hold successes and failures; raise --rollout-budget or take another --seed")
+        raise UserError(
+            f"the base policy succeeded in {sum(outcomes)} of {len(outcomes)} rollouts, too"
+            f" {'many' if all(held) else 'few'} for a reward model: the quarter that is held out"
+            " must hold successes and failures; raise --rollout-budget or take another --seed"
+        )
 
 
 def demonstrations(w: Workspace) -> list:
-    """The demonstrations that the base policy was cloned from, or the first of them: beside the P rollouts every method may use them."""
+    """The demonstrations that the base policy was cloned from, or the first of them: beside the P
+    rollouts every method may use them.
+    """
     from wmpo_lite.trajectory import load_trajectories
+
     return load_trajectories(w.assets / "demos.hdf5")
 
 
 def align_world_model(w: Workspace) -> dict:
-    """Policy behavior alignment (paper section 3.2): fine-tune the pre-trained world model on the P rollouts, failures included, and the cloning demonstrations.
+    """Policy behavior alignment (paper section 3.2): fine-tune the pre-trained world model on the P
+    rollouts, failures included, and the cloning demonstrations.
 
-    Windows end a few frames after `finish_step`: what a policy does once it is done is nobody's business.
+    Windows end a few frames after `finish_step`: what a policy does once it is done is nobody's
+    business.
     """
     import torch
 
@@ -61,46 +104,94 @@ def align_world_model(w: Workspace) -> dict:
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
     model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
-    shown, windows = w.rollouts() + demonstrations(w), WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4)
+    shown, windows = (
+        w.rollouts() + demonstrations(w),
+        WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
+    )
     pool = Pool(recorded_episodes(w, shown), model, windows)
-    records = fit(model, pool.loss, FitConfig(steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99, save_every=100), seed=w.run.seed,
-                  name="align", folder=w.folder / "fit_align", log_every=20, on_log=w.log, extra=pool.tensors,
-                  made_from={**recordings(shown), "autoencoder": checkpoint.fingerprint(w.autoencoder()), **dataclasses.asdict(windows), "after_success": s.after_success})
+    records = fit(
+        model,
+        pool.loss,
+        FitConfig(
+            steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99, save_every=100
+        ),
+        seed=w.run.seed,
+        name="align",
+        folder=w.folder / "fit_align",
+        log_every=20,
+        on_log=w.log,
+        extra=pool.tensors,
+        made_from={
+            **recordings(shown),
+            "autoencoder": checkpoint.fingerprint(w.autoencoder()),
+            **dataclasses.asdict(windows),
+            "after_success": s.after_success,
+        },
+    )
     model.save(w.folder / "world_model", w.provenance(stage="align"))
     return records[-1]
 
 
 def recordings(trajectories) -> dict:
-    """What was recorded, in a few digits, for `fit`'s made_from. Not what models make of it: those numbers change with the number of threads."""
-    columns = {name: [getattr(t, name) for t in trajectories] for name in ("frames", "actions", "success", "finish_step", "instruction")}
-    return {"recordings": checkpoint.digest({name: np.stack(values) for name, values in columns.items()})}
+    """What was recorded, in a few digits, for `fit`'s made_from. Not what models make of it: those
+    numbers change with the number of threads.
+    """
+    columns = {
+        name: [getattr(t, name) for t in trajectories]
+        for name in ("frames", "actions", "success", "finish_step", "instruction")
+    }
+    return {
+        "recordings": checkpoint.digest(
+            {name: np.stack(values) for name, values in columns.items()}
+        )
+    }
 
 
 def recorded_episodes(w: Workspace, trajectories):
-    """Trajectories as the world model's episodes: latents, actions, and the last frame of each that it is trained on."""
+    """Trajectories as the world model's episodes: latents, actions, and the last frame of each that
+    it is trained on.
+    """
     import torch
 
     from wmpo_lite.own_context import Episodes
-    frames, actions = (np.stack([getattr(t, name) for t in trajectories]) for name in ("frames", "actions"))
-    last = [min(t.finish_step + w.settings.after_success, len(t)) if t.success else len(t) for t in trajectories]
-    return Episodes(w.autoencoder().encode_uint8(torch.from_numpy(frames)), torch.from_numpy(actions), last)
+
+    frames, actions = (
+        np.stack([getattr(t, name) for t in trajectories]) for name in ("frames", "actions")
+    )
+    last = [
+        min(t.finish_step + w.settings.after_success, len(t)) if t.success else len(t)
+        for t in trajectories
+    ]
+    return Episodes(
+        w.autoencoder().encode_uint8(torch.from_numpy(frames)), torch.from_numpy(actions), last
+    )
 
 
 def reward_episodes(trajectories, frames=None) -> dict:
-    """Trajectories as the arrays that `reward.sample_clips` wants; frames (E, T + 1, H, W, 3): others than their own."""
+    """Trajectories as the arrays that `reward.sample_clips` wants; frames (E, T + 1, H, W, 3):
+    others than their own.
+    """
     from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
+
     other = [with_another_colour(t.instruction, t.index) for t in trajectories]
-    return {"frames": np.stack([t.frames for t in trajectories]) if frames is None else frames, "success": np.array([t.success for t in trajectories]),
-            "finish_step": np.array([t.finish_step for t in trajectories]), "instruction": [t.instruction for t in trajectories], "other": other}
+    return {
+        "frames": np.stack([t.frames for t in trajectories]) if frames is None else frames,
+        "success": np.array([t.success for t in trajectories]),
+        "finish_step": np.array([t.finish_step for t in trajectories]),
+        "instruction": [t.instruction for t in trajectories],
+        "other": other,
+    }
 
 
 def fit_reward(w: Workspace) -> dict:
-    """Fit the reward model to the P rollouts and the cloning demonstrations: as filmed, as the autoencoder gives them back, and as the aligned
-    world model imagines them, with the real outcome as the label of all three.
+    """Fit the reward model to the P rollouts and the cloning demonstrations: as filmed, as the
+    autoencoder gives them back, and as the aligned world model imagines them, with the real outcome
+    as the label of all three.
 
-    The encoder begins with the weights of the policy's image tower (`RewardModel.inflate`), and its lower half keeps them. A quarter of the rollouts is held
-    out; on it the threshold for camera video is chosen by F1 (median of bootstrap samples), and the one for imagined video so that as many
-    imagined replays count as success as truly succeeded.
+    The encoder begins with the weights of the policy's image tower (`RewardModel.inflate`), and its
+    lower half keeps them. A quarter of the rollouts is held out; on it the threshold for camera
+    video is chosen by F1 (median of bootstrap samples), and the one for imagined video so that as
+    many imagined replays count as success as truly succeeded.
     """
     import torch
 
@@ -114,33 +205,75 @@ def fit_reward(w: Workspace) -> dict:
     model = RewardModel.from_tower(w.base())
     model.freeze_lower(s.reward_frozen)
     seen = [trajectories[i] for i in fitted] + demonstrations(w)
-    real, env = np.stack([t.frames for t in seen]), imagined_env(w, w.run.seed, stop=False, judged=False)
+    real, env = (
+        np.stack([t.frames for t in seen]),
+        imagined_env(w, w.run.seed, stop=False, judged=False),
+    )
     imagined = replay_in(env, seen)
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
-    records = fit(model, reward_loss(model, episodes, half=24), FitConfig(steps=s.reward_steps, lr=s.reward_lr, warmup=30, decay=0.6, ema=0.99, save_every=100,
-                  weight_decay=0.05), seed=w.run.seed, name="reward", folder=w.folder / "fit_reward", log_every=20, on_log=w.log,
-                  made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())})
+    records = fit(
+        model,
+        reward_loss(model, episodes, half=24),
+        FitConfig(
+            steps=s.reward_steps,
+            lr=s.reward_lr,
+            warmup=30,
+            decay=0.6,
+            ema=0.99,
+            save_every=100,
+            weight_decay=0.05,
+        ),
+        seed=w.run.seed,
+        name="reward",
+        folder=w.folder / "fit_reward",
+        log_every=20,
+        on_log=w.log,
+        made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
+    )
     chosen_on = [trajectories[i] for i in held]
     texts, success = [t.instruction for t in chosen_on], [t.success for t in chosen_on]
-    threshold, f1 = fit_threshold(model, torch.from_numpy(np.stack([t.frames for t in chosen_on])), texts, success, resamples=200)
-    scores = clip_scores(model, replay_in(env, chosen_on), initial_frames(chosen_on), s.reward_stride, s.min_consecutive)
+    threshold, f1 = fit_threshold(
+        model,
+        torch.from_numpy(np.stack([t.frames for t in chosen_on])),
+        texts,
+        success,
+        resamples=200,
+    )
+    scores = clip_scores(
+        model,
+        replay_in(env, chosen_on),
+        initial_frames(chosen_on),
+        s.reward_stride,
+        s.min_consecutive,
+    )
     imagined_threshold = matching_threshold(scores, success)
     imagined_f1 = f1_score(scores >= imagined_threshold, success)
     model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, f1=f1))
-    return {"threshold": threshold, "f1": f1, "chosen_on": len(held), "imagined_threshold": imagined_threshold, "imagined_f1": imagined_f1, "loss": records[-1]["loss"]}
+    return {
+        "threshold": threshold,
+        "f1": f1,
+        "chosen_on": len(held),
+        "imagined_threshold": imagined_threshold,
+        "imagined_f1": imagined_f1,
+        "loss": records[-1]["loss"],
+    }
 
 
 def replay_in(env, trajectories) -> np.ndarray:
-    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the recorded first frames."""
+    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the
+    recorded first frames.
+    """
     from wmpo_lite.rollout import replay
+
     return replay(env, trajectories, initial_frames(trajectories, states=False))[0]
 
 
 def train_wmpo(w: Workspace) -> dict:
     """GRPO in imagination, from the P recorded first frames; no real environment is touched.
 
-    With `track_real` the policy is also tried out in the real environment every few iterations, so that a reader sees both curves. Nothing is chosen by that.
+    With `track_real` the policy is also tried out in the real environment every few iterations, so
+    that a reader sees both curves. Nothing is chosen by that.
     """
     from wmpo_lite.optimise import optimise, save_policy_once
 
@@ -154,12 +287,32 @@ def train_wmpo(w: Workspace) -> dict:
 
     if s.track_real and not (w.folder / "fit_wmpo" / "progress.json").exists():
         w.log({"stage": "real", "step": 0, **real_success(w, policy)})
-    records = optimise(policy, lambda seed: imagined_env(w, seed), initial_frames(w.rollouts()), s.wmpo_update(), iterations=s.iterations, horizon=w.horizon,
-                       seed=w.run.seed, stage="wmpo", folder=w.folder / "fit_wmpo", on_log=watch, refill=s.refill, freeze_vision=s.freeze_vision,
-                       tolerate_silence=s.tolerate_silence, made_from={"world model": checkpoint.fingerprint(w.world_model()), "reward model": checkpoint.fingerprint(w.reward_model())})
+    records = optimise(
+        policy,
+        lambda seed: imagined_env(w, seed),
+        initial_frames(w.rollouts()),
+        s.wmpo_update(),
+        iterations=s.iterations,
+        horizon=w.horizon,
+        seed=w.run.seed,
+        stage="wmpo",
+        folder=w.folder / "fit_wmpo",
+        on_log=watch,
+        refill=s.refill,
+        freeze_vision=s.freeze_vision,
+        tolerate_silence=s.tolerate_silence,
+        made_from={
+            "world model": checkpoint.fingerprint(w.world_model()),
+            "reward model": checkpoint.fingerprint(w.reward_model()),
+        },
+    )
     save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
-    return {"iterations": len(records), "first": records[0]["success"], "last": records[-1]["success"],
-            "iteration_s": float(np.median([r["seconds"] for r in records]))}
+    return {
+        "iterations": len(records),
+        "first": records[0]["success"],
+        "last": records[-1]["success"],
+        "iteration_s": float(np.median([r["seconds"] for r in records])),
+    }
 
 
 def real_success(w: Workspace, policy) -> dict:
@@ -178,12 +331,37 @@ def train_online(w: Workspace) -> dict:
     size = min(s.online_group_size, w.run.rollout_budget)
     groups = min(s.online_groups, w.run.rollout_budget // size)
     per_iteration = groups * size
-    config = GRPOConfig(groups=groups, group_size=size, lr=s.online_lr, warmup=s.online_warmup, epochs=s.online_epochs, minibatch=s.minibatch, temperature=s.temperature)
+    config = GRPOConfig(
+        groups=groups,
+        group_size=size,
+        lr=s.online_lr,
+        warmup=s.online_warmup,
+        epochs=s.online_epochs,
+        minibatch=s.minibatch,
+        temperature=s.temperature,
+    )
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
-    records = optimise(policy, lambda seed: w.env, states, config, iterations=w.run.rollout_budget // per_iteration, horizon=w.horizon,
-                       seed=w.run.seed, stage="grpo", folder=w.folder / "fit_grpo", on_log=w.log, refill=0, freeze_vision=s.freeze_vision, tolerate_silence=True)
+    records = optimise(
+        policy,
+        lambda seed: w.env,
+        states,
+        config,
+        iterations=w.run.rollout_budget // per_iteration,
+        horizon=w.horizon,
+        seed=w.run.seed,
+        stage="grpo",
+        folder=w.folder / "fit_grpo",
+        on_log=w.log,
+        refill=0,
+        freeze_vision=s.freeze_vision,
+        tolerate_silence=True,
+    )
     save_policy_once(w.folder / "policies" / "grpo", policy, w.provenance(stage="grpo"))
-    return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records), "updates": sum("loss" in r for r in records)}
+    return {
+        "iterations": len(records),
+        "real_rollouts": sum(r["rollouts"] for r in records),
+        "updates": sum("loss" in r for r in records),
+    }
 
 
 def train_offline(w: Workspace) -> dict:
@@ -194,8 +372,20 @@ def train_offline(w: Workspace) -> dict:
     s = w.settings
     policy = w.base()
     policy.train_vision(not s.freeze_vision)
-    logs = train_dpo(policy, None, w.rollouts(), DPOConfig(beta=s.dpo_beta, lr=s.dpo_lr, epochs=s.dpo_epochs, pairs=s.dpo_pairs, temperature=s.temperature),
-                     seed=w.run.seed, on_step=lambda step, record: w.log({"stage": "dpo", "step": step, **record}))
+    logs = train_dpo(
+        policy,
+        None,
+        w.rollouts(),
+        DPOConfig(
+            beta=s.dpo_beta,
+            lr=s.dpo_lr,
+            epochs=s.dpo_epochs,
+            pairs=s.dpo_pairs,
+            temperature=s.temperature,
+        ),
+        seed=w.run.seed,
+        on_step=lambda step, record: w.log({"stage": "dpo", "step": step, **record}),
+    )
     save_policy_once(w.folder / "policies" / "dpo", policy.eval(), w.provenance(stage="dpo"))
     return {"steps": len(logs), **{key: logs[-1][key] for key in ("loss", "accuracy")}}
 
@@ -208,72 +398,146 @@ def evaluate(w: Workspace) -> dict:
     n = w.settings.evaluation_states
     states = w.states("evaluation", w.settings.evaluation_from, n)
     policies, trajectories = {"base": w.base()}, {}
-    policies |= {name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
+    policies |= {
+        name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")
+    }
     table = {}
     for name, policy in policies.items():
         trajectories[name] = greedy(w, policy, states, desc=f"evaluate {name}")
-        table[name] = {"success": [t.success for t in trajectories[name]], "finish_step": [t.finish_step for t in trajectories[name]]}
-    compare = {f"wmpo_vs_{other}": dataclasses.asdict(paired_comparison(np.array(table[other]["success"]), np.array(table["wmpo"]["success"])))
-               for other in ("base", "grpo", "dpo")}
+        table[name] = {
+            "success": [t.success for t in trajectories[name]],
+            "finish_step": [t.finish_step for t in trajectories[name]],
+        }
+    compare = {
+        f"wmpo_vs_{other}": dataclasses.asdict(
+            paired_comparison(np.array(table[other]["success"]), np.array(table["wmpo"]["success"]))
+        )
+        for other in ("base", "grpo", "dpo")
+    }
     lengths = {}
     for name in ("grpo", "dpo", "wmpo"):
-        both = [(a, b) for a, b in zip(trajectories["base"], trajectories[name]) if a.success and b.success]
+        both = [
+            (a, b)
+            for a, b in zip(trajectories["base"], trajectories[name])
+            if a.success and b.success
+        ]
         if both:
-            lengths[name] = trajectory_length_ratio(successful_lengths([a for a, _ in both]), successful_lengths([b for _, b in both]))
-    result = {"n": n, "from": w.settings.evaluation_from, "policies": table, "comparisons": compare, "length_ratio": lengths, "instruction_swap": instruction_swap(w, policies["base"])}
+            lengths[name] = trajectory_length_ratio(
+                successful_lengths([a for a, _ in both]), successful_lengths([b for _, b in both])
+            )
+    result = {
+        "n": n,
+        "from": w.settings.evaluation_from,
+        "policies": table,
+        "comparisons": compare,
+        "length_ratio": lengths,
+        "instruction_swap": instruction_swap(w, policies["base"]),
+    }
     checkpoint.write_json(w.folder / "evaluation.json", result)
     shown = states[np.arange(min(n, 8))]
     before = greedy(w, policies["base"], shown, every_frame=True)
     after = greedy(w, policies["wmpo"], shown, every_frame=True)
-    save_arrays(w.folder / "episodes.npz", before=np.stack([t.frames for t in before]), after=np.stack([t.frames for t in after]),
-                 before_success=np.array([t.success for t in before]), after_success=np.array([t.success for t in after]),
-                 instructions=np.array([t.instruction for t in before]))
-    return {"n": n, **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()}, "comparisons": compare}
+    save_arrays(
+        w.folder / "episodes.npz",
+        before=np.stack([t.frames for t in before]),
+        after=np.stack([t.frames for t in after]),
+        before_success=np.array([t.success for t in before]),
+        after_success=np.array([t.success for t in after]),
+        instructions=np.array([t.instruction for t in before]),
+    )
+    return {
+        "n": n,
+        **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()},
+        "comparisons": compare,
+    }
 
 
 def instruction_swap(w: Workspace, policy) -> dict:
-    """The same pictures under the other sentence: a policy that listens follows it about as often. Empty for a task with one sentence."""
+    """The same pictures under the other sentence: a policy that listens follows it about as often.
+    Empty for a task with one sentence.
+    """
     from wmpo_lite.envs.tasks import has_other_sentence, with_other_sentence
+
     if not has_other_sentence(w.task):
         return {}
     count = max(24, w.settings.evaluation_states // 4)
     states = w.states("validation", SWAP_STATES, count)
     swapped = with_other_sentence(w.task, states)
     said, other = greedy(w, policy, states), greedy(w, policy, swapped)
-    return {"n": count, "as_said": float(np.mean([t.success for t in said])), "swapped_follows_new": float(np.mean([t.success for t in other]))}
+    return {
+        "n": count,
+        "as_said": float(np.mean([t.success for t in said])),
+        "swapped_follows_new": float(np.mean([t.success for t in other])),
+    }
 
 
 def record(w: Workspace, stages: dict) -> dict:
     """The flat record that assets/results/main_job.json collects."""
     e, t = stages["evaluate"], stages["trust"]
     gain = e["comparisons"]["wmpo_vs_base"]
-    return {"task": w.run.task, "seed": w.run.seed, "profile": w.run.profile, "rollout_budget": w.run.rollout_budget, "n": e["n"],
-            "base_success": e["base_success"], "wmpo_success": e["wmpo_success"], "grpo_success": e["grpo_success"], "dpo_success": e["dpo_success"],
-            "gain": gain["gain"], "gain_low": gain["low"], "gain_high": gain["high"],
-            **{f"over_{other}{end}": e["comparisons"][f"wmpo_vs_{other}"][key] for other in ("grpo", "dpo")
-               for end, key in (("", "gain"), ("_low", "low"), ("_high", "high"))},
-            "reward_f1": t["reward_f1_real"], "agreement_auc": t["agreement"]["auc"], "agreement_success": t["agreement"]["success_agreement"],
-            "agreement_failure": t["agreement"]["failure_agreement"], "agreement_n": t["n"], "shuffled_db": t["sensitivity"]["shuffled_cost"],
-            "psnr_end": t["psnr"]["model"][-1], "psnr_end_copy": t["psnr"]["copy_last"][-1], "evaluation_from": w.settings.evaluation_from,
-            "alignment_auc_before": t["before_alignment"]["agreement"]["auc"], "alignment_auc_after": t["agreement"]["auc"],
-            "iteration_s": stages["wmpo"]["iteration_s"], "demo_s": round(w.seconds(), 1), "versions": checkpoint.versions(), "commit": checkpoint.commit()}
+    return {
+        "task": w.run.task,
+        "seed": w.run.seed,
+        "profile": w.run.profile,
+        "rollout_budget": w.run.rollout_budget,
+        "n": e["n"],
+        "base_success": e["base_success"],
+        "wmpo_success": e["wmpo_success"],
+        "grpo_success": e["grpo_success"],
+        "dpo_success": e["dpo_success"],
+        "gain": gain["gain"],
+        "gain_low": gain["low"],
+        "gain_high": gain["high"],
+        **{
+            f"over_{other}{end}": e["comparisons"][f"wmpo_vs_{other}"][key]
+            for other in ("grpo", "dpo")
+            for end, key in (("", "gain"), ("_low", "low"), ("_high", "high"))
+        },
+        "reward_f1": t["reward_f1_real"],
+        "agreement_auc": t["agreement"]["auc"],
+        "agreement_success": t["agreement"]["success_agreement"],
+        "agreement_failure": t["agreement"]["failure_agreement"],
+        "agreement_n": t["n"],
+        "shuffled_db": t["sensitivity"]["shuffled_cost"],
+        "psnr_end": t["psnr"]["model"][-1],
+        "psnr_end_copy": t["psnr"]["copy_last"][-1],
+        "evaluation_from": w.settings.evaluation_from,
+        "alignment_auc_before": t["before_alignment"]["agreement"]["auc"],
+        "alignment_auc_after": t["agreement"]["auc"],
+        "iteration_s": stages["wmpo"]["iteration_s"],
+        "demo_s": round(w.seconds(), 1),
+        "versions": checkpoint.versions(),
+        "commit": checkpoint.commit(),
+    }
 
 
 def seen(w: Workspace) -> dict:
     """What each method has seen of the world, in [episodes, frames]; None: nothing."""
     from wmpo_lite.trajectory import load_metadata
-    count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]  # noqa: E731
+
+    count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]
     demos, budget = demonstrations(w), w.run.rollout_budget
-    cloned = count(load_metadata(w.assets / "demos.hdf5").get("provenance", {}).get("of", len(demos)))
+    cloned = count(
+        load_metadata(w.assets / "demos.hdf5").get("provenance", {}).get("of", len(demos))
+    )
     made = checkpoint.read_json(w.shared / "world_model" / "provenance.json")
     play = [made.get("play_episodes"), made.get("play_frames")] if "play_frames" in made else None
-    parts = {"base": (cloned, None, None), "grpo": (None, count(budget), None), "dpo": (None, count(budget), None),
-             "world_model": (count(len(demos)), count(budget), play), "reward_model": (count(len(demos)), count(budget), None)}
-    return {name: dict(zip(("demonstrations", "rollouts", "play"), row)) for name, row in parts.items()}
+    parts = {
+        "base": (cloned, None, None),
+        "grpo": (None, count(budget), None),
+        "dpo": (None, count(budget), None),
+        "world_model": (count(len(demos)), count(budget), play),
+        "reward_model": (count(len(demos)), count(budget), None),
+    }
+    return {
+        name: dict(zip(("demonstrations", "rollouts", "play"), row)) for name, row in parts.items()
+    }
 
 
 def main_job(run: Run, folder: Path) -> dict:
-    """All stages in order; returns the record and leaves report.html. Killed and started again it goes on where it was."""
+    """All stages in order; returns the record and leaves report.html. Killed and started again it
+    goes on where it was.
+    """
     with closing(Workspace(run, folder)) as w:
         return _main_job(w)
 
@@ -281,8 +545,16 @@ def main_job(run: Run, folder: Path) -> dict:
 def _main_job(w: Workspace) -> dict:
     from wmpo_lite.report import write_report
 
-    steps = (("rollouts", record_rollouts), ("align", align_world_model), ("reward", fit_reward), ("trust", trust), ("wmpo", train_wmpo),
-             ("grpo", train_online), ("dpo", train_offline), ("evaluate", evaluate))
+    steps = (
+        ("rollouts", record_rollouts),
+        ("align", align_world_model),
+        ("reward", fit_reward),
+        ("trust", trust),
+        ("wmpo", train_wmpo),
+        ("grpo", train_online),
+        ("dpo", train_offline),
+        ("evaluate", evaluate),
+    )
     stages = {}
     for name, fn in steps:
         stages[name] = w.stage(name, lambda: fn(w))
@@ -292,16 +564,30 @@ def _main_job(w: Workspace) -> dict:
     checkpoint.write_json(w.folder / "result.json", result)
     checkpoint.write_json(w.folder / "seen.json", seen(w))
     path = write_report(w.folder)
-    print(describe(result, checkpoint.read_json(w.folder / "evaluation.json", {"policies": dict, "comparisons": dict})))
+    print(
+        describe(
+            result,
+            checkpoint.read_json(
+                w.folder / "evaluation.json", {"policies": dict, "comparisons": dict}
+            ),
+        )
+    )
     print(f"report: {path}   ({result['demo_s']:.0f} s)")
     return result
 
 
 def describe(result: dict, evaluation: dict) -> str:
     from wmpo_lite.evaluate import success_rate
-    lines = [f"{result['task']}, P = {result['rollout_budget']}, seed {result['seed']}: greedy success on {result['n']} held-out initial states"]
+
+    lines = [
+        f"{result['task']}, P = {result['rollout_budget']}, seed {result['seed']}: greedy success"
+        f" on {result['n']} held-out initial states"
+    ]
     for name, row in evaluation["policies"].items():
         lines.append(f"  {name:5s} {success_rate(np.array(row['success']))}")
     for name, c in evaluation["comparisons"].items():
-        lines.append(f"  {name.replace('_', ' ')}: {100 * c['gain']:+.1f} points [{100 * c['low']:+.1f}, {100 * c['high']:+.1f}], won {c['won']}, lost {c['lost']}")
+        lines.append(
+            f"  {name.replace('_', ' ')}: {100 * c['gain']:+.1f} points [{100 * c['low']:+.1f},"
+            f" {100 * c['high']:+.1f}], won {c['won']}, lost {c['lost']}"
+        )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
 """What the notebooks share, and `make notebooks`, which executes them and stores what they show."""
+
 import hashlib
 import os
 import re
@@ -9,15 +10,26 @@ from wmpo_lite.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares
-MAX_CELLS, MAX_LINES, MAX_BYTES = 30, 40, 1_400_000  # code cells a notebook, lines a cell, bytes a file
+MAX_CELLS, MAX_LINES, MAX_BYTES = (
+    30,
+    40,
+    1_400_000,
+)  # code cells a notebook, lines a cell, bytes a file
 # Stored pictures stand where widgets would; training is as long as a laptop has patience for.
-ENVIRONMENT = {"WMPO_STATIC": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+ENVIRONMENT = {
+    "WMPO_STATIC": "1",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
-# ------------------------------------------------------------------------------------------------------------------- in the notebooks
+# -------------------------------------------------------------------------------- in the notebooks
 
 
 def size(laptop, smoke):
-    """`laptop`, or `smoke` where WMPO_PROFILE=smoke is set: as tests run the notebooks, in seconds."""
+    """`laptop`, or `smoke` where WMPO_PROFILE=smoke is set: as tests run the
+    notebooks, in seconds.
+    """
     profile = os.environ.get("WMPO_PROFILE", "laptop")
     if profile not in ("laptop", "smoke"):
         raise UserError(f"WMPO_PROFILE is '{profile}'; expected laptop or smoke")
@@ -29,6 +41,7 @@ def film(frames, fps: float = 5, alt: str = "film"):
     from IPython.display import HTML
 
     from wmpo_lite.show import video_html
+
     return HTML(video_html(frames, fps, alt))
 
 
@@ -37,18 +50,21 @@ def picture(image, alt: str = "picture"):
     from IPython.display import HTML
 
     from wmpo_lite.show import image_html
+
     return HTML(image_html(image, alt))
 
 
 def figure(columns: int = 1, width: float = 6.4, height: float = 3.2, rows: int = 1):
     """A matplotlib (Figure, axes) without pyplot's global state; show it with `picture`."""
     from matplotlib.figure import Figure
+
     made = Figure(figsize=(width, height), layout="constrained")
     return made, made.subplots(rows, columns)
 
 
 def installed(module: str) -> bool:
     import importlib.util
+
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even its package is
@@ -56,16 +72,22 @@ def installed(module: str) -> bool:
 
 
 def needs(module: str, how: str) -> bool:
-    """Whether `module` is installed; if not, say so and let the notebook's later cells do nothing."""
+    """Whether `module` is installed; if not, say so and let the notebook's later
+    cells do nothing.
+    """
     found = installed(module)
     if not found:
         from IPython import get_ipython
-        print(f"The rest of this notebook needs {module.partition('.')[0]}, which is not installed ({how}). The cells that follow do nothing.")
+
+        print(
+            f"The rest of this notebook needs {module.partition('.')[0]}, which is not installed"
+            f" ({how}). The cells that follow do nothing."
+        )
         get_ipython().input_transformers_cleanup.append(lambda lines: [])
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------------ about them
+# -------------------------------------------------------------------------------------- about them
 
 
 def paths(folder: Path = FOLDER) -> list[Path]:
@@ -74,20 +96,32 @@ def paths(folder: Path = FOLDER) -> list[Path]:
 
 def fingerprint(notebook) -> str:
     """Of the sources of all cells, so that outputs can be told to belong to them."""
-    text = "\0".join(f"{cell.cell_type}\0{cell.source}\0{sorted(cell.metadata.get('tags', []))}" for cell in notebook.cells)
+    text = "\0".join(
+        f"{cell.cell_type}\0{cell.source}\0{sorted(cell.metadata.get('tags', []))}"
+        for cell in notebook.cells
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def execute(path: Path) -> None:
-    """Run a notebook in its own folder and store its outputs, nothing that differs from run to run."""
+    """Run a notebook in its own folder and store its outputs, nothing that differs from
+    run to run.
+    """
     import nbclient
     import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     kept = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
-        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
-                                record_timing=False, coalesce_streams=True).execute()
+        nbclient.NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(Path(path).parent)}},
+            record_timing=False,
+            coalesce_streams=True,
+        ).execute()
     finally:
         for name, value in kept.items():
             if value is None:
@@ -97,8 +131,11 @@ def execute(path: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"},
-                         "wmpo_lite": {"sources": fingerprint(notebook)}}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "wmpo_lite": {"sources": fingerprint(notebook)},
+    }
     nbformat.validate(notebook)
     temporary = Path(path).with_suffix(".part")
     nbformat.write(notebook, temporary)
@@ -106,8 +143,11 @@ def execute(path: Path) -> None:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a stored notebook, one sentence each: outputs not of these sources, checked cells without any, errors, sizes."""
+    """What is wrong with a stored notebook, one sentence each: outputs not of these sources,
+    checked cells without any, errors, sizes.
+    """
     import nbformat
+
     notebook, found = nbformat.read(path, as_version=4), []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if notebook.metadata.get("wmpo_lite", {}).get("sources") != fingerprint(notebook):
@@ -127,7 +167,10 @@ def problems(path: Path) -> list[str]:
         if cell in checked and not cell.outputs:
             found.append(f"the checked cell '{start}' has no stored output")
         if cell in checked and past_needs:
-            found.append(f"the checked cell '{start}' stands after needs(...): without the extra it has no output to compare")
+            found.append(
+                f"the checked cell '{start}' stands after needs(...): without the extra it has no"
+                " output to compare"
+            )
         past_needs = past_needs or bool(re.search(r"^needs\(", cell.source, re.MULTILINE))
         if any(output.output_type == "error" for output in cell.outputs):
             found.append(f"the cell '{start}' ended in an error")
@@ -141,17 +184,34 @@ def problems(path: Path) -> list[str]:
 def main(names: list[str]) -> None:
     """Execute and store the notebooks whose names begin with one of `names` (all without names)."""
     import time
-    chosen = [path for path in paths() if not names or any(path.name.startswith(name) for name in names)]
+
+    chosen = [
+        path for path in paths() if not names or any(path.name.startswith(name) for name in names)
+    ]
     if not chosen:
-        raise SystemExit(f"no notebook begins with {' or '.join(names)}; there are {', '.join(path.stem for path in paths())}")
+        raise SystemExit(
+            f"no notebook begins with {' or '.join(names)}; there are"
+            f" {', '.join(path.stem for path in paths())}"
+        )
     for path in chosen:
-        missing = [module for module in re.findall(r'^\s*"needs\(\\"([\w.]+)', path.read_text(encoding="utf-8"), re.MULTILINE) if not installed(module)]
+        missing = [
+            module
+            for module in re.findall(
+                r'^\s*"needs\(\\"([\w.]+)', path.read_text(encoding="utf-8"), re.MULTILINE
+            )
+            if not installed(module)
+        ]
         if missing:
-            print(f"{path.name}: left as it is, {' and '.join(missing)} is not installed", flush=True)
+            print(
+                f"{path.name}: left as it is, {' and '.join(missing)} is not installed", flush=True
+            )
             continue
         clock = time.monotonic()
         execute(path)
-        print(f"{path.name}: {time.monotonic() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB", flush=True)
+        print(
+            f"{path.name}: {time.monotonic() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB",
+            flush=True,
+        )
         for problem in problems(path):
             print(f"  {problem}")
 

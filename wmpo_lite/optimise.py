@@ -1,4 +1,7 @@
-"""The GRPO loop: the same for imagination (WMPO) and for the simulator (online GRPO); only the environment and its initial states differ."""
+"""The GRPO loop: the same for imagination (WMPO) and for the simulator (online GRPO); only the
+environment and its initial states differ.
+"""
+
 import dataclasses
 import time
 from collections.abc import Callable
@@ -15,33 +18,68 @@ from wmpo_lite.train import load_progress, origin, save_progress
 from wmpo_lite.trajectory import InitialStates
 
 
-def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRPOConfig, *, iterations: int, horizon: int, seed: int, stage: str,
-             folder: Path | None = None, on_log: Callable | None = None, refill: int = 1, freeze_vision: bool = False, save_every: int = 5,
-             tolerate_silence: bool = False, made_from: dict | None = None) -> list[dict]:
-    """Improve `policy` in place by `iterations` rounds of rollouts and updates; returns one record a round.
+def optimise(
+    policy,
+    make_env: Callable,
+    states: InitialStates,
+    config: grpo.GRPOConfig,
+    *,
+    iterations: int,
+    horizon: int,
+    seed: int,
+    stage: str,
+    folder: Path | None = None,
+    on_log: Callable | None = None,
+    refill: int = 1,
+    freeze_vision: bool = False,
+    save_every: int = 5,
+    tolerate_silence: bool = False,
+    made_from: dict | None = None,
+) -> list[dict]:
+    """Improve `policy` in place by `iterations` rounds of rollouts and updates; returns one record
+    a round.
 
-    make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that seed); states: pool of initial states, of which
-    every iteration takes `config.groups` at random, each repeated `config.group_size` times (paper: 64 x 8). Groups without signal are dropped
-    and drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint here and continue what is found, if it began
-    with the same weights, settings, seed and states; made_from: what else the result depends on (the world model), as plain values by name.
-    tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is spent all the same); otherwise UserError.
+    make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that
+    seed); states: pool of initial states, of which every iteration takes `config.groups` at random,
+    each repeated `config.group_size` times (paper: 64 x 8). Groups without signal are dropped and
+    drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint
+    here and continue what is found, if it began with the same weights, settings, seed and states;
+    made_from: what else the result depends on (the world model), as plain values by name.
+    tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is
+    spent all the same); otherwise UserError.
     """
     if len(states) < 1:
-        raise UserError(f"stage '{stage}' has no initial states to start from; record rollouts first")
+        raise UserError(
+            f"stage '{stage}' has no initial states to start from; record rollouts first"
+        )
     policy.train_vision(not freeze_vision)
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-    made = origin(policy, folder, name=stage, seed=seed, steps=iterations, horizon=horizon, refill=refill, **dataclasses.asdict(config),
-                  states=_digest(states) if folder is not None else "", **(made_from or {}))
+    made = origin(
+        policy,
+        folder,
+        name=stage,
+        seed=seed,
+        steps=iterations,
+        horizon=horizon,
+        refill=refill,
+        **dataclasses.asdict(config),
+        states=_digest(states) if folder is not None else "",
+        **(made_from or {}),
+    )
     records, start = [], 0
     if folder is not None and (Path(folder) / "progress.json").exists():
         start, records = load_progress(folder, policy, optimiser, None, made)
-    bar = progress(range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1)
+    bar = progress(
+        range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1
+    )
     for iteration in bar:
         clock = time.monotonic()
         rng = np.random.default_rng([seed, iteration])
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * min(1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1))
+            group["lr"] = config.lr * min(
+                1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1)
+            )
         kept, all_rewards, stats = [], [], None
         for attempt in range(1 + refill):
             missing = config.groups - len(kept) // config.group_size
@@ -49,19 +87,44 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
                 break
             chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
             env = make_env(int(rng.integers(2**31)))
-            numbers = np.repeat(np.arange(missing), config.group_size) + config.groups * attempt  # unique in the iteration
-            batch = rollout(policy, env, states[chosen].repeat(config.group_size), horizon=horizon, temperature=config.temperature,
-                            seed=int(rng.integers(2**31)), groups=numbers, every_frame=False, batch=256)
+            numbers = (
+                np.repeat(np.arange(missing), config.group_size) + config.groups * attempt
+            )  # unique in the iteration
+            batch = rollout(
+                policy,
+                env,
+                states[chosen].repeat(config.group_size),
+                horizon=horizon,
+                temperature=config.temperature,
+                seed=int(rng.integers(2**31)),
+                groups=numbers,
+                every_frame=False,
+                batch=256,
+            )
             good, found = grpo.filter_groups(batch, config.dynamic_sampling)
             kept += good
             all_rewards += [t.success for t in batch]
             stats = found if stats is None else _add(stats, found)
-        record = {"stage": stage, "step": iteration + 1, "success": float(np.mean(all_rewards)), "rollouts": len(all_rewards), "kept": stats.kept,
-                  "all_success": stats.all_success, "all_failure": stats.all_failure, "out_of_range": stats.out_of_range}
+        record = {
+            "stage": stage,
+            "step": iteration + 1,
+            "success": float(np.mean(all_rewards)),
+            "rollouts": len(all_rewards),
+            "kept": stats.kept,
+            "all_success": stats.all_success,
+            "all_failure": stats.all_failure,
+            "out_of_range": stats.out_of_range,
+        }
         if kept:
             data = grpo.batch_from_trajectories(kept)
             record["valid_fraction"] = float(data.mask.float().mean())
-            record |= grpo.update(policy, optimiser, data, config, torch.Generator().manual_seed(int(rng.integers(2**31))))
+            record |= grpo.update(
+                policy,
+                optimiser,
+                data,
+                config,
+                torch.Generator().manual_seed(int(rng.integers(2**31))),
+            )
         elif not tolerate_silence:
             grpo.require_signal(stats)
         record["seconds"] = round(time.monotonic() - clock, 2)
@@ -69,18 +132,31 @@ def optimise(policy, make_env: Callable, states: InitialStates, config: grpo.GRP
         bar.set_postfix(success=f"{record['success']:.2f}", kept=stats.kept)
         if on_log:
             on_log(record)
-        if folder is not None and ((iteration + 1) % save_every == 0 or iteration + 1 == iterations):
+        if folder is not None and (
+            (iteration + 1) % save_every == 0 or iteration + 1 == iterations
+        ):
             save_progress(folder, iteration + 1, policy, optimiser, None, records, made)
     policy.eval()
     return records
 
 
 def _add(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
-    return grpo.GroupStats(a.kept + b.kept, a.all_success + b.all_success, a.all_failure + b.all_failure, a.out_of_range + b.out_of_range)
+    return grpo.GroupStats(
+        a.kept + b.kept,
+        a.all_success + b.all_success,
+        a.all_failure + b.all_failure,
+        a.out_of_range + b.out_of_range,
+    )
 
 
 def _digest(states: InitialStates) -> str:
-    return checkpoint.digest({"states": states.states, "instructions": states.instructions, **({} if states.frames is None else {"frames": states.frames})})
+    return checkpoint.digest(
+        {
+            "states": states.states,
+            "instructions": states.instructions,
+            **({} if states.frames is None else {"frames": states.frames}),
+        }
+    )
 
 
 def save_policy_once(folder: Path, policy, provenance: dict):

@@ -1,4 +1,6 @@
-"""What a thing on disk was made from is kept with it, so that it is never taken for something else."""
+"""What a thing on disk was made from is kept with it, so that it is never taken
+for something else.
+"""
 
 from pathlib import Path
 
@@ -7,25 +9,28 @@ from wmpo_lite.errors import UserError
 
 
 def require_same(path, found: dict | None, asked: dict) -> None:
-    """UserError where what is at `path` was made from something else than `asked`, or does not say from what.
+    """UserError where what is at `path` was made from something else than `asked`, or does not say
+    from what.
 
     Only the entries of `asked` are compared; both are plain values, as JSON gives them back.
     """
     if not isinstance(found, dict):
         raise UserError(
-            f"{path} does not say what it was made from (another version of the kit wrote it, or another program); "
-            "move it away to have it made anew, or choose another folder"
+            f"{path} does not say what it was made from (another version of the kit wrote it, or"
+            " another program); move it away to have it made anew, or choose another folder"
         )
     changed = _changes(found, checkpoint.plain(asked))
     if changed:
         raise UserError(
-            f"{path} was made from something else than what is asked for now ({', '.join(changed)}); move it away to "
-            "have it made anew, choose another folder, or ask for the same"
+            f"{path} was made from something else than what is asked for now"
+            f" ({', '.join(changed)}); move it away to have it made anew, choose another folder, or"
+            " ask for the same"
         )
 
 
 def claim(path, asked: dict, begun: bool) -> None:
-    """Write `asked` to the JSON file `path` before something is made that takes several steps, or compare with it.
+    """Write `asked` to the JSON file `path` before something is made that takes several steps, or
+    compare with it.
 
     begun: whether a part of it is there already. UserError as in `require_same`.
     """

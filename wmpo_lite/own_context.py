@@ -1,9 +1,10 @@
-"""Training windows for the world model: recorded frames, and its own (paper section 3.2, "noisy-frame conditioning").
+"""Training windows for the world model: recorded frames, and its own (paper section 3.2,
+"noisy-frame conditioning").
 
-A world model is trained on clean recorded contexts and used on its own imperfect frames. Noise on the
-context narrows that gap; *own-context training* closes it: a pool of episodes is carried along, each step
-predicts one pass further on the model's own earlier frames and is corrected against the recording. It
-costs no extra pass, since what a step predicts is the next step's context.
+A world model is trained on clean recorded contexts and used on its own imperfect frames. Noise on
+the context narrows that gap; *own-context training* closes it: a pool of episodes is carried along,
+each step predicts one pass further on the model's own earlier frames and is corrected against the
+recording. It costs no extra pass, since what a step predicts is the next step's context.
 """
 
 import dataclasses
@@ -22,30 +23,40 @@ class WindowConfig:
     """How world-model batches are cut and weighted."""
 
     batch: int = 64
-    own: int = 12  # passes at most that a slot is carried on its own frames; 0: recorded contexts only
-    ramp: int = 1000  # steps over which that number rises: at first its own frames are nothing to learn from
+    own: int = (
+        12  # passes at most that a slot is carried on its own frames; 0: recorded contexts only
+    )
+    # steps over which that number rises: at first its own frames are nothing to learn from
+    ramp: int = 1000
     noise: float = 0.15  # context noise has a level drawn from [0, noise]
     pure: float = 0.5  # share of samples at t = 1, where sampling begins
     motion: float = 8.0  # extra weight of positions that change between neighboring frames
     change: float = 2.0  # and of those that differ from the episode's first frame
-    events: float = 4.0  # windows soon before the gripper opens or closes are drawn so much more often
-    start: float = 0.1  # share of windows that begin at an episode's first frame, as imagination does
+    events: float = (
+        4.0  # windows soon before the gripper opens or closes are drawn so much more often
+    )
+    start: float = (
+        0.1  # share of windows that begin at an episode's first frame, as imagination does
+    )
 
 
 class Episodes:
     """Recorded latents (E, T + 1, C, h, w) and actions (E, T, D) as a world model sees them.
 
-    last (E,): windows never reach past this frame (paper: none past finish_step); None: whole episodes.
+    last (E,): windows never reach past this frame (paper: none past finish_step); None: whole
+    episodes.
     """
 
     def __init__(self, latents: torch.Tensor, actions: torch.Tensor, last=None):
         if latents.shape[:1] != actions.shape[:1] or latents.shape[1] != actions.shape[1] + 1:
             raise UserError(
-                f"latents {tuple(latents.shape)} and actions {tuple(actions.shape)} do not fit: expected T + 1 "
-                "frames for T actions of the same episodes"
+                f"latents {tuple(latents.shape)} and actions {tuple(actions.shape)} do not fit:"
+                " expected T + 1 frames for T actions of the same episodes"
             )
         self.latents, self.actions = latents, actions.float()
-        self.path = torch.cat([self.actions[:, :1] * 0, self.actions.cumsum(dim=1)], dim=1)  # (E, T + 1, D)
+        self.path = torch.cat(
+            [self.actions[:, :1] * 0, self.actions.cumsum(dim=1)], dim=1
+        )  # (E, T + 1, D)
         self.last = np.full(len(latents), actions.shape[1]) if last is None else np.asarray(last)
 
     def __len__(self) -> int:
@@ -57,32 +68,51 @@ class Episodes:
         frames = (s + torch.arange(1 - context, 1)).clamp(min=0)
         steps = s + torch.arange(1 - context, 0)
         actions = self.actions[e, steps.clamp(min=0)] * (steps >= 0)[..., None]
-        return State(self.latents[e[:, 0], 0].float(), self.latents[e, frames].float(), actions, self.path[e[:, 0], s[:, 0]])
+        return State(
+            self.latents[e[:, 0], 0].float(),
+            self.latents[e, frames].float(),
+            actions,
+            self.path[e[:, 0], s[:, 0]],
+        )
 
     def future(self, episode, frame, k: int):
         """The k frames (B, k, C, h, w) after `frame` and the actions (B, k, D) that led to them."""
         e, s = torch.as_tensor(episode)[:, None], torch.as_tensor(frame)[:, None]
-        return self.latents[e, s + 1 + torch.arange(k)].float(), self.actions[e, s + torch.arange(k)]
+        return (
+            self.latents[e, s + 1 + torch.arange(k)].float(),
+            self.actions[e, s + torch.arange(k)],
+        )
 
     def weights(self, windows: WindowConfig, k: int) -> np.ndarray:
-        """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would reach too far."""
+        """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would
+        reach too far.
+        """
         grip = np.sign(self.actions[..., -1].numpy())
-        turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))  # at the step that opens or closes
-        soon = sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
+        turns = np.pad(
+            grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0))
+        )  # at the step that opens or closes
+        soon = (
+            sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
+        )
         weight = 1.0 + windows.events * soon
         steps = np.arange(weight.shape[1])
         return weight * (steps[None] + k <= self.last[:, None])
 
 
 class Pool:
-    """B slots, each somewhere in an episode with recorded or own frames as its context. `tensors`: for checkpoints."""
+    """B slots, each somewhere in an episode with recorded or own frames as its context. `tensors`:
+    for checkpoints.
+    """
 
     def __init__(self, episodes: Episodes, model, windows: WindowConfig):
         c = model.config
         self.episodes, self.model, self.windows = episodes, model, windows
         weight = episodes.weights(windows, c.frames)
         if not weight.any():
-            raise UserError(f"no episode is at least {c.frames} steps long, so no window can be cut; record longer ones")
+            raise UserError(
+                f"no episode is at least {c.frames} steps long, so no window can be cut; record"
+                " longer ones"
+            )
         self.cumulative, self.steps = np.cumsum(weight), weight.shape[1]
         self.starts = np.flatnonzero(weight[:, 0])
         n = windows.batch
@@ -93,7 +123,11 @@ class Pool:
 
     def origin(self) -> dict:
         """What the losses depend on besides the model, for `fit`'s made_from."""
-        recorded = {"latents": self.episodes.latents, "actions": self.episodes.actions, "last": self.episodes.last}
+        recorded = {
+            "latents": self.episodes.latents,
+            "actions": self.episodes.actions,
+            "last": self.episodes.last,
+        }
         return {"episodes": digest(recorded), "windows": dataclasses.asdict(self.windows)}
 
     def refill(self, rng, step: int) -> None:
@@ -102,7 +136,9 @@ class Pool:
         ends = t["frame"].numpy() + c.frames > self.episodes.last[t["episode"].numpy()]
         draws, firsts = rng.random(n) * self.cumulative[-1], rng.integers(len(self.starts), size=n)
         begins, far = rng.random(n) < self.windows.start, rng.random(n)
-        most = round(self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0))
+        most = round(
+            self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0)
+        )
         rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
         where = np.searchsorted(self.cumulative, draws[rows], side="right")
         episode = np.where(begins[rows], self.starts[firsts[rows]], where // self.steps)
@@ -122,10 +158,16 @@ class Pool:
         target, actions = self.episodes.future(t["episode"], t["frame"], c.frames)
         newest = self.episodes.latents[t["episode"], t["frame"]].float()
         previous = torch.cat([newest[:, None], target[:, :-1]], dim=1)
-        rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)  # noqa: E731
-        weight = 1 + w.motion * rms(target - previous) + w.change * rms(target - state.reference[:, None])
+        rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)
+        weight = (
+            1
+            + w.motion * rms(target - previous)
+            + w.change * rms(target - state.reference[:, None])
+        )
         level = w.noise * torch.rand(w.batch, generator=generator)
-        loss, x0, times = self.model.loss(state, actions, target, generator, level=level, pure=w.pure, weight=weight)
+        loss, x0, times = self.model.loss(
+            state, actions, target, generator, level=level, pure=w.pure, weight=weight
+        )
         after = state.append(x0, actions)
         for name, value in zip(State._fields, after):
             t[name] = value

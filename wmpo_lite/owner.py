@@ -1,4 +1,7 @@
-"""A run folder belongs to one process at a time: a lock of the operating system, which ends with the process however that ends."""
+"""A run folder belongs to one process at a time: a lock of the operating system, which ends with
+the process however that ends.
+"""
+
 import os
 import sys
 import weakref
@@ -13,7 +16,8 @@ _held: "weakref.WeakValueDictionary[str, Owner]" = weakref.WeakValueDictionary()
 
 
 class Owner:
-    """Holds `folder`, which is made if need be, until `release`, or until nobody in this process refers to it. One process may hold it several times.
+    """Holds `folder`, which is made if need be, until `release`, or until nobody in this process
+    refers to it. One process may hold it several times.
 
     UserError, with the other's process number, where another process holds it.
     """
@@ -43,14 +47,18 @@ def _acquire(folder: Path) -> tuple[int, Path]:
             who = os.pread(file, 200, 0) if hasattr(os, "pread") else b""
             os.close(file)
             by = who.decode(errors="replace").strip()
-            raise UserError(f"{folder} is in use by another process ({by or 'which has not said its name'}); wait until it ends, or choose another --name")
+            raise UserError(
+                f"{folder} is in use by another process ({by or 'which has not said its name'});"
+                " wait until it ends, or choose another --name"
+            )
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 break
         os.close(file)  # its last owner removed it just now
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()}: {' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:120]}\n".encode(errors="replace"))
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:120]
+        os.write(file, f"process {os.getpid()}: {command}\n".encode(errors="replace"))
     return file, path
 
 
@@ -60,6 +68,7 @@ def _lock(file: int) -> bool:
         import fcntl
     except ImportError:
         import msvcrt
+
         try:
             os.lseek(file, 1000, os.SEEK_SET)  # behind the text, which others may read
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

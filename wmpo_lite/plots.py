@@ -1,4 +1,7 @@
-"""Plots of results, each a matplotlib Figure made without pyplot's global state; matplotlib is imported where it is used."""
+"""Plots of results, each a matplotlib Figure made without pyplot's global state; matplotlib is
+imported where it is used.
+"""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +18,7 @@ def policy_colour(name: str) -> str:
 
 def _figure(width: float, height: float):
     from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -29,36 +33,62 @@ def _clean(axes, title: str, x: str = "", y: str = "") -> None:
 def _say(axes, text: str) -> None:
     """A panel without data says so, instead of showing empty axes."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color="#777")
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color="#777"
+    )
 
 
 def ordered_policies(evaluation: dict) -> list[str]:
-    """Names of the evaluated policies that have outcomes, base first, WMPO last of the four, then any others."""
+    """Names of the evaluated policies that have outcomes, base first, WMPO last of the four, then
+    any others.
+    """
     policies = evaluation.get("policies") or {}
-    names = [*(name for name in COLOURS if name in policies), *(name for name in policies if name not in COLOURS)]
+    names = [
+        *(name for name in COLOURS if name in policies),
+        *(name for name in policies if name not in COLOURS),
+    ]
     return [name for name in names if policies[name].get("success")]
 
 
 def success_bars(evaluation: dict):
-    """Figure: success of each policy of an evaluation.json with 95 % Wilson intervals. Raises UserError without any."""
+    """Figure: success of each policy of an evaluation.json with 95 % Wilson intervals. Raises
+    UserError without any.
+    """
     from wmpo_lite.evaluate import success_rate
+
     names = ordered_policies(evaluation)
     if not names:
-        raise UserError("the evaluation holds no policy with outcomes; "
-                        "expected {'policies': {'base': {'success': [true, ...]}, ...}}")
+        raise UserError(
+            "the evaluation holds no policy with outcomes; "
+            "expected {'policies': {'base': {'success': [true, ...]}, ...}}"
+        )
     rates = [success_rate(evaluation["policies"][name]["success"]) for name in names]
     figure = _figure(1.6 + 1.25 * len(names), 3.4)
     axes = figure.subplots()
     values = 100 * np.array([rate.rate for rate in rates])
-    low, high = (100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high"))
+    low, high = (
+        100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high")
+    )
     axes.bar(range(len(names)), values, width=0.62, color=[policy_colour(name) for name in names])
     # Rounding may leave a bound a hair on the wrong side at 0 and 100 %, which errorbar refuses.
-    axes.errorbar(range(len(names)), values, np.maximum(0, [values - low, high - values]), fmt="none", ecolor="#23262b",
-                  capsize=4, lw=1.2)
-    for i, rate in enumerate(rates):
+    axes.errorbar(
+        range(len(names)),
+        values,
+        np.maximum(0, [values - low, high - values]),
+        fmt="none",
+        ecolor="#23262b",
+        capsize=4,
+        lw=1.2,
+    )
+    for i in range(len(rates)):
         axes.text(i, high[i] + 1, f"{values[i]:.1f} %", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(range(len(names)), [f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}"
-                                        for name, rate in zip(names, rates)])
+    axes.set_xticks(
+        range(len(names)),
+        [
+            f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}"
+            for name, rate in zip(names, rates)
+        ],
+    )
     axes.set_ylim(0, min(112, max(20, 1.25 * high.max())))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.grid(axis="y", color="#e6e8eb", lw=0.7)
@@ -69,42 +99,62 @@ def success_bars(evaluation: dict):
 
 def _series(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of the finite values under `key`."""
-    pairs = [(record["step"], record[key]) for record in records
-             if isinstance(record.get(key), (int, float)) and np.isfinite(record[key])]
+    pairs = [
+        (record["step"], record[key])
+        for record in records
+        if isinstance(record.get(key), (int, float)) and np.isfinite(record[key])
+    ]
     return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
 
 
 def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0) -> None:
-    """The values, pale, under their running mean (at most 9 records): single iterations are noisy."""
+    """The values, pale, under their running mean (at most 9 records): single
+    iterations are noisy.
+    """
     x, y = _series(records, key)
     width = min(9, len(y) // 5)
     if width < 2:
-        axes.plot(x, factor * y, color=colour, lw=1.6, marker="o" if len(y) < 4 else None, ms=4,
-                  label=label if len(y) else None)
+        axes.plot(
+            x,
+            factor * y,
+            color=colour,
+            lw=1.6,
+            marker="o" if len(y) < 4 else None,
+            ms=4,
+            label=label if len(y) else None,
+        )
         return
     half = width // 2
-    mean = [y[max(0, i - half):i + half + 1].mean() for i in range(len(y))]
+    mean = [y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))]
     axes.plot(x, factor * y, color=colour, lw=0.9, alpha=0.35)
     axes.plot(x, factor * np.array(mean), color=colour, lw=1.8, label=label)
 
 
 def learning_curves(records: Sequence[dict]):
-    """Figure: what the policy updates did (stages wmpo, grpo) and the loss of every other stage, from metrics.jsonl.
+    """Figure: what the policy updates did (stages wmpo, grpo) and the loss of every other stage,
+    from metrics.jsonl.
 
-    Success is the share of the iteration's sampled trajectories: imagined ones for WMPO, real ones for online GRPO.
+    Success is the share of the iteration's sampled trajectories: imagined ones for WMPO, real ones
+    for online GRPO.
     """
     stages: dict[str, list[dict]] = {}
     for record in records:
         if "stage" in record and "step" in record:
             stages.setdefault(record["stage"], []).append(record)
     if not stages:
-        raise UserError("the metrics hold no record with a stage and a step, so there is no curve to draw")
+        raise UserError(
+            "the metrics hold no record with a stage and a step, so there is no curve to draw"
+        )
     updates = [name for name in ("wmpo", "grpo") if name in stages]
-    fits = [name for name in stages if name not in updates and len(_series(stages[name], "loss")[0])]
+    fits = [
+        name for name in stages if name not in updates and len(_series(stages[name], "loss")[0])
+    ]
     panels = (4 if updates else 0) + len(fits)
     if not panels:
-        raise UserError(f"the stages {sorted(stages)} of the metrics hold no loss and no success, "
-                        "so there is no curve to draw")
+        raise UserError(
+            f"the stages {sorted(stages)} of the metrics hold no loss and no success, "
+            "so there is no curve to draw"
+        )
     columns = min(4, panels) if panels != 5 else 3
     rows = -(-panels // columns)
     figure = _figure(max(2.9 * columns, 3.4), 2.6 * rows)
@@ -123,58 +173,92 @@ def learning_curves(records: Sequence[dict]):
         flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
         if flat[0].lines or flat[0].containers:
             flat[0].legend(fontsize=7, frameon=False, loc="upper left")
-        for axes, title in zip(flat, ("Success of sampled trajectories (%)", "Policy entropy (nats a token)",
-                                      "Approximate KL to the sampler")):
+        for axes, title in zip(
+            flat,
+            (
+                "Success of sampled trajectories (%)",
+                "Policy entropy (nats a token)",
+                "Approximate KL to the sampler",
+            ),
+        ):
             _clean(axes, title, "iteration")
         _group_fates(flat[3], stages[updates[0]], NAMES[updates[0]])
-    for axes, name in zip(flat[4 if updates else 0:], fits):
+    for axes, name in zip(flat[4 if updates else 0 :], fits):
         _curve(axes, stages[name], "loss", "#4b5563", "loss")
         _clean(axes, f"Loss: {name}", "step")
     return figure
 
 
 def _real_success(axes, records) -> None:
-    """The WMPO policy tried out in the real environment as it learns, greedy, with 95 % Wilson intervals."""
+    """The WMPO policy tried out in the real environment as it learns, greedy, with 95 % Wilson
+    intervals.
+    """
     if not records:
         return
     from wmpo_lite.evaluate import wilson_interval  # loads scipy
 
     rates = np.array([record["success"] for record in records])
-    ends = np.array([wilson_interval(round(record["success"] * record["n"]), record["n"]) for record in records])
-    axes.errorbar([record["step"] for record in records], 100 * rates, 100 * np.abs(ends.T - rates), color="#23262b",
-                  marker="o", ms=3.5, lw=1, capsize=2, label="WMPO, greedy (real)")
+    ends = np.array(
+        [wilson_interval(round(record["success"] * record["n"]), record["n"]) for record in records]
+    )
+    axes.errorbar(
+        [record["step"] for record in records],
+        100 * rates,
+        100 * np.abs(ends.T - rates),
+        color="#23262b",
+        marker="o",
+        ms=3.5,
+        lw=1,
+        capsize=2,
+        label="WMPO, greedy (real)",
+    )
 
 
 def _group_fates(axes, records, name: str) -> None:
-    """Stacked areas: which groups of trajectories taught something, and why the others did not (dynamic sampling)."""
-    fates = {"kept": ("kept", "#1f6fb4"), "all_success": ("all succeed", "#7cc49b"),
-             "all_failure": ("all fail", "#e39a9f"),
-             "out_of_range": ("out of range", "#c9ccd2")}
+    """Stacked areas: which groups of trajectories taught something, and why the others did not
+    (dynamic sampling).
+    """
+    fates = {
+        "kept": ("kept", "#1f6fb4"),
+        "all_success": ("all succeed", "#7cc49b"),
+        "all_failure": ("all fail", "#e39a9f"),
+        "out_of_range": ("out of range", "#c9ccd2"),
+    }
     x = _series(records, "kept")[0]
     if not len(x):
         return _say(axes, "groups: not recorded")
     known = [record for record in records if record.get("kept") is not None]
     shares = np.array([[float(record.get(key) or 0) for record in known] for key in fates])
-    axes.stackplot(x, shares, labels=[label for label, _ in fates.values()],
-                   colors=[colour for _, colour in fates.values()])
+    axes.stackplot(
+        x,
+        shares,
+        labels=[label for label, _ in fates.values()],
+        colors=[colour for _, colour in fates.values()],
+    )
     axes.set_ylim(0, 1.35 * max(1.0, shares.sum(axis=0).max()))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
     _clean(axes, f"Groups of trajectories ({name})", "iteration")
 
 
 def trust_plot(trust: dict):
-    """Figure of six panels: can the imagination be trusted? From trust.json, all measured on held-out real rollouts.
+    """Figure of six panels: can the imagination be trusted? From trust.json, all measured on
+    held-out real rollouts.
 
-    PSNR by horizon against repeating the last known frame; PSNR under true, shuffled and zero actions; F1 of the reward
-    model on real and imagined video; imagined score by real outcome; its ROC curve; the confusion matrix at the
-    threshold. A missing part says so in its panel.
+    PSNR by horizon against repeating the last known frame; PSNR under true, shuffled and zero
+    actions; F1 of the reward model on real and imagined video; imagined score by real outcome; its
+    ROC curve; the confusion matrix at the threshold. A missing part says so in its panel.
     """
     figure = _figure(10.5, 6.2)
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     panels = figure.subplots(2, 3)
-    drawings = ((_psnr_panel, "PSNR by horizon"), (_sensitivity_panel, "Sensitivity to actions"),
-                (_f1_panel, "Reward model F1"),
-                (_scores_panel, "Imagined scores"), (_roc_panel, "ROC curve"), (_confusion_panel, "Confusion matrix"))
+    drawings = (
+        (_psnr_panel, "PSNR by horizon"),
+        (_sensitivity_panel, "Sensitivity to actions"),
+        (_f1_panel, "Reward model F1"),
+        (_scores_panel, "Imagined scores"),
+        (_roc_panel, "ROC curve"),
+        (_confusion_panel, "Confusion matrix"),
+    )
     for axes, (draw, title) in zip(panels.flat, drawings):
         try:
             draw(axes, trust)
@@ -186,9 +270,18 @@ def trust_plot(trust: dict):
 
 def _psnr_panel(axes, trust):
     curves = trust["psnr"]
-    for key, label, colour in (("model", "world model", COLOURS["wmpo"]),
-                               ("copy_last", "last known frame repeated", COLOURS["base"])):
-        axes.plot(curves["horizons"], np.array(curves[key], float), marker="o", ms=4, color=colour, label=label)
+    for key, label, colour in (
+        ("model", "world model", COLOURS["wmpo"]),
+        ("copy_last", "last known frame repeated", COLOURS["base"]),
+    ):
+        axes.plot(
+            curves["horizons"],
+            np.array(curves[key], float),
+            marker="o",
+            ms=4,
+            color=colour,
+            label=label,
+        )
     axes.set_xticks(curves["horizons"])
     axes.legend(fontsize=8, frameon=False)
     axes.grid(color="#eceef0", lw=0.7)
@@ -207,10 +300,22 @@ def _sensitivity_panel(axes, trust):
     part = trust["sensitivity"]
     kinds = [key for key in ("shuffled", "zero", "delayed") if key in part]
     values = np.array([part[key] for key in ("true", *kinds)], float)
-    labels = ["true\nactions"] + [f"{key}\n({part[key + '_cost']:.1f} dB worse)" if part[key + "_cost"] >= 0
-                                  else f"{key}\n(no worse)"
-                                  for key in kinds]
-    _bars(axes, labels, values, [COLOURS["wmpo"], *[COLOURS["base"]] * len(kinds)], "{:.1f}", (0, 1.15 * values.max()))
+    labels = ["true\nactions"] + [
+        (
+            f"{key}\n({part[key + '_cost']:.1f} dB worse)"
+            if part[key + "_cost"] >= 0
+            else f"{key}\n(no worse)"
+        )
+        for key in kinds
+    ]
+    _bars(
+        axes,
+        labels,
+        values,
+        [COLOURS["wmpo"], *[COLOURS["base"]] * len(kinds)],
+        "{:.1f}",
+        (0, 1.15 * values.max()),
+    )
     _clean(axes, "Does it listen to the actions?", y="PSNR (dB)")
 
 
@@ -220,7 +325,7 @@ def _f1_panel(axes, trust):
     if not known:
         raise KeyError("reward_f1_real")
     names, values = zip(*known)
-    _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][:len(known)], "{:.2f}", (0, 1.12))
+    _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][: len(known)], "{:.2f}", (0, 1.12))
     axes.set_yticks(np.linspace(0, 1, 6))
     _clean(axes, "Does the reward model see success?", y="F1 of the reward model")
 
@@ -235,7 +340,9 @@ def _scores_panel(axes, trust):
     if trust.get("threshold") is not None:
         axes.axhline(trust["threshold"], color="#23262b", lw=1, ls="--")
         axes.text(0.5, trust["threshold"], "threshold", fontsize=7, ha="center", va="bottom")
-    axes.set_xticks([0, 1], [f"real failures\n({(~real).sum()})", f"real successes\n({real.sum()})"])
+    axes.set_xticks(
+        [0, 1], [f"real failures\n({(~real).sum()})", f"real successes\n({real.sum()})"]
+    )
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylim(-0.04, 1.06)
     _clean(axes, "Same actions, imagined", y="score in imagination")
@@ -246,8 +353,10 @@ def _roc_panel(axes, trust):
     axes.plot([0, 1], [0, 1], color="#c9ccd2", lw=1, ls="--")
     if real.any() and not real.all() and scores.shape == real.shape:
         levels = np.concatenate([[np.inf], np.unique(scores)[::-1]])
-        false_alarms, hits = (np.array([(scores[group] >= level).mean() for level in levels])
-                              for group in (~real, real))
+        false_alarms, hits = (
+            np.array([(scores[group] >= level).mean() for level in levels])
+            for group in (~real, real)
+        )
         axes.plot(false_alarms, hits, color=COLOURS["wmpo"], lw=1.8)
         axes.fill_between(false_alarms, hits, color=COLOURS["wmpo"], alpha=0.08, lw=0)
     auc = (trust.get("agreement") or {}).get("auc")
@@ -263,8 +372,15 @@ def _confusion_panel(axes, trust):
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
     for i in range(2):
         for j in range(2):
-            axes.text(j, i, f"{counts[i, j]}\n{100 * shares[i, j]:.0f} %", ha="center", va="center", fontsize=10,
-                      color="white" if shares[i, j] > 0.6 else "#23262b")
+            axes.text(
+                j,
+                i,
+                f"{counts[i, j]}\n{100 * shares[i, j]:.0f} %",
+                ha="center",
+                va="center",
+                fontsize=10,
+                color="white" if shares[i, j] > 0.6 else "#23262b",
+            )
     axes.set_xticks([0, 1], ["failure", "success"])
     axes.set_yticks([0, 1], ["failure", "success"], rotation=90, va="center")
     _clean(axes, "Does it judge outcomes rightly?", "imagined", "real")
@@ -273,28 +389,68 @@ def _confusion_panel(axes, trust):
 
 
 def method_loop():
-    """Figure: the method in boxes. What touches the real environment is orange, what happens in imagination is blue."""
+    """Figure: the method in boxes. What touches the real environment is orange, what happens in
+    imagination is blue.
+    """
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
     figure = _figure(9.2, 3.9)
     axes = figure.subplots()
     axes.set_xlim(0, 9.2), axes.set_ylim(-0.35, 4.0), axes.set_axis_off()
     real, dream, learn = "#f6dcc0", "#cfe2f3", "#dcebd9"
-    boxes = {"demos": (0.1, 2.6, "demonstrations", real), "base": (2.05, 2.6, "base policy\n(cloned)", learn), "rollouts": (4.0, 2.6, "P real rollouts,\nonce", real),
-             "world": (5.95, 3.15, "world model\n(aligned)", learn), "judge": (5.95, 2.05, "reward\nmodel", learn),
-             "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", dream), "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", dream),
-             "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream), "deploy": (0.1, 0.5, "better policy,\nreal again", real)}
+    boxes = {
+        "demos": (0.1, 2.6, "demonstrations", real),
+        "base": (2.05, 2.6, "base policy\n(cloned)", learn),
+        "rollouts": (4.0, 2.6, "P real rollouts,\nonce", real),
+        "world": (5.95, 3.15, "world model\n(aligned)", learn),
+        "judge": (5.95, 2.05, "reward\nmodel", learn),
+        "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", dream),
+        "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", dream),
+        "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream),
+        "deploy": (0.1, 0.5, "better policy,\nreal again", real),
+    }
     for x, y, text, colour in boxes.values():
-        axes.add_patch(FancyBboxPatch((x, y), 1.5, 0.72, boxstyle="round,pad=0.04,rounding_size=0.08", facecolor=colour, edgecolor="#5b6068", lw=1))
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                1.5,
+                0.72,
+                boxstyle="round,pad=0.04,rounding_size=0.08",
+                facecolor=colour,
+                edgecolor="#5b6068",
+                lw=1,
+            )
+        )
         axes.text(x + 0.75, y + 0.36, text, ha="center", va="center", fontsize=8.5)
 
     def arrow(start, end, bend=0.0, text="", at=None):
-        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, lw=1.2, color="#3a3f47", connectionstyle=f"arc3,rad={bend}"))
+        axes.add_patch(
+            FancyArrowPatch(
+                start,
+                end,
+                arrowstyle="-|>",
+                mutation_scale=11,
+                lw=1.2,
+                color="#3a3f47",
+                connectionstyle=f"arc3,rad={bend}",
+            )
+        )
         if text:
             axes.text(*at, text, fontsize=8, ha="center", color="#3a3f47")
 
     arrow((1.66, 2.96), (1.99, 2.96)), arrow((3.61, 2.96), (3.94, 2.96))
     arrow((5.56, 3.1), (5.89, 3.45)), arrow((5.56, 2.8), (5.89, 2.45))
     arrow((7.53, 3.45), (8.55, 1.3), -0.35), arrow((6.3, 2.0), (5.9, 1.3))
-    arrow((7.49, 0.86), (6.63, 0.86)), arrow((4.99, 0.86), (4.13, 0.86)), arrow((2.49, 0.86), (1.66, 0.86))
-    arrow((3.3, 0.42), (8.2, 0.42), 0.16, "the changed policy imagines again, a few dozen times", (5.75, -0.3))
+    (
+        arrow((7.49, 0.86), (6.63, 0.86)),
+        arrow((4.99, 0.86), (4.13, 0.86)),
+        arrow((2.49, 0.86), (1.66, 0.86)),
+    )
+    arrow(
+        (3.3, 0.42),
+        (8.2, 0.42),
+        0.16,
+        "the changed policy imagines again, a few dozen times",
+        (5.75, -0.3),
+    )
     return figure

@@ -1,13 +1,19 @@
-"""Sizes: every number of a run in one dataclass, one instance a profile, and the paper's own model sizes."""
+"""Sizes: every number of a run in one dataclass, one instance a profile, and the paper's own model
+sizes.
+"""
+
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of one run, the same for all tasks. Every number that a result depends on is here and is written into the run's config.json."""
+    """Sizes of one run, the same for all tasks. Every number that a result depends on is here and
+    is written into the run's config.json.
+    """
 
     evaluation_states: int = 256
-    evaluation_from: int = 1000  # the first 256 evaluation states were looked at in six series of runs of an earlier edition
+    # the first 256 evaluation states were looked at in six series of runs of an earlier edition
+    evaluation_from: int = 1000
     trust_rollouts: int = 256
     temperature: float = 1.0
     align_steps: int = 300
@@ -16,7 +22,9 @@ class Profile:
     after_success: int = 4  # frames that alignment still sees once an episode has succeeded
     reward_steps: int = 500
     reward_lr: float = 1e-3
-    reward_frozen: int = 2  # lower layers of its encoder that stay as the policy's image tower has them
+    reward_frozen: int = (
+        2  # lower layers of its encoder that stay as the policy's image tower has them
+    )
     iterations: int = 28
     groups: int = 16
     group_size: int = 16
@@ -27,7 +35,9 @@ class Profile:
     wmpo_epochs: int = 2
     minibatch: int = 64
     freeze_vision: bool = True  # as in cloning: the tower stays as pre-trained
-    track_real: bool = True  # try the policy in the real environment as it learns; outside the budget, and nothing is chosen by it
+    # try the policy in the real environment as it learns; outside the budget, and nothing is chosen
+    # by it
+    track_real: bool = True
     track_every: int = 7  # iterations
     track_states: int = 256
     online_groups: int = 4
@@ -42,36 +52,101 @@ class Profile:
     num_inference_steps: int = 1
     reward_stride: int = 4  # frames between the windows that the reward model judges in imagination
     min_consecutive: int = 2  # of those in a row that must reach the threshold
-    tolerate_silence: bool = False  # True: an imagined iteration whose groups are all dropped is noted and skipped instead of ending the run
+    # True: an imagined iteration whose groups are all dropped is noted and skipped instead of
+    # ending the run
+    tolerate_silence: bool = False
 
     def wmpo_update(self):
         """WMPO's GRPO settings, which the upper bound shares."""
         from wmpo_lite.grpo import GRPOConfig
-        return GRPOConfig(groups=self.groups, group_size=self.group_size, lr=self.wmpo_lr, warmup=self.wmpo_warmup, decay=self.wmpo_decay, epochs=self.wmpo_epochs,
-                          minibatch=self.minibatch, temperature=self.temperature)
+
+        return GRPOConfig(
+            groups=self.groups,
+            group_size=self.group_size,
+            lr=self.wmpo_lr,
+            warmup=self.wmpo_warmup,
+            decay=self.wmpo_decay,
+            epochs=self.wmpo_epochs,
+            minibatch=self.minibatch,
+            temperature=self.temperature,
+        )
 
 
 PROFILES = {
-    "smoke": Profile(evaluation_states=24, trust_rollouts=24, align_steps=4, align_batch=8, reward_steps=8, iterations=1, wmpo_decay=0, groups=4, group_size=4,
-                     refill=2, track_states=8, online_groups=2, online_group_size=4, dpo_pairs=16, dpo_epochs=1, tolerate_silence=True),
+    "smoke": Profile(
+        evaluation_states=24,
+        trust_rollouts=24,
+        align_steps=4,
+        align_batch=8,
+        reward_steps=8,
+        iterations=1,
+        wmpo_decay=0,
+        groups=4,
+        group_size=4,
+        refill=2,
+        track_states=8,
+        online_groups=2,
+        online_group_size=4,
+        dpo_pairs=16,
+        dpo_epochs=1,
+        tolerate_silence=True,
+    ),
     "laptop": Profile(),
-    "gpu": Profile(iterations=80, groups=64, align_steps=2000, align_batch=128, reward_steps=1000, trust_rollouts=512),
+    "gpu": Profile(
+        iterations=80,
+        groups=64,
+        align_steps=2000,
+        align_batch=128,
+        reward_steps=1000,
+        trust_rollouts=512,
+    ),
 }
 
 
 def paper_models() -> dict:
-    """Configurations with the paper's sizes: SDXL's autoencoder at 256 pixels, a transformer of STDiT-XL's size, VideoMAE-base, 256 action bins.
+    """Configurations with the paper's sizes: SDXL's autoencoder at 256 pixels, a transformer of
+    STDiT-XL's size, VideoMAE-base, 256 action bins.
 
-    They are ordinary configurations of the kit's classes; training them takes the paper's 32 GPUs. A test builds them on the meta device.
+    They are ordinary configurations of the kit's classes; training them takes the paper's 32 GPUs.
+    A test builds them on the meta device.
     """
     from wmpo_lite.autoencoder import AutoencoderConfig
     from wmpo_lite.policy import PolicyConfig
     from wmpo_lite.reward import RewardConfig
     from wmpo_lite.world_model import WorldModelConfig
+
     return {
-        "autoencoder": AutoencoderConfig(kind="kl", size=256, fold=1, channels=(128, 256, 512, 512), latent_channels=4),
-        "world_model": WorldModelConfig(kind="stdit", latent_channels=4, latent_size=32, patch=2, width=1152, depth=28, heads=16, action_dim=7, context=4, frames=8,
-                                        reference=False, path=False, num_inference_steps=30, shift=1.0, context_noise=0.05),
+        "autoencoder": AutoencoderConfig(
+            kind="kl", size=256, fold=1, channels=(128, 256, 512, 512), latent_channels=4
+        ),
+        "world_model": WorldModelConfig(
+            kind="stdit",
+            latent_channels=4,
+            latent_size=32,
+            patch=2,
+            width=1152,
+            depth=28,
+            heads=16,
+            action_dim=7,
+            context=4,
+            frames=8,
+            reference=False,
+            path=False,
+            num_inference_steps=30,
+            shift=1.0,
+            context_noise=0.05,
+        ),
         "reward": RewardConfig(image=224, clip=8, patch=16, width=768, depth=12, heads=12),
-        "policy": PolicyConfig(image=256, patch=16, merge=2, vision_width=1024, vision_depth=24, width=4096, depth=32, heads=32, action_dim=7, bins=256),
+        "policy": PolicyConfig(
+            image=256,
+            patch=16,
+            merge=2,
+            vision_width=1024,
+            vision_depth=24,
+            width=4096,
+            depth=32,
+            heads=32,
+            action_dim=7,
+            bins=256,
+        ),
     }

@@ -1,7 +1,10 @@
-"""`write_report(run)`: one HTML file that tells a run's story with its films, and needs nothing beside it.
+"""`write_report(run)`: one HTML file that tells a run's story with its films, and needs nothing
+beside it.
 
-A run may have been killed or may have skipped a stage: the report shows what is there and says, in its place, what is missing.
+A run may have been killed or may have skipped a stage: the report shows what is there and says, in
+its place, what is missing.
 """
+
 from pathlib import Path
 
 from wmpo_lite import checkpoint, plots
@@ -10,11 +13,14 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.report_files import load_films, load_object, read_metrics, with_comparisons
 from wmpo_lite.report_page import page
 
-FILM_BYTES = 3_800_000  # of MP4 in one report, a third more as base64: with the plots the file stays below 6 MB
+# of MP4 in one report, a third more as base64: with the plots the file stays below 6 MB
+FILM_BYTES = 3_800_000
 
 
 def write_report(run: Path) -> Path:
-    """Write report.html from the files of the folder `run`; returns its path. UserError if `run` is no folder."""
+    """Write report.html from the files of the folder `run`; returns its path. UserError if `run` is
+    no folder.
+    """
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run} is not a run folder; name one that `wmpo-lite demo` has written")
@@ -22,8 +28,12 @@ def write_report(run: Path) -> Path:
     names = ("config.json", "evaluation.json", "trust.json", "result.json", "seen.json")
     config, evaluation, trust, result, seen = (load_object(run, name, missing) for name in names)
     evaluation = evaluation and with_comparisons(evaluation)
-    trust_films = load_films(run, "trust_films.npz", ("real", "imagined", "real_success", "scores"), missing)
-    episodes = load_films(run, "episodes.npz", ("before", "after", "before_success", "after_success"), missing)
+    trust_films = load_films(
+        run, "trust_films.npz", ("real", "imagined", "real_success", "scores"), missing
+    )
+    episodes = load_films(
+        run, "episodes.npz", ("before", "after", "before_success", "after_success"), missing
+    )
     try:
         curves = plots.learning_curves(read_metrics(run / "metrics.jsonl"))
     except UserError:

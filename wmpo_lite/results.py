@@ -1,4 +1,5 @@
 """assets/results/main_job.json and libero.json, and the tables that the README shows from them."""
+
 from pathlib import Path
 
 from wmpo_lite import checkpoint
@@ -10,15 +11,32 @@ RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
 PATH = RESULTS / "main_job.json"
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
 BOUND = {"task": str, "upper_bound_success": float}
-RECORD = {"task": str, "seed": int, "profile": str, "n": int, **{f"{name}_success": float for name in ("base", "grpo", "dpo", "wmpo")}}
-PANEL = {"agreement": {"auc": float, "success_agreement": float, "failure_agreement": float}, "auc_interval": [float], "valid_frames": float,
-         "psnr": {"horizons": [int], "model": [float]}, "sensitivity": {"shuffled_cost": float}}
-MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")  # apart from the run, and kept when it is replaced
+RECORD = {
+    "task": str,
+    "seed": int,
+    "profile": str,
+    "n": int,
+    **{f"{name}_success": float for name in ("base", "grpo", "dpo", "wmpo")},
+}
+PANEL = {
+    "agreement": {"auc": float, "success_agreement": float, "failure_agreement": float},
+    "auc_interval": [float],
+    "valid_frames": float,
+    "psnr": {"horizons": [int], "model": [float]},
+    "sensitivity": {"shuffled_cost": float},
+}
+MEASURED = (
+    "upper_bound_success",
+    "unet_ratio",
+    "demo_ratio",
+    "peak_ratio",
+)  # apart from the run, and kept when it is replaced
 
 
 def collect(runs, folder: Path = RESULTS):
-    """Add the records of finished run folders to main_job.json and, where the task is one of LIBERO's, to libero.json; one per task, budget and seed,
-    newer ones replace older. Measures of the machine already stored are kept.
+    """Add the records of finished run folders to main_job.json and, where the task is one of
+    LIBERO's, to libero.json; one per task, budget and seed, newer ones replace older. Measures of
+    the machine already stored are kept.
 
     An upper bound (a folder with upper_bound.json) is written into every record of its task.
     """
@@ -28,20 +46,37 @@ def collect(runs, folder: Path = RESULTS):
             bounds.append(checkpoint.read_json(run / "upper_bound.json", BOUND))
             continue
         if not (run / "result.json").exists():
-            raise UserError(f"{run} holds neither result.json nor upper_bound.json; run the same demo again to finish it")
+            raise UserError(
+                f"{run} holds neither result.json nor upper_bound.json; run the same demo again to"
+                " finish it"
+            )
         new.append(checkpoint.read_json(run / "result.json", RECORD))
         wanted = "libero" if "/" in new[-1]["task"] else "laptop"
         if new[-1]["profile"] != wanted:
-            raise UserError(f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are collected for its task, a smoke run proves nothing")
-    for name, belongs in (("main_job.json", lambda r: "/" not in r["task"]), ("libero.json", lambda r: "/" in r["task"])):
+            raise UserError(
+                f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are"
+                " collected for its task, a smoke run proves nothing"
+            )
+    for name, belongs in (
+        ("main_job.json", lambda r: "/" not in r["task"]),
+        ("libero.json", lambda r: "/" in r["task"]),
+    ):
         if not any(map(belongs, new + bounds)):
             continue
         path = folder / name
-        records = {_key(r): r for r in (checkpoint.read_json(path, [{"task": str, "seed": int}]) if path.exists() else [])}
+        records = {
+            _key(r): r
+            for r in (
+                checkpoint.read_json(path, [{"task": str, "seed": int}]) if path.exists() else []
+            )
+        }
         for r in filter(belongs, new):
             old = records.get(_key(r), {})
-            records[_key(r)] = {**{key: old[key] for key in MEASURED if key in old}, **r,
-                                             **(of_the_suite(r["task"], folder) if "/" in r["task"] else {})}
+            records[_key(r)] = {
+                **{key: old[key] for key in MEASURED if key in old},
+                **r,
+                **(of_the_suite(r["task"], folder) if "/" in r["task"] else {}),
+            }
         for bound in filter(belongs, bounds):
             for row in records.values():
                 if row["task"] == bound["task"]:
@@ -50,19 +85,39 @@ def collect(runs, folder: Path = RESULTS):
 
 
 def collect_panels(runs, folder: Path = RESULTS):
-    """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and as aligned, one record per task and variant."""
+    """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and
+    as aligned, one record per task and variant.
+    """
     path = folder / "world_model.json"
-    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(path, [{"task": str, "variant": str}]) if path.exists() else [])}
+    records = {
+        (r["task"], r["variant"]): r
+        for r in (
+            checkpoint.read_json(path, [{"task": str, "variant": str}]) if path.exists() else []
+        )
+    }
     for run in map(Path, runs):
         if not (run / "trust.json").exists():
             continue
-        trust = checkpoint.read_json(run / "trust.json", {"n": int, **PANEL, "before_alignment": PANEL})
-        config = checkpoint.read_json(run / "config.json", {"task": str, "align_steps": int, "align_batch": int})
+        trust = checkpoint.read_json(
+            run / "trust.json", {"n": int, **PANEL, "before_alignment": PANEL}
+        )
+        config = checkpoint.read_json(
+            run / "config.json", {"task": str, "align_steps": int, "align_batch": int}
+        )
         weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
         for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
             records[config["task"], variant] = {
-                "task": config["task"], "variant": variant, "n": trust["n"], **panel_record(panel), "parameters": sum(w.numel() for w in weights.values()),
-                "frames": 0 if variant == NOT_ALIGNED else 2 * config["align_steps"] * config["align_batch"]}
+                "task": config["task"],
+                "variant": variant,
+                "n": trust["n"],
+                **panel_record(panel),
+                "parameters": sum(w.numel() for w in weights.values()),
+                "frames": (
+                    0
+                    if variant == NOT_ALIGNED
+                    else 2 * config["align_steps"] * config["align_batch"]
+                ),
+            }
     if records:
         checkpoint.write_json(path, [records[key] for key in sorted(records)])
 
@@ -71,19 +126,51 @@ def panel_record(panel: dict) -> dict:
     """One side of a trust panel (`trust.panel`) as the flat fields of world_model.json."""
     agreement, (low, high) = panel["agreement"], panel["auc_interval"]
     psnr = dict(zip(panel["psnr"]["horizons"], panel["psnr"]["model"]))
-    return {"auc": agreement["auc"], "auc_low": low, "auc_high": high, "tpr": agreement["success_agreement"], "tnr": agreement["failure_agreement"],
-            "psnr_8": psnr[8], "psnr_24": psnr[24], "psnr_end": panel["psnr"]["model"][-1], "shuffled_db": panel["sensitivity"]["shuffled_cost"],
-            "valid_frames": panel["valid_frames"]}
+    return {
+        "auc": agreement["auc"],
+        "auc_low": low,
+        "auc_high": high,
+        "tpr": agreement["success_agreement"],
+        "tnr": agreement["failure_agreement"],
+        "psnr_8": psnr[8],
+        "psnr_24": psnr[24],
+        "psnr_end": panel["psnr"]["model"][-1],
+        "shuffled_db": panel["sensitivity"]["shuffled_cost"],
+        "valid_frames": panel["valid_frames"],
+    }
 
 
 def panel_table(path: Path = RESULTS / "world_model.json") -> str:
     """world_model.json as a Markdown table."""
-    rows = ["| task | world model | n | AUC | true-positive / true-negative rate | PSNR after 8 / 24 / all frames (dB) | shuffled actions cost (dB) | valid frames |",
-            "|---|---|---|---|---|---|---|---|"]
-    shape = dict.fromkeys(("auc", "auc_low", "auc_high", "tpr", "tnr", "psnr_8", "psnr_24", "psnr_end", "shuffled_db", "valid_frames"), float)
+    rows = [
+        (
+            "| task | world model | n | AUC | true-positive / true-negative rate | PSNR after 8 /"
+            " 24 / all frames (dB) | shuffled actions cost (dB) | valid frames |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    shape = dict.fromkeys(
+        (
+            "auc",
+            "auc_low",
+            "auc_high",
+            "tpr",
+            "tnr",
+            "psnr_8",
+            "psnr_24",
+            "psnr_end",
+            "shuffled_db",
+            "valid_frames",
+        ),
+        float,
+    )
     for r in checkpoint.read_json(path, [{"task": str, "variant": str, "n": int, **shape}]):
-        rows.append(f"| {r['task']} | {r['variant']} | {r['n']} | {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] | {r['tpr']:.2f} / {r['tnr']:.2f} | "
-                    f"{r['psnr_8']:.1f} / {r['psnr_24']:.1f} / {r['psnr_end']:.1f} | {r['shuffled_db']:.1f} | {r['valid_frames']:.1f} |")
+        rows.append(
+            f"| {r['task']} | {r['variant']} | {r['n']} | {r['auc']:.3f} [{r['auc_low']:.3f},"
+            f" {r['auc_high']:.3f}] | {r['tpr']:.2f} / {r['tnr']:.2f} | {r['psnr_8']:.1f} /"
+            f" {r['psnr_24']:.1f} / {r['psnr_end']:.1f} | {r['shuffled_db']:.1f} |"
+            f" {r['valid_frames']:.1f} |"
+        )
     return "\n".join(rows)
 
 
@@ -92,9 +179,13 @@ def _key(record: dict):
 
 
 def of_the_suite(task: str, folder: Path) -> dict:
-    """What tests/bench/bench_libero.py measured that a record of `task` names: how its expert fares, the simulator's speed and imagination's."""
+    """What tests/bench/bench_libero.py measured that a record of `task` names: how its expert
+    fares, the simulator's speed and imagination's.
+    """
     suite, _, number = task.partition("/")
-    read = lambda name: checkpoint.read_json(folder / name).get(suite, {}) if (folder / name).exists() else {}  # noqa: E731
+    read = lambda name: (
+        checkpoint.read_json(folder / name).get(suite, {}) if (folder / name).exists() else {}
+    )
     expert, speed = read("libero_experts.json").get(number), read("libero_speed.json")
     more = {"suite": suite, "task_number": int(number)}
     if expert and expert["states"]:
@@ -107,8 +198,10 @@ def of_the_suite(task: str, folder: Path) -> dict:
 
 
 def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
-    """The README's picture: real episodes (odd rows) above what the world model made of the same first frame and actions (even rows). Of `place` it
-    is real_and_imagined.png in `folder`; other names say their task, or that it is one of LIBERO's."""
+    """The README's picture: real episodes (odd rows) above what the world model made of the same
+    first frame and actions (even rows). Of `place` it is real_and_imagined.png in `folder`; other
+    names say their task, or that it is one of LIBERO's.
+    """
     import io
 
     import numpy as np
@@ -116,45 +209,117 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
 
     films = run / "trust_films.npz"
     if not films.exists():
-        raise UserError(f"{films} is missing; the run was stopped before its trust panel, run the same demo again to finish it")
+        raise UserError(
+            f"{films} is missing; the run was stopped before its trust panel, run the same demo"
+            " again to finish it"
+        )
     data = read_arrays(films)
     if absent := sorted({"real", "imagined"} - set(data)):
         raise UserError(f"{films} lacks '{absent[0]}'; delete it and run the same demo again")
-    rows = [np.concatenate(list(film[::4]), axis=1) for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]]) for film in pair]
+    rows = [
+        np.concatenate(list(film[::4]), axis=1)
+        for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]])
+        for film in pair
+    ]
     buffer = io.BytesIO()
-    grid, task = np.concatenate(rows), checkpoint.read_json(run / "config.json", {"task": str})["task"]
-    path = Path(folder) / f"real_and_imagined{'_libero' if '/' in task else '' if task == 'place' else '_' + task}.png"
-    Image.fromarray(grid).resize((grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    grid, task = (
+        np.concatenate(rows),
+        checkpoint.read_json(run / "config.json", {"task": str})["task"],
+    )
+    which = "_libero" if "/" in task else "" if task == "place" else f"_{task}"
+    path = Path(folder) / f"real_and_imagined{which}.png"
+    Image.fromarray(grid).resize(
+        (grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST
+    ).save(buffer, "PNG", optimize=True)
     checkpoint.write_atomic(path, buffer.getvalue())
 
 
 def table(path: Path = PATH) -> str:
-    """The records of either file as a Markdown table; success in percent with 95 % Wilson intervals, the gain with its paired bootstrap interval."""
-    records = checkpoint.read_json(path, [{**RECORD, "gain": float, "gain_low": float, "gain_high": float, "agreement_auc": float, "rollout_budget": int}])
-    rate = lambda p, n: "{:.1f} [{:.0f}, {:.0f}]".format(100 * p, *(100 * x for x in wilson_interval(round(p * n), n)))  # noqa: E731
-    rows = ["| task | seed | P | n | base | online GRPO | DPO | WMPO | WMPO - base | AUC |", "|---|---|---|---|---|---|---|---|---|---|"]
+    """The records of either file as a Markdown table; success in percent with 95 % Wilson
+    intervals, the gain with its paired bootstrap interval.
+    """
+    records = checkpoint.read_json(
+        path,
+        [
+            {
+                **RECORD,
+                "gain": float,
+                "gain_low": float,
+                "gain_high": float,
+                "agreement_auc": float,
+                "rollout_budget": int,
+            }
+        ],
+    )
+    rate = lambda p, n: "{:.1f} [{:.0f}, {:.0f}]".format(
+        100 * p, *(100 * x for x in wilson_interval(round(p * n), n))
+    )
+    rows = [
+        "| task | seed | P | n | base | online GRPO | DPO | WMPO | WMPO - base | AUC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in records:
         cells = [rate(r[f"{name}_success"], r["n"]) for name in ("base", "grpo", "dpo", "wmpo")]
-        gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(100 * r["gain"], 100 * r["gain_low"], 100 * r["gain_high"])
-        rows.append(f"| {r['task']} | {r['seed']} | {r['rollout_budget']} | {r['n']} | {' | '.join(cells)} | {gain} | {r['agreement_auc']:.3f} |")
+        gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            100 * r["gain"], 100 * r["gain_low"], 100 * r["gain_high"]
+        )
+        rows.append(
+            f"| {r['task']} | {r['seed']} | {r['rollout_budget']} | {r['n']} | {' | '.join(cells)}"
+            f" | {gain} | {r['agreement_auc']:.3f} |"
+        )
     return "\n".join(rows)
 
 
-SPEEDS = {"default": "LIBERO as it comes (128 px, 2 views)", "official_128_wrist": "128 px, 2 views, official look", "fast_128_wrist": "128 px, 2 views",
-          "fast_128": "128 px", "smooth_64": "64 px, antialiased", "fast_64": "64 px", "fast_64_two_workers": "64 px, 2 workers", "per_policy_step_64": "64 px, a frame a policy step"}
+SPEEDS = {
+    "default": "LIBERO as it comes (128 px, 2 views)",
+    "official_128_wrist": "128 px, 2 views, official look",
+    "fast_128_wrist": "128 px, 2 views",
+    "fast_128": "128 px",
+    "smooth_64": "64 px, antialiased",
+    "fast_64": "64 px",
+    "fast_64_two_workers": "64 px, 2 workers",
+    "per_policy_step_64": "64 px, a frame a policy step",
+}
 
 
 def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
-    """What tests/bench/bench_libero.py measured: rendered simulator steps a second by suite and look (how many times LIBERO's default), then imagination."""
+    """What tests/bench/bench_libero.py measured: rendered simulator steps a second by suite and
+    look (how many times LIBERO's default), then imagination.
+    """
     row = {"steps_s": float, "times_default": float}
-    suite = {**dict.fromkeys(SPEEDS, row), "imagination": dict.fromkeys(("simulator_frames_s", "frames_s", "ratio"), float)}
+    suite = {
+        **dict.fromkeys(SPEEDS, row),
+        "imagination": dict.fromkeys(("simulator_frames_s", "frames_s", "ratio"), float),
+    }
     found = checkpoint.read_json(path)
-    found = checkpoint.read_json(path, {name: suite for name, value in found.items() if isinstance(value, dict)})
+    found = checkpoint.read_json(
+        path, {name: suite for name, value in found.items() if isinstance(value, dict)}
+    )
     suites = [name for name in found if isinstance(found[name], dict)]
-    rows = [f"| rendered simulator steps a second | {' | '.join(suites)} |", "|---" * (1 + len(suites)) + "|"]
+    rows = [
+        f"| rendered simulator steps a second | {' | '.join(suites)} |",
+        "|---" * (1 + len(suites)) + "|",
+    ]
     for name, words in SPEEDS.items():
-        rows.append(f"| {words} | " + " | ".join(f"{found[s][name]['steps_s']:.0f} ({found[s][name]['times_default']:.1f} x)" for s in suites) + " |")
-    for key, words in (("simulator_frames_s", "**frames of policy steps a second**: simulator, 64 px, all workers"), ("frames_s", "the same, imagined and judged"),
-                       ("ratio", "imagination, times the simulator")):
-        rows.append(f"| {words} | " + " | ".join(f"{found[s]['imagination'][key]:.3g}" for s in suites) + " |")
+        rows.append(
+            f"| {words} | "
+            + " | ".join(
+                f"{found[s][name]['steps_s']:.0f} ({found[s][name]['times_default']:.1f} x)"
+                for s in suites
+            )
+            + " |"
+        )
+    for key, words in (
+        (
+            "simulator_frames_s",
+            "**frames of policy steps a second**: simulator, 64 px, all workers",
+        ),
+        ("frames_s", "the same, imagined and judged"),
+        ("ratio", "imagination, times the simulator"),
+    ):
+        rows.append(
+            f"| {words} | "
+            + " | ".join(f"{found[s]['imagination'][key]:.3g}" for s in suites)
+            + " |"
+        )
     return "\n".join(rows)

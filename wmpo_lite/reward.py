@@ -1,9 +1,13 @@
-"""The reward model (paper section 3.3): a VideoMAE encoder reads the last L frames, a head says whether the instruction is fulfilled.
+"""The reward model (paper section 3.3): a VideoMAE encoder reads the last L frames, a head says
+whether the instruction is fulfilled.
 
-The head asks with the words of the instruction, because in a scene with two cubes the same picture is a success for one sentence and a failure for
-the other; the paper trains one model a task, needs no words and puts a linear head on the mean token. The words are summed, so their order is not
-read: 'the red cube left of the white one' and its reverse would be one question. The kit's tasks do without; a model that is asked both refuses.
+The head asks with the words of the instruction, because in a scene with two cubes the same picture
+is a success for one sentence and a failure for the other; the paper trains one model a task, needs
+no words and puts a linear head on the mean token. The words are summed, so their order is not read:
+'the red cube left of the white one' and its reverse would be one question. The kit's tasks do
+without; a model that is asked both refuses.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +22,9 @@ from wmpo_lite.policy import build_tokenizer, check_count, word_ids
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The paper's encoder is VideoMAE-base at 224 pixels."""
+    """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The
+    paper's encoder is VideoMAE-base at 224 pixels.
+    """
 
     image: int = 64
     clip: int = 4
@@ -30,7 +36,10 @@ class RewardConfig:
 
     def __post_init__(self):
         if self.clip < 2 or self.clip % self.tubelet:
-            raise UserError(f"a reward clip of {self.clip} frames cannot be cut into tubelets of {self.tubelet}; use an even number of at least 2")
+            raise UserError(
+                f"a reward clip of {self.clip} frames cannot be cut into tubelets of"
+                f" {self.tubelet}; use an even number of at least 2"
+            )
 
 
 class RewardModel(nn.Module):
@@ -39,24 +48,49 @@ class RewardModel(nn.Module):
     def __init__(self, config: RewardConfig = RewardConfig()):
         super().__init__()
         from transformers import VideoMAEConfig, VideoMAEModel
+
         self.config = config
         self.tokenizer = build_tokenizer()
-        self._asked: dict[tuple, str] = {}  # the words of every sentence so far, sorted, and the sentence
-        self.encoder = VideoMAEModel(VideoMAEConfig(
-            image_size=config.image, patch_size=config.patch, num_frames=config.clip, tubelet_size=config.tubelet, hidden_size=config.width,
-            num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=4 * config.width, use_mean_pooling=True, hidden_act="gelu_pytorch_tanh"))
+        self._asked: dict[
+            tuple, str
+        ] = {}  # the words of every sentence so far, sorted, and the sentence
+        self.encoder = VideoMAEModel(
+            VideoMAEConfig(
+                image_size=config.image,
+                patch_size=config.patch,
+                num_frames=config.clip,
+                tubelet_size=config.tubelet,
+                hidden_size=config.width,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                intermediate_size=4 * config.width,
+                use_mean_pooling=True,
+                hidden_act="gelu_pytorch_tanh",
+            )
+        )
         places = self.encoder.embeddings.position_embeddings
-        del self.encoder.embeddings.position_embeddings  # a plain tensor there, which would not be saved; `inflate` writes it
+        del (
+            self.encoder.embeddings.position_embeddings
+        )  # a plain tensor there, which would not be saved; `inflate` writes it
         self.encoder.embeddings.position_embeddings = nn.Parameter(places, requires_grad=False)
         self.norm = nn.LayerNorm(config.width)
-        self.words = nn.EmbeddingBag(self.tokenizer.get_vocab_size(), config.width, mode="sum", padding_idx=0)
+        self.words = nn.EmbeddingBag(
+            self.tokenizer.get_vocab_size(), config.width, mode="sum", padding_idx=0
+        )
         self.ask = nn.MultiheadAttention(config.width, config.heads, batch_first=True)
-        self.judge = nn.Sequential(nn.LayerNorm(2 * config.width), nn.Linear(2 * config.width, config.width), nn.GELU(), nn.Linear(config.width, 1))
+        self.judge = nn.Sequential(
+            nn.LayerNorm(2 * config.width),
+            nn.Linear(2 * config.width, config.width),
+            nn.GELU(),
+            nn.Linear(config.width, 1),
+        )
         nn.init.normal_(self.words.weight, std=0.3)
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
-        """Logits (B,). UserError for sentences with unknown words, and for two that differ in the order of their words alone."""
+        """Logits (B,). UserError for sentences with unknown words, and for two that differ in the
+        order of their words alone.
+        """
         check_count(clips, instructions)
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
@@ -70,44 +104,76 @@ class RewardModel(nn.Module):
         for text, row in rows.items():
             other = self._asked.setdefault(tuple(sorted(row)), text)
             if word_ids(self.tokenizer, other) != row:
-                raise UserError(f"the reward model does not read the order of words, so '{other}' and '{text}' are the same to it; use one reward model for each, "
-                                "or say them in other words")
+                raise UserError(
+                    f"the reward model does not read the order of words, so '{other}' and '{text}'"
+                    " are the same to it; use one reward model for each, or say them in other"
+                    " words"
+                )
         longest = max(len(row) for row in rows.values())
-        return torch.tensor([rows[str(text)] + [0] * (longest - len(rows[str(text)])) for text in instructions], device=device)
+        return torch.tensor(
+            [rows[str(text)] + [0] * (longest - len(rows[str(text)])) for text in instructions],
+            device=device,
+        )
 
     @classmethod
     def from_tower(cls, policy) -> "RewardModel":
-        """A new reward model whose encoder has the sizes and begins with the weights of `policy`'s image tower."""
+        """A new reward model whose encoder has the sizes and begins with the weights of `policy`'s
+        image tower.
+        """
         c = policy.config
-        model = cls(RewardConfig(image=c.image, patch=c.patch, width=c.vision_width, depth=c.vision_depth))
+        model = cls(
+            RewardConfig(image=c.image, patch=c.patch, width=c.vision_width, depth=c.vision_depth)
+        )
         model.inflate(policy.vision.state_dict())
         return model
 
     @torch.no_grad()
     def inflate(self, tower: dict):
-        """Start from the weights of an image tower (a SigLIP vision model's state dict of the same sizes), as I3D does for convolutions.
+        """Start from the weights of an image tower (a SigLIP vision model's state dict of the same
+        sizes), as I3D does for convolutions.
 
-        The paper's VideoMAE was pre-trained by masked autoencoding on the world's videos. Tried here on broad play, it learns little of things that are a patch
-        wide: fitted to the same 128 rollouts, AUC 0.79 in place of 0.93.
+        The paper's VideoMAE was pre-trained by masked autoencoding on the world's videos. Tried
+        here on broad play, it learns little of things that are a patch wide: fitted to the same 128
+        rollouts, AUC 0.79 in place of 0.93.
 
-        Of a still clip the encoder then sees exactly what the tower sees of the frame: every patch filter is spread over the tubelet's frames and
-        every position is repeated in time. A key's bias moves all scores of a query alike, so VideoMAE does well without it.
+        Of a still clip the encoder then sees exactly what the tower sees of the frame: every patch
+        filter is spread over the tubelet's frames and every position is repeated in time. A key's
+        bias moves all scores of a query alike, so VideoMAE does well without it.
         """
         c, encoder = self.config, self.encoder
         patches = encoder.embeddings.patch_embeddings.projection
-        patches.weight.copy_(tower["embeddings.patch_embedding.weight"][:, :, None] / c.tubelet), patches.bias.copy_(tower["embeddings.patch_embedding.bias"])
-        encoder.embeddings.position_embeddings.copy_(tower["embeddings.position_embedding.weight"].repeat(c.clip // c.tubelet, 1)[None])
-        names = {"attention.attention.query": "self_attn.q_proj", "attention.attention.key": "self_attn.k_proj", "attention.attention.value": "self_attn.v_proj",
-                 "attention.output.dense": "self_attn.out_proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
-                 "layernorm_before": "layer_norm1", "layernorm_after": "layer_norm2"}
+        (
+            patches.weight.copy_(
+                tower["embeddings.patch_embedding.weight"][:, :, None] / c.tubelet
+            ),
+            patches.bias.copy_(tower["embeddings.patch_embedding.bias"]),
+        )
+        encoder.embeddings.position_embeddings.copy_(
+            tower["embeddings.position_embedding.weight"].repeat(c.clip // c.tubelet, 1)[None]
+        )
+        names = {
+            "attention.attention.query": "self_attn.q_proj",
+            "attention.attention.key": "self_attn.k_proj",
+            "attention.attention.value": "self_attn.v_proj",
+            "attention.output.dense": "self_attn.out_proj",
+            "intermediate.dense": "mlp.fc1",
+            "output.dense": "mlp.fc2",
+            "layernorm_before": "layer_norm1",
+            "layernorm_after": "layer_norm2",
+        }
         for i, layer in enumerate(encoder.encoder.layer):
             for name, parameter in layer.named_parameters():
                 module, _, kind = name.rpartition(".")
                 parameter.copy_(tower[f"encoder.layers.{i}.{names[module]}.{kind}"])
-        self.norm.weight.copy_(tower["post_layernorm.weight"]), self.norm.bias.copy_(tower["post_layernorm.bias"])
+        (
+            self.norm.weight.copy_(tower["post_layernorm.weight"]),
+            self.norm.bias.copy_(tower["post_layernorm.bias"]),
+        )
 
     def freeze_lower(self, layers: int):
-        """Keep the embeddings and the first `layers` layers of the encoder as they are: a hundred rollouts are few to learn to see from."""
+        """Keep the embeddings and the first `layers` layers of the encoder as they are: a hundred
+        rollouts are few to learn to see from.
+        """
         self.encoder.embeddings.requires_grad_(layers == 0)
         self.encoder.embeddings.position_embeddings.requires_grad_(False)
         for i, layer in enumerate(self.encoder.encoder.layer):
@@ -118,39 +184,68 @@ class RewardModel(nn.Module):
         """Success probability (B,) of many clips, in pieces."""
         if not len(clips):
             return torch.zeros(0)
-        parts = [torch.sigmoid(self(clips[i: i + batch], instructions[i: i + batch])) for i in range(0, len(clips), batch)]
+        parts = [
+            torch.sigmoid(self(clips[i : i + batch], instructions[i : i + batch]))
+            for i in range(0, len(clips), batch)
+        ]
         return torch.cat(parts)
 
     @torch.no_grad()
     def slide(self, frames: torch.Tensor, instructions, stride: int = 1) -> torch.Tensor:
-        """Success probability of every window of L frames: frames (B, T, H, W, 3) -> (B, T - L + 1), window w ends at frame w + L - 1.
+        """Success probability of every window of L frames: frames (B, T, H, W, 3) -> (B, T - L +
+        1), window w ends at frame w + L - 1.
 
-        stride: judge only every stride-th window, counted back from the one that ends at the newest frame.
+        stride: judge only every stride-th window, counted back from the one that ends at the newest
+        frame.
         """
         length = self.config.clip
         if frames.shape[1] < length:
             return torch.zeros(len(frames), 0)
-        windows = frames[:, (frames.shape[1] - length) % stride:].unfold(1, length, stride).permute(0, 1, 5, 2, 3, 4)  # (B, W, L, H, W, 3), a view
+        windows = (
+            frames[:, (frames.shape[1] - length) % stride :]
+            .unfold(1, length, stride)
+            .permute(0, 1, 5, 2, 3, 4)
+        )  # (B, W, L, H, W, 3), a view
         scores, count = [], windows.shape[1]
-        rows = max(1, 128 // count)  # flattening copies every frame L times, so a few episodes at a time
+        rows = max(
+            1, 128 // count
+        )  # flattening copies every frame L times, so a few episodes at a time
         for i in range(0, len(windows), rows):
-            part = windows[i: i + rows]
-            texts = [text for text in instructions[i: i + rows] for _ in range(count)]
-            scores.append(self.probabilities(part.flatten(0, 1), texts).unflatten(0, part.shape[:2]))
+            part = windows[i : i + rows]
+            texts = [text for text in instructions[i : i + rows] for _ in range(count)]
+            scores.append(
+                self.probabilities(part.flatten(0, 1), texts).unflatten(0, part.shape[:2])
+            )
         return torch.cat(scores)
 
-    def score(self, frames: torch.Tensor, instructions, stride: int = 1, min_consecutive: int = 1) -> torch.Tensor:
-        """The largest probability (B,) that `min_consecutive` judged windows in a row reach in whole episodes: what the threshold is applied to.
+    def score(
+        self, frames: torch.Tensor, instructions, stride: int = 1, min_consecutive: int = 1
+    ) -> torch.Tensor:
+        """The largest probability (B,) that `min_consecutive` judged windows in a row reach in
+        whole episodes: what the threshold is applied to.
 
-        frames (B, T + 1, H, W, 3) from the first on. Judged are, as in imagination, the windows that end at frame `stride`, 2 `stride`, ...
+        frames (B, T + 1, H, W, 3) from the first on. Judged are, as in imagination, the windows
+        that end at frame `stride`, 2 `stride`, ...
         """
-        scores = self.slide(frames[:, : last_judged(frames.shape[1] - 1, stride) + 1], instructions, stride)
+        scores = self.slide(
+            frames[:, : last_judged(frames.shape[1] - 1, stride) + 1], instructions, stride
+        )
         if not scores.shape[1]:
-            raise UserError(f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of {self.config.clip}: no window can be judged"
-                            if frames.shape[1] < self.config.clip else
-                            f"no window of {self.config.clip} frames ends at every {stride}th of the episodes' {frames.shape[1]} frames: none can be judged, choose a smaller stride")
+            raise UserError(
+                f"the episodes have {frames.shape[1]} frames, fewer than the reward model's clip of"
+                f" {self.config.clip}: no window can be judged"
+                if frames.shape[1] < self.config.clip
+                else (
+                    f"no window of {self.config.clip} frames ends at every {stride}th of the"
+                    f" episodes' {frames.shape[1]} frames: none can be judged, choose a smaller"
+                    " stride"
+                )
+            )
         if scores.shape[1] < min_consecutive:
-            raise UserError(f"{scores.shape[1]} windows of the episodes are judged and {min_consecutive} in a row must agree, so no episode can succeed; lower min_consecutive")
+            raise UserError(
+                f"{scores.shape[1]} windows of the episodes are judged and {min_consecutive} in a"
+                " row must agree, so no episode can succeed; lower min_consecutive"
+            )
         return scores.unfold(1, min_consecutive, 1).amin(dim=-1).amax(dim=1)
 
     def save(self, folder, provenance=None):
@@ -163,30 +258,42 @@ class RewardModel(nn.Module):
 
 
 def last_judged(frame: int, stride: int) -> int:
-    """The newest frame up to `frame` at which a judged window ends. Counted from the episode's first frame, so that it does not matter how an episode is cut into chunks."""
+    """The newest frame up to `frame` at which a judged window ends. Counted from the episode's
+    first frame, so that it does not matter how an episode is cut into chunks.
+    """
     if stride < 1:
         raise UserError(f"the stride between judged windows is {stride}; expected 1 or more frames")
     return frame - frame % stride
 
 
-def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator, half: int, after: int = 8):
-    """A balanced batch of 2 x half clips uint8 (2 half, L, H, W, 3) with instructions and labels (paper section 3.3).
+def sample_clips(
+    episodes: dict, config: RewardConfig, rng: np.random.Generator, half: int, after: int = 8
+):
+    """A balanced batch of 2 x half clips uint8 (2 half, L, H, W, 3) with instructions and labels
+    (paper section 3.3).
 
-    episodes: frames uint8 (E, T + 1, H, W, 3), success bool (E,), finish_step int (E,), instruction (E,), other (E,) (an instruction that the same
-    pictures do not fulfil, or '').
-    Positives are the terminal clips of successes, or end up to `after` frames later. Negatives are clips of failures, clips of successes that end at
-    least L frames before the end, and terminal clips under the other instruction.
+    episodes: frames uint8 (E, T + 1, H, W, 3), success bool (E,), finish_step int (E,), instruction
+    (E,), other (E,) (an instruction that the same pictures do not fulfil, or ''). Positives are the
+    terminal clips of successes, or end up to `after` frames later. Negatives are clips of failures,
+    clips of successes that end at least L frames before the end, and terminal clips under the other
+    instruction.
     """
     length, frames, last_frame = config.clip, episodes["frames"], episodes["frames"].shape[1] - 1
-    success, finish = np.asarray(episodes["success"], dtype=bool), np.asarray(episodes["finish_step"])
+    success, finish = (
+        np.asarray(episodes["success"], dtype=bool),
+        np.asarray(episodes["finish_step"]),
+    )
     good, bad = np.flatnonzero(success & (finish + 1 >= length)), np.flatnonzero(~success)
     if not len(good) or not len(bad):
-        raise UserError(f"{int(success.sum())} of {len(success)} episodes are successes and {len(good)} of those are at least {length} frames long; a "
-                        "reward model needs both successes and failures: record more rollouts or start from another base policy")
+        raise UserError(
+            f"{int(success.sum())} of {len(success)} episodes are successes and {len(good)} of"
+            f" those are at least {length} frames long; a reward model needs both successes and"
+            " failures: record more rollouts or start from another base policy"
+        )
 
     def terminal(e):
         end = min(finish[e] + int(rng.integers(after + 1)), last_frame)
-        return frames[e, end - length + 1: end + 1]
+        return frames[e, end - length + 1 : end + 1]
 
     clips, texts, labels = [], [], [1.0] * half + [0.0] * half
     for e in rng.choice(good, half):
@@ -204,15 +311,17 @@ def sample_clips(episodes: dict, config: RewardConfig, rng: np.random.Generator,
         # Often a late clip: an unfinished placement is the hardest negative.
         earliest = (length - 1 + latest) // 2 if rng.random() < 0.6 else length - 1
         end = latest if rng.random() < 0.2 else int(rng.integers(earliest, latest + 1))
-        clips.append(frames[e, end - length + 1: end + 1])
+        clips.append(frames[e, end - length + 1 : end + 1])
         texts.append(episodes["instruction"][e])
     return torch.from_numpy(np.stack(clips)), texts, torch.tensor(labels)
 
 
 def reward_loss(model: RewardModel, episodes: dict, half: int = 16, smooth: float = 0.01):
-    """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, mirrored, shifted by up to two pixels and of other brightness by chance.
+    """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, mirrored, shifted by
+    up to two pixels and of other brightness by chance.
 
-    smooth: labels are 1 - smooth and smooth, so that few clips learnt by heart do not drive all probabilities to 0 and 1.
+    smooth: labels are 1 - smooth and smooth, so that few clips learnt by heart do not drive all
+    probabilities to 0 and 1.
     """
 
     def loss_fn(generator, rng, step):
@@ -232,25 +341,36 @@ def shifted(clips: torch.Tensor, rng: np.random.Generator, most: int = 2) -> tor
     size = clips.shape[2:4]
     padded = F.pad(clips.permute(0, 1, 4, 2, 3).flatten(1, 2), (most,) * 4, mode="replicate")
     places = rng.integers(0, 2 * most + 1, (len(clips), 2))
-    moved = torch.stack([clip[:, y: y + size[0], x: x + size[1]] for clip, (y, x) in zip(padded, places)])
+    moved = torch.stack(
+        [clip[:, y : y + size[0], x : x + size[1]] for clip, (y, x) in zip(padded, places)]
+    )
     return moved.unflatten(1, (clips.shape[1], 3)).permute(0, 1, 3, 4, 2)
 
 
-def fit_threshold(model: RewardModel, frames: torch.Tensor, instructions, success, resamples: int = 0) -> tuple[float, float]:
-    """Set the model's threshold by F1 on held-out rollouts (paper) and return (threshold, F1); see `best_probability`."""
+def fit_threshold(
+    model: RewardModel, frames: torch.Tensor, instructions, success, resamples: int = 0
+) -> tuple[float, float]:
+    """Set the model's threshold by F1 on held-out rollouts (paper) and return (threshold, F1); see
+    `best_probability`.
+    """
     threshold, f1 = best_probability(model.score(frames, instructions).numpy(), success, resamples)
     model.threshold.fill_(threshold)
     return threshold, f1
 
 
 def best_probability(scores: np.ndarray, success, resamples: int = 0) -> tuple[float, float]:
-    """`evaluate.best_threshold` for probabilities (N,), with gaps measured in log-odds: near 1 a wide gap is a small number.
+    """`evaluate.best_threshold` for probabilities (N,), with gaps measured in log-odds: near 1 a
+    wide gap is a small number.
 
-    resamples: take the median of the best thresholds of so many bootstrap samples. The best one of a few dozen
-    rollouts jumps about with every one of them.
+    resamples: take the median of the best thresholds of so many bootstrap samples. The best one of
+    a few dozen rollouts jumps about with every one of them.
     """
     from wmpo_lite.evaluate import best_threshold, f1_score
-    scores, success = np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7), np.asarray(success, dtype=bool)
+
+    scores, success = (
+        np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7),
+        np.asarray(success, dtype=bool),
+    )
     odds = np.log(scores / (1 - scores))
     best = [best_threshold(odds, success)[0]]
     for rows in np.random.default_rng(0).integers(len(odds), size=(resamples, len(odds))):
@@ -263,12 +383,18 @@ def best_probability(scores: np.ndarray, success, resamples: int = 0) -> tuple[f
 def matching_threshold(scores: np.ndarray, success) -> float:
     """The threshold at which as many of the probabilities (N,) count as success as truly were one.
 
-    In imagination F1 is a poor guide: where outcomes are told apart badly it prefers to call too much a success,
-    and a policy learns to please such a reward.
+    In imagination F1 is a poor guide: where outcomes are told apart badly it prefers to call too
+    much a success, and a policy learns to please such a reward.
     """
-    scores, success = np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7), np.asarray(success, dtype=bool)
+    scores, success = (
+        np.clip(np.asarray(scores, dtype=np.float64), 1e-7, 1 - 1e-7),
+        np.asarray(success, dtype=bool),
+    )
     count = int(success.sum())
     if not 0 < count < len(success):
-        raise UserError(f"{count} of {len(success)} rollouts are successes; a threshold can only be matched where there are both kinds")
+        raise UserError(
+            f"{count} of {len(success)} rollouts are successes; a threshold can only be matched"
+            " where there are both kinds"
+        )
     ranked = np.sort(np.log(scores / (1 - scores)))[::-1]
     return float(1 / (1 + np.exp(-(ranked[count - 1] + ranked[count]) / 2)))

@@ -1,5 +1,8 @@
-"""What ships in assets/: the trained models of a task and one finished run (its P rollouts, its policies, its figures), so that every notebook can be
-opened first. Nothing here writes except `ship_run`."""
+"""What ships in assets/: the trained models of a task and one finished run (its P rollouts, its
+policies, its figures), so that every notebook can be opened first. Nothing here writes except
+`ship_run`.
+"""
+
 from pathlib import Path
 
 from wmpo_lite import checkpoint
@@ -8,44 +11,70 @@ from wmpo_lite.files import restore, whole_folder
 from wmpo_lite.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
-FILES = ("evaluation.json", "trust.json", "result.json", "metrics.jsonl", "rollouts.hdf5", "config.json", "seen.json")
+FILES = (
+    "evaluation.json",
+    "trust.json",
+    "result.json",
+    "metrics.jsonl",
+    "rollouts.hdf5",
+    "config.json",
+    "seen.json",
+)
 THRESHOLDS = {"threshold": float, "imagined_threshold": float}
 
 
 class Shipped:
-    """The shipped models and the shipped run of `task`. Every method loads anew, so what a notebook changes stays in the notebook."""
+    """The shipped models and the shipped run of `task`. Every method loads anew, so what a notebook
+    changes stays in the notebook.
+    """
 
     def __init__(self, task: str = "place", assets: Path = ASSETS):
         from wmpo_lite.envs.tasks import folder_name, get_task
-        self.task, self.home, self.shared = get_task(task), Path(assets) / folder_name(task), Path(assets) / "tabletop"
+
+        self.task, self.home, self.shared = (
+            get_task(task),
+            Path(assets) / folder_name(task),
+            Path(assets) / "tabletop",
+        )
         self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
-            raise UserError(f"there are no trained assets for task '{task}' ({self.home}); use another task, or train them with `make assets`")
+            raise UserError(
+                f"there are no trained assets for task '{task}' ({self.home}); use another task, or"
+                " train them with `make assets`"
+            )
 
     def autoencoder(self):
         from wmpo_lite.autoencoder import Autoencoder
+
         return Autoencoder.load(self.shared / "autoencoder")
 
     def world_model(self, aligned: bool = True):
         """aligned: after the P rollouts of the shipped run; False: as pre-trained."""
         from wmpo_lite.world_model import WorldModel
+
         model = WorldModel.load(self.shared / "world_model")
         return self._changed(model, "world_model") if aligned else model
 
     def reward_model(self):
         """The reward model that the shipped run fitted, with its threshold for camera pictures."""
         from wmpo_lite.reward import RewardModel
+
         model = RewardModel.load(self._file("reward"))
-        model.threshold.fill_(self.thresholds()["threshold"])  # weights are shipped in half precision, in which 0.9999 is 1
+        model.threshold.fill_(
+            self.thresholds()["threshold"]
+        )  # weights are shipped in half precision, in which 0.9999 is 1
         return model
 
     def thresholds(self) -> dict:
-        """`threshold` for camera pictures, chosen on the P rollouts, and `imagined_threshold` for imagined ones."""
+        """`threshold` for camera pictures, chosen on the P rollouts, and `imagined_threshold` for
+        imagined ones.
+        """
         return checkpoint.read_json(self._file("reward.json"), THRESHOLDS)
 
     def policy(self, name: str = "base"):
         """'base', or one that the shipped run trained: 'grpo', 'dpo' or 'wmpo'."""
         from wmpo_lite.policy import Policy
+
         if name not in ("base", *POLICIES):
             raise UserError(f"policy '{name}' is unknown; use one of base, {', '.join(POLICIES)}")
         policy = Policy.load(self.home / "policy")
@@ -54,44 +83,68 @@ class Shipped:
     def rollouts(self):
         """The P real rollouts of the shipped run, or the first of them, as Trajectory objects."""
         from wmpo_lite.trajectory import load_trajectories
+
         return load_trajectories(self._file("rollouts.hdf5"))
 
     def imagined_env(self, seed: int = 0, **options):
-        """The aligned world model as an environment, judged as in the shipped run; options as of `ImaginedEnv`."""
+        """The aligned world model as an environment, judged as in the shipped run; options as of
+        `ImaginedEnv`.
+        """
         from wmpo_lite.imagined_env import ImaginedEnv
+
         settings = {"num_inference_steps": int, "reward_stride": int, "min_consecutive": int}
         config = checkpoint.read_json(self._file("config.json"), settings)
-        options = {"threshold": self.thresholds()["imagined_threshold"],
-                   **{name: config[name] for name in settings},
-                   "action_names": checkpoint.read_json(self.home / "policy" / "actions.json", {"names": [str]})["names"], **options}
-        reward_model = options.pop("reward_model") if "reward_model" in options else self.reward_model()
-        return ImaginedEnv(self.autoencoder(), self.world_model(), reward_model, seed=seed, **options)
+        options = {
+            "threshold": self.thresholds()["imagined_threshold"],
+            **{name: config[name] for name in settings},
+            "action_names": checkpoint.read_json(
+                self.home / "policy" / "actions.json", {"names": [str]}
+            )["names"],
+            **options,
+        }
+        reward_model = (
+            options.pop("reward_model") if "reward_model" in options else self.reward_model()
+        )
+        return ImaginedEnv(
+            self.autoencoder(), self.world_model(), reward_model, seed=seed, **options
+        )
 
     def read(self, name: str):
-        """One of the shipped run's JSON files: 'evaluation', 'trust', 'result', 'config' or 'seen'."""
+        """One of the shipped run's JSON files: 'evaluation', 'trust', 'result',
+        'config' or 'seen'.
+        """
         return checkpoint.read_json(self._file(f"{name}.json"))
 
     def metrics(self) -> list[dict]:
         """The shipped run's log, one record a step."""
         from wmpo_lite.report_files import read_metrics
+
         return read_metrics(self._file("metrics.jsonl"))
 
     def _changed(self, model, name: str):
         changed = checkpoint.load_tensors(self._file(f"{name}.safetensors"))
         surplus = sorted(set(changed) - set(model.state_dict()))
         if surplus:
-            raise UserError(f"{self.run / name}.safetensors holds weights that the model does not have ({', '.join(surplus[:3])}); ship the run anew")
+            raise UserError(
+                f"{self.run / name}.safetensors holds weights that the model does not have"
+                f" ({', '.join(surplus[:3])}); ship the run anew"
+            )
         model.load_state_dict(changed, strict=False)
         return model
 
     def _file(self, name: str) -> Path:
         if not (self.run / name).exists():
-            raise UserError(f"{self.run / name} is missing; the shipped run is made by `wmpo-lite ship runs/<name>`")
+            raise UserError(
+                f"{self.run / name} is missing; the shipped run is made by `wmpo-lite ship"
+                " runs/<name>`"
+            )
         return self.run / name
 
 
 def copy_half(source: Path, target: Path):
-    """Copy a model's folder, its weights in half precision (they are read back as single). It replaces `target` when it is complete."""
+    """Copy a model's folder, its weights in half precision (they are read back as single). It
+    replaces `target` when it is complete.
+    """
     with whole_folder(target) as staging:
         _copy_half(source, staging)
 
@@ -99,17 +152,22 @@ def copy_half(source: Path, target: Path):
 def _copy_half(source: Path, target: Path):
     for path in sorted(source.iterdir()):
         if path.suffix == ".safetensors":
-            halves = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint.load_tensors(path).items()}
+            halves = {
+                key: value.half() if value.is_floating_point() else value
+                for key, value in checkpoint.load_tensors(path).items()
+            }
             checkpoint.save_tensors(target / path.name, halves)
         elif path.is_file():
             checkpoint.write_atomic(target / path.name, path.read_bytes())
 
 
 def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> Path:
-    """Copy a finished run into assets/<task>/run: of the models only the weights that the run changed, in half precision.
+    """Copy a finished run into assets/<task>/run: of the models only the weights that the run
+    changed, in half precision.
 
-    rollouts: keep so many of the P recorded ones, the first (all by default); pictures of meshes are many bytes. Everything is read before anything is
-    written, and the new run takes the place of the shipped one as a whole.
+    rollouts: keep so many of the P recorded ones, the first (all by default); pictures of meshes
+    are many bytes. Everything is read before anything is written, and the new run takes the place
+    of the shipped one as a whole.
     """
     from wmpo_lite.envs.tasks import folder_name
     from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
@@ -117,29 +175,49 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
     run = Path(run)
     missing = [name for name in FILES if not (run / name).exists()]
     if missing:
-        raise UserError(f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again to finish it")
+        raise UserError(
+            f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again"
+            " to finish it"
+        )
     config = checkpoint.read_json(run / "config.json", {"task": str, "assets": dict})
     home = Path(assets) / folder_name(config["task"])
-    folders = {name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")} | {"policy": home / "policy"}
-    weights = {name: folders[name] / "model.safetensors" for name in config["assets"] if name in folders}
-    found = {name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()}
+    folders = {
+        name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")
+    } | {"policy": home / "policy"}
+    weights = {
+        name: folders[name] / "model.safetensors" for name in config["assets"] if name in folders
+    }
+    found = {
+        name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()
+    }
     if found != config["assets"]:
-        raise UserError(f"{run} began with other weights than {home} holds; run the demo again with the shipped ones")
+        raise UserError(
+            f"{run} began with other weights than {home} holds; run the demo again with the shipped"
+            " ones"
+        )
     for name in FILES:
         if name.endswith(".json"):
             checkpoint.read_json(run / name)
-    thresholds = checkpoint.read_json(run / "stages" / "reward.json", {"result": THRESHOLDS})["result"]
+    thresholds = checkpoint.read_json(run / "stages" / "reward.json", {"result": THRESHOLDS})[
+        "result"
+    ]
     recorded = load_trajectories(run / "rollouts.hdf5")
     if rollouts is not None:
         require_between("--rollouts", rollouts, 1, len(recorded))
     changes = {"world_model": changed_weights(folders["world_model"], run / "world_model")}
-    changes |= {name: changed_weights(home / "policy", run / "policies" / name) for name in POLICIES}
+    changes |= {
+        name: changed_weights(home / "policy", run / "policies" / name) for name in POLICIES
+    }
     checkpoint.load_tensors(run / "reward" / "model.safetensors")
     with whole_folder(home / "run") as target:
         for name in FILES:
             checkpoint.write_atomic(target / name, (run / name).read_bytes())
         if rollouts is not None:
-            save_trajectories(target / "rollouts.hdf5", recorded[:rollouts], **load_metadata(run / "rollouts.hdf5"))
+            save_trajectories(
+                target / "rollouts.hdf5",
+                recorded[:rollouts],
+                **load_metadata(run / "rollouts.hdf5"),
+            )
         checkpoint.write_json(target / "reward.json", thresholds)
         _copy_half(run / "reward", checkpoint.make_folder(target / "reward"))
         for name, tensors in changes.items():
@@ -151,5 +229,12 @@ def changed_weights(before: Path, after: Path) -> dict:
     """The weights of checkpoint `after` that differ from those of `before`, in half precision."""
     old, new = (checkpoint.load_tensors(folder / "model.safetensors") for folder in (before, after))
     if any(key not in old or old[key].shape != value.shape for key, value in new.items()):
-        raise UserError(f"{after} holds another model than {before} (other names or shapes); run the demo again with the shipped one")
-    return {key: value.half() for key, value in new.items() if value.is_floating_point() and (value.float() != old[key].float()).any()}
+        raise UserError(
+            f"{after} holds another model than {before} (other names or shapes); run the demo again"
+            " with the shipped one"
+        )
+    return {
+        key: value.half()
+        for key, value in new.items()
+        if value.is_floating_point() and (value.float() != old[key].float()).any()
+    }

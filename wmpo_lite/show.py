@@ -1,9 +1,11 @@
 """Pictures and films of episodes.
 
-A film is uint8 (T, H, W, 3). The film functions return films (or one image), `to_mp4` / `to_gif` turn them into bytes,
-`video_html` and `image_html` into self-contained HTML for a notebook (`IPython.display.HTML(video_html(film))`) or a
-report. Heavy libraries are imported where they are used, so importing this module costs nothing.
+A film is uint8 (T, H, W, 3). The film functions return films (or one image), `to_mp4` / `to_gif`
+turn them into bytes, `video_html` and `image_html` into self-contained HTML for a notebook
+(`IPython.display.HTML(video_html(film))`) or a report. Heavy libraries are imported where they are
+used, so importing this module costs nothing.
 """
+
 import base64
 import html
 import io
@@ -15,129 +17,223 @@ import numpy as np
 
 from wmpo_lite.errors import UserError
 
-SUCCESS, FAILURE, NEUTRAL = (34, 150, 87), (205, 62, 70), (190, 194, 201)  # RGB of borders; labels say it in words too
+SUCCESS, FAILURE, NEUTRAL = (
+    (34, 150, 87),
+    (205, 62, 70),
+    (190, 194, 201),
+)  # RGB of borders; labels say it in words too
 LABEL_HEIGHT, BORDER, GAP = 20, 4, 8  # pixels
 
 
 def check_film(frames) -> np.ndarray:
-    """`frames` as an array, if it is a film: uint8 (T, H, W, 3) with T >= 1. Raises UserError otherwise."""
+    """`frames` as an array, if it is a film: uint8 (T, H, W, 3) with T >= 1. Raises UserError
+    otherwise.
+    """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
-        raise UserError("a film is a uint8 array (T, H, W, 3) with at least one frame; "
-                        f"got {frames.dtype} {frames.shape}")
+        raise UserError(
+            "a film is a uint8 array (T, H, W, 3) with at least one frame; "
+            f"got {frames.dtype} {frames.shape}"
+        )
     return frames
 
 
 def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     if scale < 1 or int(scale) != scale:
-        raise UserError(f"scale is {scale}; expected a whole number, 1 or more, by which each pixel is enlarged")
+        raise UserError(
+            f"scale is {scale}; expected a whole number, 1 or more, by which each pixel is enlarged"
+        )
     return frames.repeat(int(scale), axis=-3).repeat(int(scale), axis=-2)
 
 
 def _write_text(canvas: np.ndarray, text: str, top: int, left: int, width: int) -> None:
-    """Draw one line of text into canvas (H, W, 3) in place; what does not fit into `width` pixels ends in dots."""
+    """Draw one line of text into canvas (H, W, 3) in place; what does not fit into `width` pixels
+    ends in dots.
+    """
     from PIL import Image, ImageDraw, ImageFont
+
     font = ImageFont.load_default(size=13)
     if font.getlength(text) > width:
         while text and font.getlength(text + "...") > width:
             text = text[:-1]
         text = text.rstrip() + "..."
-    area = Image.fromarray(canvas[top:top + LABEL_HEIGHT, left:left + width])
-    ImageDraw.Draw(area).text((0, LABEL_HEIGHT // 2), text, fill=(35, 38, 43), font=font, anchor="lm")
-    canvas[top:top + LABEL_HEIGHT, left:left + width] = np.asarray(area)
+    area = Image.fromarray(canvas[top : top + LABEL_HEIGHT, left : left + width])
+    ImageDraw.Draw(area).text(
+        (0, LABEL_HEIGHT // 2), text, fill=(35, 38, 43), font=font, anchor="lm"
+    )
+    canvas[top : top + LABEL_HEIGHT, left : left + width] = np.asarray(area)
 
 
-def film_grid(films: Sequence, labels: Sequence[str] | None = None, *, columns: int | None = None, scale: int = 2,
-              success: Sequence[bool | None] | None = None) -> np.ndarray:
-    """Films of one picture size (H, W) in a grid with `columns` columns (default: about square): uint8 (T, H', W', 3).
+def film_grid(
+    films: Sequence,
+    labels: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    scale: int = 2,
+    success: Sequence[bool | None] | None = None,
+) -> np.ndarray:
+    """Films of one picture size (H, W) in a grid with `columns` columns (default: about square):
+    uint8 (T, H', W', 3).
 
-    A shorter film holds its last frame until the longest ends. labels: a line of text above each; success: the border
-    of each, green for True, red for False, grey for None or without `success`. scale enlarges every pixel. Raises
-    UserError where lengths or sizes disagree.
+    A shorter film holds its last frame until the longest ends. labels: a line of text above each;
+    success: the border of each, green for True, red for False, grey for None or without `success`.
+    scale enlarges every pixel. Raises UserError where lengths or sizes disagree.
     """
     films = [check_film(film) for film in films]
     if not films or len({film.shape[1:] for film in films}) != 1:
-        raise UserError("films to be shown together need one picture size and at least one film; "
-                        f"got {[film.shape for film in films]}")
+        raise UserError(
+            "films to be shown together need one picture size and at least one film; "
+            f"got {[film.shape for film in films]}"
+        )
     for name, values in (("labels", labels), ("success", success)):
         if values is not None and len(values) != len(films):
-            raise UserError(f"{len(films)} films were given {len(values)} {name}; expected one each")
+            raise UserError(
+                f"{len(films)} films were given {len(values)} {name}; expected one each"
+            )
     columns = min(columns or int(np.ceil(np.sqrt(len(films)))), len(films))
     films = [_enlarge(film, scale) for film in films]
     length, (height, width) = max(map(len, films)), films[0].shape[1:3]
     bar = LABEL_HEIGHT if labels is not None else 0
     cell_height, cell_width = bar + height + 2 * BORDER, width + 2 * BORDER
     rows = -(-len(films) // columns)
-    page = np.full((rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP, 3), 255, np.uint8)
-    corners = [((i // columns) * (cell_height + GAP), (i % columns) * (cell_width + GAP)) for i in range(len(films))]
+    page = np.full(
+        (rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP, 3), 255, np.uint8
+    )
+    corners = [
+        ((i // columns) * (cell_height + GAP), (i % columns) * (cell_width + GAP))
+        for i in range(len(films))
+    ]
     for i, (top, left) in enumerate(corners):
         outcome = None if success is None else success[i]
         colour = NEUTRAL if outcome is None else SUCCESS if outcome else FAILURE
-        page[top + bar:top + cell_height, left:left + cell_width] = colour
+        page[top + bar : top + cell_height, left : left + cell_width] = colour
         if labels is not None:
             _write_text(page, str(labels[i]), top, left, cell_width)
     grid = np.repeat(page[None], length, axis=0)
     for film, (top, left) in zip(films, corners):
         film = np.concatenate([film, film[-1:].repeat(length - len(film), axis=0)])
-        grid[:, top + bar + BORDER:top + bar + BORDER + height, left + BORDER:left + BORDER + width] = film
+        grid[
+            :,
+            top + bar + BORDER : top + bar + BORDER + height,
+            left + BORDER : left + BORDER + width,
+        ] = film
     return grid
 
 
-def side_by_side(films: Sequence, labels: Sequence[str] | None = None, scale: int = 3,
-                 success: Sequence[bool | None] | None = None) -> np.ndarray:
-    """Films in one row (real beside imagined, before beside after): film uint8 (T, H', W', 3). See `film_grid`."""
+def side_by_side(
+    films: Sequence,
+    labels: Sequence[str] | None = None,
+    scale: int = 3,
+    success: Sequence[bool | None] | None = None,
+) -> np.ndarray:
+    """Films in one row (real beside imagined, before beside after): film uint8 (T, H', W', 3). See
+    `film_grid`.
+    """
     return film_grid(films, labels, columns=max(1, len(films)), scale=scale, success=success)
 
 
 def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
-    """Every n-th frame of a film and its last one in a row, each under its frame number: image uint8 (H', W', 3)."""
+    """Every n-th frame of a film and its last one in a row, each under its frame number: image
+    uint8 (H', W', 3).
+    """
     frames = check_film(frames)
     if every < 1:
         raise UserError(f"every is {every}; expected 1 or more")
     steps = sorted({*range(0, len(frames), every), len(frames) - 1})
-    return side_by_side([frames[step][None] for step in steps], [str(step) for step in steps], scale)[0]
+    return side_by_side(
+        [frames[step][None] for step in steps], [str(step) for step in steps], scale
+    )[0]
 
 
 def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
-    """A film as MP4 (H.264, yuv420p), which every browser plays; the same film gives the same bytes.
+    """A film as MP4 (H.264, yuv420p), which every browser plays; the same film gives the same
+    bytes.
 
-    Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p halves the
-    resolution of colour: enlarge small films first.
+    Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p
+    halves the resolution of colour: enlarge small films first.
     """
     import imageio_ffmpeg
+
     frames = check_film(frames)
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    # Untagged colours are guessed at by each player; one thread and no encoder tags make the bytes reproducible.
-    colours = ["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709", "-color_primaries", "bt709",
-               "-color_trc", "bt709"]
-    options = ["-crf", str(crf), "-preset", "medium", "-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact",
-               "-movflags", "+faststart"]
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    # Untagged colours are guessed at by each player; one thread and no encoder tags make the bytes
+    # reproducible.
+    colours = [
+        "-vf",
+        "scale=out_color_matrix=bt709",
+        "-colorspace",
+        "bt709",
+        "-color_primaries",
+        "bt709",
+        "-color_trc",
+        "bt709",
+    ]
+    options = [
+        "-crf",
+        str(crf),
+        "-preset",
+        "medium",
+        "-threads",
+        "1",
+        "-fflags",
+        "+bitexact",
+        "-flags:v",
+        "+bitexact",
+        "-movflags",
+        "+faststart",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        writer = imageio_ffmpeg.write_frames(str(path), (frames.shape[2], frames.shape[1]), fps=fps, codec="libx264",
-                                             quality=None, pix_fmt_out="yuv420p", macro_block_size=1,
-                                             ffmpeg_log_level="error",
-                                             output_params=colours + options)
+        writer = imageio_ffmpeg.write_frames(
+            str(path),
+            (frames.shape[2], frames.shape[1]),
+            fps=fps,
+            codec="libx264",
+            quality=None,
+            pix_fmt_out="yuv420p",
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            output_params=colours + options,
+        )
         writer.send(None)
         for frame in frames:
             writer.send(np.ascontiguousarray(frame))
         writer.close()
         if not path.is_file() or not path.stat().st_size:
-            raise UserError("ffmpeg wrote no film (its message stands above); "
-                            "check that imageio-ffmpeg is installed with its binary")
+            raise UserError(
+                "ffmpeg wrote no film (its message stands above); "
+                "check that imageio-ffmpeg is installed with its binary"
+            )
         return path.read_bytes()
 
 
 def to_gif(frames, fps: float = 5) -> bytes:
-    """A film as an endlessly repeated GIF with one palette of 256 colours for all frames (so that nothing flickers)."""
+    """A film as an endlessly repeated GIF with one palette of 256 colours for all frames (so that
+    nothing flickers).
+    """
     from PIL import Image
+
     frames = check_film(frames)
     sample = frames[np.unique(np.linspace(0, len(frames) - 1, 16).astype(int))]
-    palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(256, dither=Image.Dither.NONE)
-    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(
+        256, dither=Image.Dither.NONE
+    )
+    pictures = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0,
-                     optimize=False)
+    pictures[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        optimize=False,
+    )
     return buffer.getvalue()
 
 
@@ -147,21 +243,28 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 def mp4_html(data: bytes, alt: str = "film") -> str:
     """MP4 bytes as an HTML <video> that carries its data with it."""
-    return (f'<video controls autoplay loop muted playsinline aria-label="{html.escape(alt)}" '
-            f'src="{_data_uri(data, "video/mp4")}"></video>')
+    return (
+        f'<video controls autoplay loop muted playsinline aria-label="{html.escape(alt)}" '
+        f'src="{_data_uri(data, "video/mp4")}"></video>'
+    )
 
 
 def video_html(frames, fps: float = 5, alt: str = "film") -> str:
-    """A film as an HTML <video> that carries its data with it: `IPython.display.HTML(video_html(film))`."""
+    """A film as an HTML <video> that carries its data with it:
+    `IPython.display.HTML(video_html(film))`.
+    """
     return mp4_html(to_mp4(frames, fps), alt)
 
 
 def image_html(image, alt: str = "picture") -> str:
-    """An image uint8 (H, W, 3) or a matplotlib Figure as an HTML <img> that carries its data with it."""
+    """An image uint8 (H, W, 3) or a matplotlib Figure as an HTML <img> that carries its data with
+    it.
+    """
     buffer = io.BytesIO()
     if hasattr(image, "savefig"):
         image.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     else:
         from PIL import Image
+
         Image.fromarray(check_film(np.asarray(image)[None])[0]).save(buffer, "PNG", optimize=True)
     return f'<img alt="{html.escape(alt)}" src="{_data_uri(buffer.getvalue(), "image/png")}">'

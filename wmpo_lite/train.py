@@ -1,7 +1,10 @@
-"""One plain training loop for everything that is fitted by gradient descent, with an exponential moving average, checkpoints and exact resume.
+"""One plain training loop for everything that is fitted by gradient descent, with an exponential
+moving average, checkpoints and exact resume.
 
-Every step draws from generators seeded with (seed, step), so a run that was killed and started again sees the batches it would have seen.
+Every step draws from generators seeded with (seed, step), so a run that was killed and started
+again sees the batches it would have seen.
 """
+
 import dataclasses
 import json
 import math
@@ -22,9 +25,11 @@ from wmpo_lite.progress import progress
 
 @dataclass(frozen=True)
 class FitConfig:
-    """steps: optimiser steps; lr: peak; warmup: steps; decay: final share of the steps over which lr falls linearly to a twentieth; ema: 0 for none.
+    """steps: optimiser steps; lr: peak; warmup: steps; decay: final share of the steps over which
+    lr falls linearly to a twentieth; ema: 0 for none.
 
-    save_every: steps between checkpoints (paper for the world model: AdamW 1e-4, clip 0.1, EMA 0.9999, batch 128).
+    save_every: steps between checkpoints (paper for the world model: AdamW 1e-4, clip 0.1, EMA
+    0.9999, batch 128).
     """
 
     steps: int = 1000
@@ -38,7 +43,9 @@ class FitConfig:
 
 
 def set_threads(threads: int | None = None):
-    """Fix the number of threads once per process: results are bit-reproducible per machine and thread count, oversubscription is ruinous."""
+    """Fix the number of threads once per process: results are bit-reproducible per machine and
+    thread count, oversubscription is ruinous.
+    """
     torch.set_num_threads(threads or min(cores(), 8))
     torch.set_flush_denormal(True)
 
@@ -54,47 +61,83 @@ def generators(seed: int, step: int) -> tuple[torch.Generator, np.random.Generat
     return torch.Generator().manual_seed(int(rng.integers(2**62))), rng
 
 
-def fit(module: torch.nn.Module, loss_fn: Callable, config: FitConfig, *, seed: int, name: str, folder: Path | None = None, log_every: int = 50,
-        on_log: Callable | None = None, extra: dict | None = None, made_from: dict | None = None) -> list[dict]:
-    """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`; leaves the averaged weights in it.
+def fit(
+    module: torch.nn.Module,
+    loss_fn: Callable,
+    config: FitConfig,
+    *,
+    seed: int,
+    name: str,
+    folder: Path | None = None,
+    log_every: int = 50,
+    on_log: Callable | None = None,
+    extra: dict | None = None,
+    made_from: dict | None = None,
+) -> list[dict]:
+    """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
+    leaves the averaged weights in it.
 
-    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is continued, if it began with the same weights, settings and seed. extra: tensors
-    by name that `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from: what else the result depends on, as plain values by name
-    (see `checkpoint.digest` for data). Returns the logged records.
-    Raises UserError when the loss is not finite, and when the folder holds a training that was made from something else.
+    folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is
+    continued, if it began with the same weights, settings and seed. extra: tensors by name that
+    `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from:
+    what else the result depends on, as plain values by name (see `checkpoint.digest` for data).
+    Returns the logged records. Raises UserError when the loss is not finite, and when the folder
+    holds a training that was made from something else.
     """
     trained = trainable(module)
     parameters = list(trained.values())
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
     average = {key: p.detach().clone() for key, p in trained.items()} if config.ema else None
     records, start = [], 0
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "save_every"}  # when to save changes no weight
+    settings = {
+        key: value for key, value in dataclasses.asdict(config).items() if key != "save_every"
+    }  # when to save changes no weight
     made = origin(module, folder, name=name, seed=seed, **settings, **(made_from or {}))
     if folder is not None and (Path(folder) / "progress.json").exists():
         start, records = load_progress(folder, module, optimiser, average, made, extra)
     module.train()
     clock, sums, count = time.monotonic(), {}, 0
-    for step in progress(range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2):
+    for step in progress(
+        range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2
+    ):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
         loss, logs = loss_fn(*generators(seed, step), step)
         if not torch.isfinite(loss):
-            raise UserError(f"the loss of '{name}' became {loss.item()} at step {step}; lower its learning rate ({config.lr:g}) and start again")
+            raise UserError(
+                f"the loss of '{name}' became {loss.item()} at step {step}; lower its learning rate"
+                f" ({config.lr:g}) and start again"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         if not torch.isfinite(norm):
-            raise UserError(f"the gradient of '{name}' is not finite at step {step}; lower its learning rate ({config.lr:g}) and start again")
+            raise UserError(
+                f"the gradient of '{name}' is not finite at step {step}; lower its learning rate"
+                f" ({config.lr:g}) and start again"
+            )
         optimiser.step()
         if average is not None:
-            decay = min(config.ema, (step + 1) / (step + 10))  # a short memory first, or the initial weights would linger
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters], 1 - decay)
+            decay = min(
+                config.ema, (step + 1) / (step + 10)
+            )  # a short memory first, or the initial weights would linger
+            torch._foreach_lerp_(
+                list(average.values()), [p.detach() for p in parameters], 1 - decay
+            )
         for key, value in {"loss": float(loss.detach()), **logs}.items():
             sums[key] = sums.get(key, 0.0) + value
         count += 1
         if (step + 1) % log_every == 0 or step + 1 == config.steps:
-            records.append({"stage": name, "step": step + 1, **{key: value / count for key, value in sums.items()},
-                            "seconds": round(time.monotonic() - clock, 2)})
+            records.append(
+                {
+                    "stage": name,
+                    "step": step + 1,
+                    **{key: value / count for key, value in sums.items()},
+                    "seconds": round(time.monotonic() - clock, 2),
+                }
+            )
             clock, sums, count = time.monotonic(), {}, 0
             if on_log:
                 on_log(records[-1])
@@ -114,70 +157,135 @@ def trainable(module) -> dict:
 
 
 def origin(module, folder, **settings) -> dict:
-    """What a training is made from, to be kept with its checkpoints: settings, the weights it begins with (buffers that are not saved included) and which of them learn."""
+    """What a training is made from, to be kept with its checkpoints: settings, the weights it
+    begins with (buffers that are not saved included) and which of them learn.
+    """
     if folder is None:
         return {}
     weights = {**module.state_dict(), **dict(module.named_buffers())}
-    return checkpoint.plain({**settings, "initial weights": checkpoint.digest(weights), "trained parameters": sorted(trainable(module))})
+    return checkpoint.plain(
+        {
+            **settings,
+            "initial weights": checkpoint.digest(weights),
+            "trained parameters": sorted(trainable(module)),
+        }
+    )
 
 
 def check_origin(folder, found: dict | None, made: dict):
-    """Refuse to go on with a training that was made from something else; more steps are fine where the learning rate does not fall towards the last."""
+    """Refuse to go on with a training that was made from something else; more steps are fine where
+    the learning rate does not fall towards the last.
+    """
     if not isinstance(found, dict):
-        raise UserError(f"{folder} holds a training that does not say what it was made from (an older version of the kit wrote it); choose another folder or remove it")
+        raise UserError(
+            f"{folder} holds a training that does not say what it was made from (an older version"
+            " of the kit wrote it); choose another folder or remove it"
+        )
     if found.get("trained parameters") != made["trained parameters"]:
-        others = sorted(set(map(str, found.get("trained parameters") or [])) ^ set(made["trained parameters"])) or ["in another order"]
-        raise UserError(f"{folder} holds a training of other parameters ({others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}); choose another folder or remove it")
+        others = sorted(
+            set(map(str, found.get("trained parameters") or [])) ^ set(made["trained parameters"])
+        ) or ["in another order"]
+        raise UserError(
+            f"{folder} holds a training of other parameters"
+            f" ({others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}); choose another"
+            " folder or remove it"
+        )
     changed = sorted(key for key in found.keys() | made.keys() if found.get(key) != made.get(key))
-    if changed == ["steps"] and isinstance(found["steps"], int) and made["steps"] > found["steps"] and not made["decay"]:
+    if (
+        changed == ["steps"]
+        and isinstance(found["steps"], int)
+        and made["steps"] > found["steps"]
+        and not made["decay"]
+    ):
         return
     if changed:
         what = ", ".join(f"{key}: {found.get(key)} there, {made.get(key)} here" for key in changed)
-        raise UserError(f"{folder} holds a training that was made from something else ({what}); choose another folder or remove it")
+        raise UserError(
+            f"{folder} holds a training that was made from something else ({what}); choose another"
+            " folder or remove it"
+        )
 
 
 def save_progress(folder, step, module, optimiser, average, records, made, extra=None):
-    """Write a checkpoint: the optimiser's state and the average (dict or None) by name of the parameter, and `made`, the `origin` of the training."""
+    """Write a checkpoint: the optimiser's state and the average (dict or None) by name of the
+    parameter, and `made`, the `origin` of the training.
+    """
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     for name, parameter in trainable(module).items():
         for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
+            tensors[f"optimiser.{name}.{key}"] = (
+                value if torch.is_tensor(value) else torch.tensor(value)
+            )
     tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
-    # The new tensors are complete on disk before progress.json names them, so no kill can pair one step's weights with another's count.
+    # The new tensors are complete on disk before progress.json names them, so no kill can pair one
+    # step's weights with another's count.
     name = f"state_{step}.safetensors"
     checkpoint.save_tensors(Path(folder) / name, tensors)
-    checkpoint.write_json(Path(folder) / "progress.json", {"step": step, "state": name, "made_from": made, "records": records})
+    checkpoint.write_json(
+        Path(folder) / "progress.json",
+        {"step": step, "state": name, "made_from": made, "records": records},
+    )
     for old in Path(folder).glob("state_*.safetensors"):
         if old.name != name:
             old.unlink()
 
 
 def load_progress(folder, module, optimiser, average, made, extra=None):
-    """Put a checkpoint into module, optimiser, average and extra; returns (step, records). UserError where it was not `made` from the same; nothing is changed then."""
+    """Put a checkpoint into module, optimiser, average and extra; returns (step, records).
+    UserError where it was not `made` from the same; nothing is changed then.
+    """
     path = Path(folder) / "progress.json"
     progress = checkpoint.read_json(path, {"step": int, "state": str, "records": [dict]})
-    if progress["state"] != f"state_{progress['step']}.safetensors" or not all({"stage", "step"} <= record.keys() for record in progress["records"]):
-        raise UserError(f"{path} is not the progress of a training (its step, state and records do not fit each other); it was edited, remove {folder} and train again")
+    if progress["state"] != f"state_{progress['step']}.safetensors" or not all(
+        {"stage", "step"} <= record.keys() for record in progress["records"]
+    ):
+        raise UserError(
+            f"{path} is not the progress of a training (its step, state and records do not fit each"
+            f" other); it was edited, remove {folder} and train again"
+        )
     tensors = checkpoint.load_tensors(Path(folder) / progress["state"])
-    weights = {key[len("module."):]: value for key, value in tensors.items() if key.startswith("module.")}
+    weights = {
+        key[len("module.") :]: value for key, value in tensors.items() if key.startswith("module.")
+    }
     own = module.state_dict()
     if set(weights) != set(own) or any(weights[key].shape != own[key].shape for key in own):
-        raise UserError(f"{folder} holds the unfinished training of another model (other names or shapes); remove it or choose another folder")
+        raise UserError(
+            f"{folder} holds the unfinished training of another model (other names or shapes);"
+            " remove it or choose another folder"
+        )
     check_origin(folder, progress.get("made_from"), made)
     wanted = {f"extra.{key}": value.shape for key, value in (extra or {}).items()}
     wanted |= {f"average.{name}": value.shape for name, value in (average or {}).items()}
     for name, parameter in trainable(module).items():
-        if f"optimiser.{name}.step" in tensors:  # a parameter that has had no gradient yet has no state
-            wanted |= {f"optimiser.{name}.step": (), **{f"optimiser.{name}.{key}": parameter.shape for key in ("exp_avg", "exp_avg_sq")}}
+        if (
+            f"optimiser.{name}.step" in tensors
+        ):  # a parameter that has had no gradient yet has no state
+            wanted |= {
+                f"optimiser.{name}.step": (),
+                **{f"optimiser.{name}.{key}": parameter.shape for key in ("exp_avg", "exp_avg_sq")},
+            }
     for key, shape in wanted.items():
         if key not in tensors or tensors[key].shape != shape:
-            what = f"{'has another shape of' if key in tensors else 'lacks'} '{key.removeprefix('extra.')}'"
-            raise UserError(f"{folder} holds the unfinished training of another kind (it {what}); remove it or choose another folder")
+            what = (
+                f"{'has another shape of' if key in tensors else 'lacks'}"
+                f" '{key.removeprefix('extra.')}'"
+            )
+            raise UserError(
+                f"{folder} holds the unfinished training of another kind (it {what}); remove it or"
+                " choose another folder"
+            )
     module.load_state_dict(weights)
     for name, parameter in trainable(module).items():
         if f"optimiser.{name}.step" in tensors:
-            optimiser.state[parameter] = {key: tensors[f"optimiser.{name}.{key}"].clone().to("cpu" if key == "step" else parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimiser.state[parameter] = {
+                key: (
+                    tensors[f"optimiser.{name}.{key}"]
+                    .clone()
+                    .to("cpu" if key == "step" else parameter.device)
+                )
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
         if average is not None:
             average[name].copy_(tensors[f"average.{name}"])
     for key in extra or {}:
@@ -186,7 +294,9 @@ def load_progress(folder, module, optimiser, average, made, extra=None):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, appended and flushed. NaN and infinity, which JSON has not, become null: `about_updates` reads null as such."""
+    """`metrics.jsonl`: one JSON object a line, appended and flushed. NaN and infinity, which JSON
+    has not, become null: `about_updates` reads null as such.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)

@@ -1,15 +1,18 @@
 """Initial states and trajectories: what goes into an environment and what comes out of it.
 
-One `Trajectory` type serves the simulator, the imagination, LIBERO and the arm, from collection to GRPO. On disk it is
-HDF5 in the LIBERO / robomimic layout: official LIBERO demonstrations load unchanged, and our files open in their tools.
+One `Trajectory` type serves the simulator, the imagination, LIBERO and the arm, from collection to
+GRPO. On disk it is HDF5 in the LIBERO / robomimic layout: official LIBERO demonstrations load
+unchanged, and our files open in their tools.
 
-    data            attrs env_args (JSON), total, num_demos, problem_info (JSON, if all share one instruction);
+    data            attrs env_args (JSON), total, num_demos, problem_info (JSON, if all share one
+    instruction);
                     ours: provenance (JSON)
-    data/demo_0     attrs num_samples, init_state; ours: instruction, success, finish_step, split, index, group, chunk
-    data/demo_0/obs/agentview_rgb             uint8 (T, H, W, 3)   the frame that each action was chosen on
-    data/demo_0/actions, rewards, dones       float32 (T, D), float32 (T,), uint8 (T,)
-    data/demo_0/next_obs_last/agentview_rgb   uint8 (H, W, 3)      ours: the frame after the last action
-    data/demo_0/tokens, log_probs             ours, only if the trajectory carries them
+    data/demo_0     attrs num_samples, init_state; ours: instruction, success, finish_step, split,
+    index, group, chunk data/demo_0/obs/agentview_rgb             uint8 (T, H, W, 3)   the frame
+    that each action was chosen on data/demo_0/actions, rewards, dones       float32 (T, D), float32
+    (T,), uint8 (T,) data/demo_0/next_obs_last/agentview_rgb   uint8 (H, W, 3)      ours: the frame
+    after the last action data/demo_0/tokens, log_probs             ours, only if the trajectory
+    carries them
 """
 
 import io
@@ -25,7 +28,12 @@ from wmpo_lite import foreign
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import write_atomic
 
-OUR_ATTRS = {"split": foreign.text, "index": foreign.whole, "group": foreign.whole, "chunk": foreign.whole}
+OUR_ATTRS = {
+    "split": foreign.text,
+    "index": foreign.whole,
+    "group": foreign.whole,
+    "chunk": foreign.whole,
+}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -37,8 +45,9 @@ def _require(condition: bool, message: str) -> None:
 class InitialStates:
     """A batch of B initial states from one named split; `env.reset` takes it.
 
-    states float64 (B, S); frames uint8 (B, H, W, 3) or None; instructions: B strings; split: "demos", "rollouts", ...;
-    indices int64 (B,): the place of each state in its split. Raises UserError where the lengths or types disagree.
+    states float64 (B, S); frames uint8 (B, H, W, 3) or None; instructions: B strings; split:
+    "demos", "rollouts", ...; indices int64 (B,): the place of each state in its split. Raises
+    UserError where the lengths or types disagree.
     """
 
     states: np.ndarray
@@ -51,58 +60,94 @@ class InitialStates:
         object.__setattr__(self, "states", np.asarray(self.states, dtype=np.float64))
         object.__setattr__(self, "indices", np.asarray(self.indices, dtype=np.int64))
         object.__setattr__(self, "instructions", tuple(self.instructions))
-        _require(self.states.ndim == 2, f"InitialStates.states has shape {self.states.shape}; expected (B, S).")
+        _require(
+            self.states.ndim == 2,
+            f"InitialStates.states has shape {self.states.shape}; expected (B, S).",
+        )
         size = len(self.states)
-        _require(len(self.instructions) == size and self.indices.shape == (size,),
-                 f"InitialStates has {size} states, {len(self.instructions)} instructions and indices of shape "
-                 f"{self.indices.shape}; give one instruction and one index for each state.")
-        _require(self.frames is None or _is_frames(self.frames, size),
-                 f"InitialStates.frames must be uint8 ({size}, H, W, 3) or None; got {_describe(self.frames)}.")
+        _require(
+            len(self.instructions) == size and self.indices.shape == (size,),
+            f"InitialStates has {size} states, {len(self.instructions)} instructions and indices of"
+            f" shape {self.indices.shape}; give one instruction and one index for each state.",
+        )
+        _require(
+            self.frames is None or _is_frames(self.frames, size),
+            f"InitialStates.frames must be uint8 ({size}, H, W, 3) or None; got"
+            f" {_describe(self.frames)}.",
+        )
 
     def __len__(self) -> int:
         return len(self.states)
 
     def __getitem__(self, index) -> "InitialStates":
-        """A slice, an index array or a boolean mask selects states; a single integer gives a batch of one."""
+        """A slice, an index array or a boolean mask selects states; a single integer gives a batch
+        of one.
+        """
         rows = np.atleast_1d(np.arange(len(self))[index])
         frames = None if self.frames is None else self.frames[rows]
-        return InitialStates(self.states[rows], frames, tuple(self.instructions[row] for row in rows), self.split,
-                             self.indices[rows])
+        return InitialStates(
+            self.states[rows],
+            frames,
+            tuple(self.instructions[row] for row in rows),
+            self.split,
+            self.indices[rows],
+        )
 
     def repeat(self, times: int) -> "InitialStates":
-        """Each state `times` times in a row: the B groups of GRPO, group g at rows g * times, g * times + 1, ..."""
+        """Each state `times` times in a row: the B groups of GRPO, group g at rows g * times, g *
+        times + 1, ...
+        """
         return self[np.repeat(np.arange(len(self)), times)]
 
     @staticmethod
     def concat(parts: "list[InitialStates]") -> "InitialStates":
-        """Join batches end to end. Splits must match: a mixed batch would hide a leak of evaluation into training."""
+        """Join batches end to end. Splits must match: a mixed batch would hide a leak of evaluation
+        into training.
+        """
         parts = list(parts)
         splits = sorted({part.split for part in parts})
-        _require(len(splits) == 1, f"InitialStates.concat got the splits {splits}; join batches of one split.")
-        shapes = {(part.states.shape[1], None if part.frames is None else part.frames.shape[1:]) for part in parts}
-        _require(len(shapes) == 1, f"InitialStates.concat got different (state size, frame shape): {list(shapes)}.")
-        frames = None if parts[0].frames is None else np.concatenate([part.frames for part in parts])
-        return InitialStates(np.concatenate([part.states for part in parts]), frames,
-                             sum((part.instructions for part in parts), ()), parts[0].split,
-                             np.concatenate([part.indices for part in parts]))
+        _require(
+            len(splits) == 1,
+            f"InitialStates.concat got the splits {splits}; join batches of one split.",
+        )
+        shapes = {
+            (part.states.shape[1], None if part.frames is None else part.frames.shape[1:])
+            for part in parts
+        }
+        _require(
+            len(shapes) == 1,
+            f"InitialStates.concat got different (state size, frame shape): {list(shapes)}.",
+        )
+        frames = (
+            None if parts[0].frames is None else np.concatenate([part.frames for part in parts])
+        )
+        return InitialStates(
+            np.concatenate([part.states for part in parts]),
+            frames,
+            sum((part.instructions for part in parts), ()),
+            parts[0].split,
+            np.concatenate([part.indices for part in parts]),
+        )
 
 
 @dataclass(kw_only=True, eq=False)
 class Trajectory:
-    """One episode of T control steps; `len()` is T. Raises UserError where shapes, types or finish_step disagree."""
+    """One episode of T control steps; `len()` is T. Raises UserError where shapes, types or
+    finish_step disagree.
+    """
 
-    frames: np.ndarray                    # uint8 (T+1, H, W, 3); frames[0] is the initial frame
-    actions: np.ndarray                   # float32 (T, D); actions[s] leads to frames[s + 1]
-    tokens: np.ndarray | None = None      # int64 (T, D), as sampled
-    log_probs: np.ndarray | None = None   # float32 (T, D), at the sampling temperature
+    frames: np.ndarray  # uint8 (T+1, H, W, 3); frames[0] is the initial frame
+    actions: np.ndarray  # float32 (T, D); actions[s] leads to frames[s + 1]
+    tokens: np.ndarray | None = None  # int64 (T, D), as sampled
+    log_probs: np.ndarray | None = None  # float32 (T, D), at the sampling temperature
     success: bool
-    finish_step: int                      # frame index (1..T) of the first successful frame; T when not successful
+    finish_step: int  # frame index (1..T) of the first successful frame; T when not successful
     instruction: str
-    initial_state: np.ndarray             # float64 (S,)
+    initial_state: np.ndarray  # float64 (S,)
     split: str
-    index: int                            # of the initial state in its split
-    group: int = -1                       # GRPO group, -1 if none
-    chunk: int = 8                        # K, actions chosen in one policy call
+    index: int  # of the initial state in its split
+    group: int = -1  # GRPO group, -1 if none
+    chunk: int = 8  # K, actions chosen in one policy call
 
     def __post_init__(self):
         self.actions = np.asarray(self.actions, dtype=np.float32)
@@ -110,29 +155,49 @@ class Trajectory:
         self.success, self.finish_step = bool(self.success), int(self.finish_step)
         if self.tokens is not None:
             self.tokens = np.asarray(self.tokens)
-            _require(self.tokens.dtype.kind in "iu", f"Trajectory.tokens must be integers; got {self.tokens.dtype}.")
+            _require(
+                self.tokens.dtype.kind in "iu",
+                f"Trajectory.tokens must be integers; got {self.tokens.dtype}.",
+            )
             self.tokens = self.tokens.astype(np.int64, copy=False)
         if self.log_probs is not None:
             self.log_probs = np.asarray(self.log_probs, dtype=np.float32)
         self.validate()
 
     def validate(self) -> None:
-        """Check every shape against T = len(actions); called on construction and again before saving."""
+        """Check every shape against T = len(actions); called on construction and again before
+        saving.
+        """
         shape, steps = self.actions.shape, len(self.actions) if self.actions.ndim else 0
-        _require(len(shape) == 2 and steps > 0, f"Trajectory.actions has shape {shape}; expected (T, D) with T >= 1.")
-        _require(bool(np.isfinite(self.actions).all()), "Trajectory.actions holds NaN or infinity; expected numbers.")
-        _require(_is_frames(self.frames, steps + 1),
-                 f"Trajectory.frames must be uint8 ({steps + 1}, H, W, 3): one more than its {steps} actions; "
-                 f"got {_describe(self.frames)}.")
+        _require(
+            len(shape) == 2 and steps > 0,
+            f"Trajectory.actions has shape {shape}; expected (T, D) with T >= 1.",
+        )
+        _require(
+            bool(np.isfinite(self.actions).all()),
+            "Trajectory.actions holds NaN or infinity; expected numbers.",
+        )
+        _require(
+            _is_frames(self.frames, steps + 1),
+            f"Trajectory.frames must be uint8 ({steps + 1}, H, W, 3): one more than its {steps}"
+            f" actions; got {_describe(self.frames)}.",
+        )
         for name in ("tokens", "log_probs"):
             array = getattr(self, name)
-            _require(array is None or array.shape == shape,
-                     f"Trajectory.{name} must have the shape of the actions, {shape}; got {_describe(array)}.")
-        _require(self.initial_state.ndim == 1,
-                 f"Trajectory.initial_state has shape {self.initial_state.shape}; expected (S,).")
-        _require(1 <= self.finish_step <= steps and (self.success or self.finish_step == steps),
-                 f"Trajectory.finish_step is {self.finish_step} with success {self.success}; expected 1..{steps} for a "
-                 f"success and {steps} for a failure.")
+            _require(
+                array is None or array.shape == shape,
+                f"Trajectory.{name} must have the shape of the actions, {shape}; got"
+                f" {_describe(array)}.",
+            )
+        _require(
+            self.initial_state.ndim == 1,
+            f"Trajectory.initial_state has shape {self.initial_state.shape}; expected (S,).",
+        )
+        _require(
+            1 <= self.finish_step <= steps and (self.success or self.finish_step == steps),
+            f"Trajectory.finish_step is {self.finish_step} with success {self.success}; expected"
+            f" 1..{steps} for a success and {steps} for a failure.",
+        )
         _require(self.chunk >= 1, f"Trajectory.chunk is {self.chunk}; expected at least 1.")
 
     def __len__(self) -> int:
@@ -140,29 +205,43 @@ class Trajectory:
 
 
 def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Success bool (E,) and finish_step int (E,), 1..T, of episodes whose `done` (E, T) is true from the step on that led
-    to the first successful frame; finish_step is T where it never is."""
+    """Success bool (E,) and finish_step int (E,), 1..T, of episodes whose `done` (E, T) is true
+    from the step on that led to the first successful frame; finish_step is T where it never is.
+    """
     done = np.asarray(done, dtype=bool)
     return done.any(axis=1), np.where(done.any(axis=1), done.argmax(axis=1) + 1, done.shape[1])
 
 
-def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip") -> None:
-    """Write trajectories to `path` (see the layout above), made in memory first: never half a file, and a full disk is a UserError.
+def save_trajectories(
+    path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip"
+) -> None:
+    """Write trajectories to `path` (see the layout above), made in memory first: never half a file,
+    and a full disk is a UserError.
 
-    env_args: the environment, as robomimic keeps it; provenance: how the data came about; both are stored as JSON.
-    compression: of the frames, "gzip" (smaller) or "lzf" (faster). A success has rewards = dones = 1 at finish_step - 1
-    and nowhere else; a failure has no reward and is done at its last step.
+    env_args: the environment, as robomimic keeps it; provenance: how the data came about; both are
+    stored as JSON. compression: of the frames, "gzip" (smaller) or "lzf" (faster). A success has
+    rewards = dones = 1 at finish_step - 1 and nowhere else; a failure has no reward and is done at
+    its last step.
     """
     path, trajectories = Path(path), list(trajectories)
     _require(len(trajectories) > 0, f"No trajectories to save to {path}; give at least one.")
-    _require(compression in ("gzip", "lzf"), f"Unknown compression {compression!r}; expected 'gzip' or 'lzf'.")
+    _require(
+        compression in ("gzip", "lzf"),
+        f"Unknown compression {compression!r}; expected 'gzip' or 'lzf'.",
+    )
     for trajectory in trajectories:
         trajectory.validate()
     memory = io.BytesIO()  # the HDF5 library ends the process where a disk is full
     with h5py.File(memory, "w") as file:
         data = file.create_group("data")
-        data.attrs["env_args"], data.attrs["provenance"] = json.dumps(env_args), json.dumps(provenance)
-        data.attrs["num_demos"], data.attrs["total"] = len(trajectories), sum(map(len, trajectories))
+        data.attrs["env_args"], data.attrs["provenance"] = (
+            json.dumps(env_args),
+            json.dumps(provenance),
+        )
+        data.attrs["num_demos"], data.attrs["total"] = (
+            len(trajectories),
+            sum(map(len, trajectories)),
+        )
         if len(instructions := {trajectory.instruction for trajectory in trajectories}) == 1:
             data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
         for number, trajectory in enumerate(trajectories):
@@ -171,43 +250,66 @@ def save_trajectories(path, trajectories, *, env_args: dict, provenance: dict, c
 
 
 def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
-    """Read every data/demo_k of a file, in the order of k; what `save_trajectories` wrote comes back bit for bit.
+    """Read every data/demo_k of a file, in the order of k; what `save_trajectories` wrote comes
+    back bit for bit.
 
-    Files of others keep T frames for T actions. If a frame is the one before its action (robomimic), the one after the
-    last action is taken from next_obs or, where it is not in the file, repeated. If a frame is the one *after* its
-    action (LIBERO's own recorder), the first action is left out, because the frame that it was chosen on is missing:
-    frames = obs, actions = actions[1:]. The file tells which (see `foreign.pictures`); pictures: "before" or "after"
-    for a file that does not.
+    Files of others keep T frames for T actions. If a frame is the one before its action
+    (robomimic), the one after the last action is taken from next_obs or, where it is not in the
+    file, repeated. If a frame is the one *after* its action (LIBERO's own recorder), the first
+    action is left out, because the frame that it was chosen on is missing: frames = obs, actions =
+    actions[1:]. The file tells which (see `foreign.pictures`); pictures: "before" or "after" for a
+    file that does not.
 
-    Frames stay as stored (LIBERO stores them upside down: attr macros_image_convention); instruction, success and
-    finish_step by the rules of `foreign`; split is "demos", index is k, chunk is 8. Raises UserError, naming the file,
-    if it is missing, truncated, empty, of another layout, or its meaning cannot be told.
+    Frames stay as stored (LIBERO stores them upside down: attr macros_image_convention);
+    instruction, success and finish_step by the rules of `foreign`; split is "demos", index is k,
+    chunk is 8. Raises UserError, naming the file, if it is missing, truncated, empty, of another
+    layout, or its meaning cannot be told.
     """
 
     def read(data):
         names = demo_names(data)
         for name in names:
             _check_layout(data, name)
-        told = [(foreign.outcome(data[name], len(data[name]["actions"])), foreign.instruction(data, data[name]))
-                for name in names]
+        told = [
+            (
+                foreign.outcome(data[name], len(data[name]["actions"])),
+                foreign.instruction(data, data[name]),
+            )
+            for name in names
+        ]
         when = foreign.pictures(data, names, pictures)
-        return [_read_demo(data, name, when, *outcome, text) for name, (outcome, text) in zip(names, told)]
+        return [
+            _read_demo(data, name, when, *outcome, text)
+            for name, (outcome, text) in zip(names, told)
+        ]
 
     return _read(path, read)
 
 
 def load_metadata(path) -> dict:
-    """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in `load_trajectories`."""
-    return _read(path, lambda data: {key: foreign.attribute(data, key) for key in ("env_args", "provenance")})
+    """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in
+    `load_trajectories`.
+    """
+    return _read(
+        path, lambda data: {key: foreign.attribute(data, key) for key in ("env_args", "provenance")}
+    )
 
 
 def _is_frames(frames, length: int) -> bool:
-    return (isinstance(frames, np.ndarray) and frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) == length
-            and frames.shape[-1] == 3 and 0 not in frames.shape[1:])
+    return (
+        isinstance(frames, np.ndarray)
+        and frames.dtype == np.uint8
+        and frames.ndim == 4
+        and len(frames) == length
+        and frames.shape[-1] == 3
+        and 0 not in frames.shape[1:]
+    )
 
 
 def _describe(array) -> str:
-    return f"{array.dtype} {tuple(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+    return (
+        f"{array.dtype} {tuple(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+    )
 
 
 def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> None:
@@ -217,11 +319,22 @@ def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> N
     dones[trajectory.finish_step - 1] = 1  # finish_step is T for a failure
     frames = trajectory.frames[:-1]  # (T, H, W, 3)
     # Neighbouring frames resemble each other: compress up to 16 together.
-    demo.create_dataset("obs/agentview_rgb", data=frames, compression=compression,
-                        chunks=(min(steps, 16), *frames.shape[1:]))
-    demo.create_dataset("next_obs_last/agentview_rgb", data=trajectory.frames[-1], compression=compression)
-    arrays = {"actions": trajectory.actions, "rewards": rewards, "dones": dones,
-              "tokens": trajectory.tokens, "log_probs": trajectory.log_probs}
+    demo.create_dataset(
+        "obs/agentview_rgb",
+        data=frames,
+        compression=compression,
+        chunks=(min(steps, 16), *frames.shape[1:]),
+    )
+    demo.create_dataset(
+        "next_obs_last/agentview_rgb", data=trajectory.frames[-1], compression=compression
+    )
+    arrays = {
+        "actions": trajectory.actions,
+        "rewards": rewards,
+        "dones": dones,
+        "tokens": trajectory.tokens,
+        "log_probs": trajectory.log_probs,
+    }
     for name, array in arrays.items():
         if array is not None:
             demo.create_dataset(name, data=array)
@@ -231,7 +344,10 @@ def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> N
 
 
 def _read(path, reader):
-    _require(Path(path).is_file(), f"{path} does not exist or is not a file; expected an HDF5 file of trajectories.")
+    _require(
+        Path(path).is_file(),
+        f"{path} does not exist or is not a file; expected an HDF5 file of trajectories.",
+    )
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
@@ -239,10 +355,22 @@ def _read(path, reader):
             return reader(file["data"])
     except foreign.Unclear as error:
         raise UserError(f"Cannot read trajectories from {path}: {error}.") from error
-    # h5py and json answer a damaged or foreign file with any of these, depending on the byte they trip over.
-    except (UserError, OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
-        raise UserError(f"Cannot read trajectories from {path}: {str(error).rstrip('.')}. "
-                        "Record or download the file again, or check that it is in the LIBERO layout.") from error
+    # h5py and json answer a damaged or foreign file with any of these, depending on the byte they
+    # trip over.
+    except (
+        UserError,
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        MemoryError,
+    ) as error:
+        raise UserError(
+            f"Cannot read trajectories from {path}: {str(error).rstrip('.')}. "
+            "Record or download the file again, or check that it is in the LIBERO layout."
+        ) from error
 
 
 def demo_names(data: h5py.Group) -> list[str]:
@@ -252,12 +380,16 @@ def demo_names(data: h5py.Group) -> list[str]:
     return sorted(names, key=lambda name: int(name[5:]))  # HDF5 lists demo_10 before demo_2
 
 
-def _read_demo(data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str) -> Trajectory:
+def _read_demo(
+    data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str
+) -> Trajectory:
     demo = data[name]
     frames, actions = demo["obs/agentview_rgb"][()], demo["actions"][()]
     steps, cut = len(actions), int(pictures == "after")
-    foreign.clear(finish_step > cut,
-                  f"{name} is solved by its first action, before its first frame; take it out of the file")
+    foreign.clear(
+        finish_step > cut,
+        f"{name} is solved by its first action, before its first frame; take it out of the file",
+    )
     optional = {key: demo[key][cut:] for key in ("tokens", "log_probs") if key in demo}
     extras = {"split": "demos", "index": int(name[5:])}
     for key, kind in OUR_ATTRS.items():
@@ -265,8 +397,14 @@ def _read_demo(data: h5py.Group, name: str, pictures: str, success: bool, finish
             extras[key] = kind(demo.attrs[key], f"the attribute {key} of {name}")
     try:
         return Trajectory(
-            **extras | optional, success=success, finish_step=finish_step - cut, frames=_frames(demo, frames, steps, cut),
-            actions=actions[cut:], instruction=text, initial_state=_initial_state(demo, cut))
+            **extras | optional,
+            success=success,
+            finish_step=finish_step - cut,
+            frames=_frames(demo, frames, steps, cut),
+            actions=actions[cut:],
+            instruction=text,
+            initial_state=_initial_state(demo, cut),
+        )
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -282,7 +420,9 @@ def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.nd
 
 
 def _initial_state(demo: h5py.Group, cut: int):
-    """The state that the first frame shows, empty where the file does not have it; init_state is from before all."""
+    """The state that the first frame shows, empty where the file does not have it; init_state is
+    from before all.
+    """
     if "init_state" in demo.attrs and not cut:
         return demo.attrs["init_state"]
     return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else []
@@ -293,10 +433,22 @@ def _check_layout(data: h5py.Group, name: str) -> None:
     _require(isinstance(demo, h5py.Group), f"{name} is not a group")
     for key in ("obs/agentview_rgb", "actions"):
         _require(isinstance(demo.get(key), h5py.Dataset), f"{name} has no {key}")
-    frames, actions, told = demo["obs/agentview_rgb"], demo["actions"], demo.attrs.get("num_samples")
-    _require(actions.ndim == 2 and actions.dtype.kind in "biuf",
-             f"{name} has actions of {_describe(actions)}; expected numbers (T, D)")
-    _require(len(frames) in (len(actions), len(actions) + 1),
-             f"{name} has {len(frames)} frames and {len(actions)} actions; expected as many, or one frame more")
-    foreign.clear(told is None or foreign.whole(told, f"num_samples of {name}") == len(actions),
-                  f"{name} has {len(actions)} actions, {len(frames)} frames and num_samples {told}; store as many as there are")
+    frames, actions, told = (
+        demo["obs/agentview_rgb"],
+        demo["actions"],
+        demo.attrs.get("num_samples"),
+    )
+    _require(
+        actions.ndim == 2 and actions.dtype.kind in "biuf",
+        f"{name} has actions of {_describe(actions)}; expected numbers (T, D)",
+    )
+    _require(
+        len(frames) in (len(actions), len(actions) + 1),
+        f"{name} has {len(frames)} frames and {len(actions)} actions; expected as many, or one"
+        " frame more",
+    )
+    foreign.clear(
+        told is None or foreign.whole(told, f"num_samples of {name}") == len(actions),
+        f"{name} has {len(actions)} actions, {len(frames)} frames and num_samples {told}; store as"
+        " many as there are",
+    )

@@ -1,4 +1,5 @@
 """`wmpo-lite upper-bound`: what the policy could learn if the world model were perfect."""
+
 from contextlib import closing
 from pathlib import Path
 
@@ -10,11 +11,24 @@ from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
 
 
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
-    """WMPO's update with the simulator in place of the world model and no budget; greedy success on the evaluation states."""
+    """WMPO's update with the simulator in place of the world model and no budget; greedy success on
+    the evaluation states.
+    """
     require_between("--iterations", iterations, 1, 1_000_000)
     done = Path(folder) / "stages" / "upper.json"
-    if done.exists() and (found := checkpoint.read_json(done, {"result": {"iterations": int}})["result"]["iterations"]) != iterations:
-        raise UserError(f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for; choose another --name, or remove the folder")
+    if (
+        done.exists()
+        and (
+            found := checkpoint.read_json(done, {"result": {"iterations": int}})["result"][
+                "iterations"
+            ]
+        )
+        != iterations
+    ):
+        raise UserError(
+            f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for;"
+            " choose another --name, or remove the folder"
+        )
     with closing(Workspace(run, folder)) as w:
         return _upper_bound(w, iterations)
 
@@ -28,20 +42,47 @@ def _upper_bound(w: Workspace, iterations: int) -> dict:
     def train():
         policy = w.base()
         config = s.wmpo_update()
-        records = optimise(policy, lambda seed: w.env, w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096), config, iterations=iterations,
-                           horizon=w.horizon, seed=run.seed, stage="upper", folder=w.folder / "fit_upper", on_log=w.log, refill=0,
-                           freeze_vision=s.freeze_vision, tolerate_silence=True)
+        records = optimise(
+            policy,
+            lambda seed: w.env,
+            w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096),
+            config,
+            iterations=iterations,
+            horizon=w.horizon,
+            seed=run.seed,
+            stage="upper",
+            folder=w.folder / "fit_upper",
+            on_log=w.log,
+            refill=0,
+            freeze_vision=s.freeze_vision,
+            tolerate_silence=True,
+        )
         save_policy_once(w.folder / "policies" / "upper", policy, w.provenance(stage="upper"))
         return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
 
     def measure():
         from wmpo_lite.policy import load_policy
-        found = greedy(w, load_policy(w.folder / "policies" / "upper"), w.states("evaluation", s.evaluation_from, s.evaluation_states), desc="evaluate upper")
+
+        found = greedy(
+            w,
+            load_policy(w.folder / "policies" / "upper"),
+            w.states("evaluation", s.evaluation_from, s.evaluation_states),
+            desc="evaluate upper",
+        )
         return {"success": [t.success for t in found]}
 
     trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)
-    result = {"task": run.task, "seed": run.seed, "profile": run.profile, **trained, "n": len(measured["success"]),
-              "upper_bound_success": float(np.mean(measured["success"]))}
+    result = {
+        "task": run.task,
+        "seed": run.seed,
+        "profile": run.profile,
+        **trained,
+        "n": len(measured["success"]),
+        "upper_bound_success": float(np.mean(measured["success"])),
+    }
     checkpoint.write_json(w.folder / "upper_bound.json", result)
-    print(f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator: {success_rate(np.array(measured['success']))}")
+    print(
+        f"upper bound on {run.task} after {result['real_rollouts']} rollouts in the simulator:"
+        f" {success_rate(np.array(measured['success']))}"
+    )
     return result

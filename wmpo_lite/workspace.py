@@ -1,4 +1,7 @@
-"""A run: its settings, its folder, what is loaded for it, and what several stages of the main job do alike."""
+"""A run: its settings, its folder, what is loaded for it, and what several stages of the main job
+do alike.
+"""
+
 import dataclasses
 import re
 import time
@@ -13,16 +16,28 @@ from wmpo_lite.owner import Owner
 from wmpo_lite.profiles import PROFILES, Profile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = 10_000, 1_000, 50_000, 60_000  # where each use begins inside its split
+TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = (
+    10_000,
+    1_000,
+    50_000,
+    60_000,
+)  # where each use begins inside its split
 FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
 
 
 def run_folder(name: str) -> Path:
     """runs/<name>; UserError unless the name is one plain folder name on every system."""
-    if not re.fullmatch(r"\w([\w.+=@ -]{0,98}[\w+=@-])?", name) or re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
-        raise UserError(f"--name is '{name}'; expected one plain folder name: up to 100 letters, digits and . _ + = @ -, beginning with a letter or digit")
+    if not re.fullmatch(r"\w([\w.+=@ -]{0,98}[\w+=@-])?", name) or re.fullmatch(
+        r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name
+    ):
+        raise UserError(
+            f"--name is '{name}'; expected one plain folder name: up to 100 letters, digits and . _"
+            " + = @ -, beginning with a letter or digit"
+        )
     if name.lower() == "assets":
-        raise UserError("--name is 'assets', where --from-scratch keeps what it trains; choose another name")
+        raise UserError(
+            "--name is 'assets', where --from-scratch keeps what it trains; choose another name"
+        )
     return Path("runs") / name
 
 
@@ -39,23 +54,33 @@ class Run:
 
     def settings(self) -> Profile:
         if self.profile not in PROFILES:
-            raise UserError(f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}")
+            raise UserError(
+                f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}"
+            )
         settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
         require_between("--seed", self.seed, 0, LARGEST_SEED)
         require_between("--evaluation-states", settings.evaluation_states, 1, 1_000_000)
         require_between("--rollout-budget", self.rollout_budget, 1, TRAINING_STATES)
         if self.rollout_budget < settings.online_group_size:
-            raise UserError(f"a rollout budget of {self.rollout_budget} is smaller than one group of {settings.online_group_size}; raise --rollout-budget")
+            raise UserError(
+                f"a rollout budget of {self.rollout_budget} is smaller than one group of"
+                f" {settings.online_group_size}; raise --rollout-budget"
+            )
         if self.rollout_budget < FEWEST:
-            raise UserError(f"a rollout budget of {self.rollout_budget} is too small: a quarter of the rollouts is held out and must hold successes and failures, "
-                            f"which takes {FEWEST} at the very least; raise --rollout-budget")
+            raise UserError(
+                f"a rollout budget of {self.rollout_budget} is too small: a quarter of the rollouts"
+                f" is held out and must hold successes and failures, which takes {FEWEST} at the"
+                " very least; raise --rollout-budget"
+            )
         return settings
 
 
 class Workspace:
-    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers its JSON result.
+    """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers
+    its JSON result.
 
-    The folder belongs to this process until `close`. Nothing is written before all that can be known to be wrong has been looked at.
+    The folder belongs to this process until `close`. Nothing is written before all that can be
+    known to be wrong has been looked at.
     """
 
     def __init__(self, run: Run, folder: Path):
@@ -67,11 +92,25 @@ class Workspace:
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
         if hasattr(self.task, "suite"):
-            raise UserError(f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this version does not have; choose place or square")
-        self.assets, self.shared = Path(run.assets) / folder_name(run.task), Path(run.assets) / "tabletop"
+            raise UserError(
+                f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this"
+                " version does not have; choose place or square"
+            )
+        self.assets, self.shared = (
+            Path(run.assets) / folder_name(run.task),
+            Path(run.assets) / "tabletop",
+        )
         if not self.assets.exists():
-            raise UserError(f"there are no trained assets for task '{run.task}' ({self.assets}); train them with --from-scratch, or choose another task")
-        config = {**dataclasses.asdict(run), "assets": self._fingerprint(), **dataclasses.asdict(self.settings), "horizon": self.horizon}
+            raise UserError(
+                f"there are no trained assets for task '{run.task}' ({self.assets}); train them"
+                " with --from-scratch, or choose another task"
+            )
+        config = {
+            **dataclasses.asdict(run),
+            "assets": self._fingerprint(),
+            **dataclasses.asdict(self.settings),
+            "horizon": self.horizon,
+        }
         self.env = make_env(self.task)
         try:
             self._try_assets()
@@ -91,9 +130,16 @@ class Workspace:
         path = self.folder / "config.json"
         if path.exists():
             if (found := checkpoint.read_json(path)) != config:
-                changed = sorted(key for key in config.keys() | found.keys() if key not in found or key not in config or found[key] != config[key])
+                changed = sorted(
+                    key
+                    for key in config.keys() | found.keys()
+                    if key not in found or key not in config or found[key] != config[key]
+                )
                 self._owner = None
-                raise UserError(f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --name or delete the folder")
+                raise UserError(
+                    f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose"
+                    " another --name or delete the folder"
+                )
         else:
             checkpoint.write_json(path, config)
 
@@ -101,15 +147,35 @@ class Workspace:
         """Load what later stages need, so that a broken file is found before the first one."""
         from wmpo_lite.trajectory import load_metadata
         from wmpo_lite.world_model import WorldModel
-        self.base(), self.autoencoder(), WorldModel.load(self.shared / "world_model"), load_metadata(self.assets / "demos.hdf5")
+
+        (
+            self.base(),
+            self.autoencoder(),
+            WorldModel.load(self.shared / "world_model"),
+            load_metadata(self.assets / "demos.hdf5"),
+        )
 
     def _fingerprint(self) -> dict:
-        """Which trained assets the run starts from: the beginning of each weight file's checksum."""
-        folders = {"policy": self.assets / "policy"} | {name: self.shared / name for name in ("autoencoder", "world_model")}
-        missing = [str(folder) for folder in folders.values() if not (folder / "model.safetensors").is_file()]
+        """Which trained assets the run starts from: the beginning of each
+        weight file's checksum.
+        """
+        folders = {"policy": self.assets / "policy"} | {
+            name: self.shared / name for name in ("autoencoder", "world_model")
+        }
+        missing = [
+            str(folder)
+            for folder in folders.values()
+            if not (folder / "model.safetensors").is_file()
+        ]
         if missing:
-            raise UserError(f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or train them with --from-scratch")
-        return {name: checkpoint.checksum(folder / "model.safetensors")[:12] for name, folder in folders.items()}
+            raise UserError(
+                f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or"
+                " train them with --from-scratch"
+            )
+        return {
+            name: checkpoint.checksum(folder / "model.safetensors")[:12]
+            for name, folder in folders.items()
+        }
 
     def stage(self, name: str, fn):
         path = self.folder / "stages" / f"{name}.json"
@@ -118,32 +184,42 @@ class Workspace:
         clock = time.monotonic()
         print(f"[{name}]", flush=True)
         result = fn()
-        checkpoint.write_json(path, {"result": result, "seconds": round(time.monotonic() - clock, 1)})
+        checkpoint.write_json(
+            path, {"result": result, "seconds": round(time.monotonic() - clock, 1)}
+        )
         return checkpoint.read_json(path)["result"]
 
     def seconds(self) -> float:
-        return sum(checkpoint.read_json(path, {"seconds": float})["seconds"] for path in (self.folder / "stages").glob("*.json"))
+        return sum(
+            checkpoint.read_json(path, {"seconds": float})["seconds"]
+            for path in (self.folder / "stages").glob("*.json")
+        )
 
-    # -- loaded when first needed ------------------------------------------------------------------------------------------------------------
+    # -- loaded when first needed ------------------------------------------------------------------
 
     def autoencoder(self):
         from wmpo_lite.autoencoder import Autoencoder
+
         return self._once("autoencoder", lambda: Autoencoder.load(self.shared / "autoencoder"))
 
     def base(self):
         from wmpo_lite.policy import load_policy
+
         return load_policy(self.assets / "policy")
 
     def world_model(self):
         from wmpo_lite.world_model import WorldModel
+
         return self._once("world_model", lambda: WorldModel.load(self.folder / "world_model"))
 
     def reward_model(self):
         from wmpo_lite.reward import RewardModel
+
         return self._once("reward", lambda: RewardModel.load(self.folder / "reward"))
 
     def rollouts(self):
         from wmpo_lite.trajectory import load_trajectories
+
         return self._once("rollouts", lambda: load_trajectories(self.folder / "rollouts.hdf5"))
 
     def _once(self, name, load):
@@ -152,43 +228,94 @@ class Workspace:
         return getattr(self, f"_{name}")
 
     def provenance(self, **more) -> dict:
-        return {"run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name}, "settings": dataclasses.asdict(self.settings), **more}
+        return {
+            "run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name},
+            "settings": dataclasses.asdict(self.settings),
+            **more,
+        }
 
     def states(self, split: str, first: int, count: int):
         from wmpo_lite.envs.tasks import initial_states
+
         return initial_states(self.task, self.env, split, np.arange(first, first + count))
 
 
 def initial_frames(trajectories, states: bool = True):
-    """Recorded first frames as initial states for imagination. states=False: without the simulator's states, which imagination never looks at."""
+    """Recorded first frames as initial states for imagination. states=False: without the
+    simulator's states, which imagination never looks at.
+    """
     from wmpo_lite.trajectory import InitialStates
+
     rows = [t.initial_state if states else np.zeros(0) for t in trajectories]
-    return InitialStates(states=np.stack(rows), frames=np.stack([t.frames[0] for t in trajectories]),
-                         instructions=tuple(t.instruction for t in trajectories), split=trajectories[0].split,
-                         indices=np.array([t.index for t in trajectories]))
+    return InitialStates(
+        states=np.stack(rows),
+        frames=np.stack([t.frames[0] for t in trajectories]),
+        instructions=tuple(t.instruction for t in trajectories),
+        split=trajectories[0].split,
+        indices=np.array([t.index for t in trajectories]),
+    )
 
 
 def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True, world_model=None):
-    """Imagination as this run is set: its aligned world model (or another one), judged by its reward model."""
+    """Imagination as this run is set: its aligned world model (or another one), judged by its
+    reward model.
+    """
     from wmpo_lite.imagined_env import ImaginedEnv
-    threshold = checkpoint.read_json(w.folder / "stages" / "reward.json", {"result": {"imagined_threshold": float}})["result"]["imagined_threshold"] if judged else None
-    return ImaginedEnv(w.autoencoder(), world_model or w.world_model(), w.reward_model() if judged else None, threshold=threshold, seed=seed,
-                       num_inference_steps=w.settings.num_inference_steps, reward_stride=w.settings.reward_stride, min_consecutive=w.settings.min_consecutive,
-                       stop=stop, action_names=w.env.action_names)
+
+    threshold = (
+        checkpoint.read_json(
+            w.folder / "stages" / "reward.json", {"result": {"imagined_threshold": float}}
+        )["result"]["imagined_threshold"]
+        if judged
+        else None
+    )
+    return ImaginedEnv(
+        w.autoencoder(),
+        world_model or w.world_model(),
+        w.reward_model() if judged else None,
+        threshold=threshold,
+        seed=seed,
+        num_inference_steps=w.settings.num_inference_steps,
+        reward_stride=w.settings.reward_stride,
+        min_consecutive=w.settings.min_consecutive,
+        stop=stop,
+        action_names=w.env.action_names,
+    )
 
 
 def greedy(w: Workspace, policy, states, **options):
     from wmpo_lite.rollout import rollout
-    return rollout(policy, w.env, states, horizon=w.horizon, every_frame=options.pop("every_frame", False), batch=64, **options)
+
+    return rollout(
+        policy,
+        w.env,
+        states,
+        horizon=w.horizon,
+        every_frame=options.pop("every_frame", False),
+        batch=64,
+        **options,
+    )
 
 
 def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1) -> np.ndarray:
     import torch
-    return np.concatenate([model.score(torch.from_numpy(films[i: i + 16]), list(starts.instructions[i: i + 16]), stride, min_consecutive).numpy() for i in range(0, len(films), 16)])
+
+    return np.concatenate(
+        [
+            model.score(
+                torch.from_numpy(films[i : i + 16]),
+                list(starts.instructions[i : i + 16]),
+                stride,
+                min_consecutive,
+            ).numpy()
+            for i in range(0, len(films), 16)
+        ]
+    )
 
 
 def save_arrays(path: Path, **arrays):
     import io
+
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     checkpoint.write_atomic(path, buffer.getvalue())

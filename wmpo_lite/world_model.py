@@ -43,7 +43,7 @@ class State(NamedTuple):
         return State(
             self.reference,
             torch.cat([self.frames, frames], dim=1)[:, -c:],
-            past[:, past.shape[1] - (c - 1):],
+            past[:, past.shape[1] - (c - 1) :],
             self.path + actions.sum(dim=1),
         )
 
@@ -65,26 +65,45 @@ class WorldModel(nn.Module):
                 "load the autoencoder that it was trained with"
             )
         still = first.new_zeros(len(first), c.context - 1, c.action_dim)
-        return State(first, first[:, None].repeat(1, c.context, 1, 1, 1), still, still.new_zeros(len(first), c.action_dim))
+        return State(
+            first,
+            first[:, None].repeat(1, c.context, 1, 1, 1),
+            still,
+            still.new_zeros(len(first), c.action_dim),
+        )
 
     def context(self, state: State, level: float | torch.Tensor = 0.0, generator=None) -> Context:
-        """The denoiser's view of a state; `level` (B,): noise to add to the newest frames (training)."""
+        """The denoiser's view of a state; `level` (B,): noise to add to the newest frames
+        (training).
+        """
         if torch.is_tensor(level):
             noise = torch.randn(state.frames.shape, generator=generator).to(state.frames)
             frames = state.frames + level.view(-1, 1, 1, 1, 1) * noise
         else:
-            frames, level = state.frames, torch.full((len(state.frames),), level, device=state.frames.device)
+            frames, level = (
+                state.frames,
+                torch.full((len(state.frames),), level, device=state.frames.device),
+            )
         return Context(state.reference, frames, state.actions, state.path, level)
 
     @torch.no_grad()
-    def next_frames(self, state: State, actions: torch.Tensor, generator=None, num_inference_steps: int | None = None):
+    def next_frames(
+        self,
+        state: State,
+        actions: torch.Tensor,
+        generator=None,
+        num_inference_steps: int | None = None,
+    ):
         """The frames (B, T, C, h, w) that actions (B, T, D) lead to, and the state afterwards.
 
         generator: a CPU generator, so that a seed means the same on every device.
         """
         c, frames = self.config, []
         if actions.shape[-1] != c.action_dim:
-            raise UserError(f"the world model knows actions of {c.action_dim} numbers, got {actions.shape[-1]}; load the one of this robot")
+            raise UserError(
+                f"the world model knows actions of {c.action_dim} numbers, got {actions.shape[-1]};"
+                " load the one of this robot"
+            )
         steps = num_inference_steps or c.num_inference_steps
         for part in actions.split(c.frames, dim=1):
             k = part.shape[1]
@@ -93,17 +112,24 @@ class WorldModel(nn.Module):
             context = self.context(state, c.context_noise)
             shape = (len(part), c.frames, *state.reference.shape[1:])
             noise = torch.randn(shape, generator=generator).to(state.reference)
-            new = euler_sample(lambda x, t: self.denoiser.predict_x0(x, t, context, part), noise, steps, c.shift)
+            new = euler_sample(
+                lambda x, t: self.denoiser.predict_x0(x, t, context, part), noise, steps, c.shift
+            )
             state = state.append(new[:, :k], part[:, :k])
             frames.append(new[:, :k])
         return torch.cat(frames, dim=1), state
 
-    def loss(self, state: State, actions, target, generator, *, level=0.0, pure: float = 0.5, weight=None):
+    def loss(
+        self, state: State, actions, target, generator, *, level=0.0, pure: float = 0.5, weight=None
+    ):
         """Rectified-flow loss of k next frames `target` (B, k, C, h, w) after `actions` (B, k, D).
 
-        level: (B,), noise on the context. Returns the loss and the predicted clean frames (detached).
+        level: (B,), noise on the context. Returns the loss and the predicted clean frames
+        (detached).
         """
-        t = draw_times(len(target), generator, shift=self.config.shift, pure=pure, device=target.device)
+        t = draw_times(
+            len(target), generator, shift=self.config.shift, pure=pure, device=target.device
+        )
         noise = torch.randn(target.shape, generator=generator).to(target)
         context = self.context(state, level, generator)
         x0 = self.denoiser.predict_x0(interpolate(target, noise, t), t, context, actions)

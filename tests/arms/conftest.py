@@ -1,4 +1,7 @@
-"""One emulated desk for a whole file, well again before every test; a line of servos without a scene where the scene has no say."""
+"""One emulated desk for a whole file, well again before every test; a line of servos without a
+scene where the scene has no say.
+"""
+
 import os
 
 os.environ.setdefault("MUJOCO_GL", "egl")

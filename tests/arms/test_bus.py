@@ -1,4 +1,7 @@
-"""The driver's side of the line: Feetech's SDK on a real pseudo-terminal, with servos in this process that can be made to misbehave."""
+"""The driver's side of the line: Feetech's SDK on a real pseudo-terminal, with servos in this
+process that can be made to misbehave.
+"""
+
 import os
 import time
 import tty
@@ -33,7 +36,9 @@ def test_what_goes_over_the_line_is_what_the_manual_says(tmp_path):
         assert os.read(master, 100) == bytes.fromhex("FF FF FE 0A 83 2A 02 01 00 08 02 00 04 39")
         with pytest.raises(BusError):
             bus.state()
-        assert os.read(master, 100) == bytes.fromhex("FF FF FE 06 82 38 0A 01 02 34")  # 254 + 6 + 130 + 56 + 10 + 1 + 2 = 459 = 1CB
+        assert os.read(master, 100) == bytes.fromhex(
+            "FF FF FE 06 82 38 0A 01 02 34"
+        )  # 254 + 6 + 130 + 56 + 10 + 1 + 2 = 459 = 1CB
         with pytest.raises(BusError):
             bus.read("position", 0)
         assert os.read(master, 100) == bytes.fromhex("FF FF 01 04 02 38 02 BE")
@@ -45,7 +50,13 @@ def test_a_healthy_arm_passes_and_tells_its_state(bus, line):
     line.servos.all[1]["velocity"], line.servos.all[2]["load"] = -300, -500
     state = bus.check(line.calibration)
     assert state.position.tolist() == [2059, 2027, 2082, 2039, 2047, 2035]
-    assert state.velocity[1] == -300 and state.load[2] == -500 and (state.voltage == 74).all() and (state.temperature == 31).all() and not state.errors.any()
+    assert (
+        state.velocity[1] == -300
+        and state.load[2] == -500
+        and (state.voltage == 74).all()
+        and (state.temperature == 31).all()
+        and not state.errors.any()
+    )
     assert abs(state.time - time.monotonic()) < 1 and 0 < bus.seconds < 5
     assert [bus.ping(joint) for joint in range(6)] == [777] * 6
 
@@ -54,7 +65,14 @@ def test_registers_are_written_one_by_one_and_all_at_once(bus, line):
     bus.write("goal_velocity", 3, 1234)
     assert line.servos.all[3]["goal_velocity"] == 1234 == bus.read("goal_velocity", 3)
     bus.write_all("goal_position", [100, 200, 300, 400, 500, 600])
-    assert [bus.read("goal_position", joint) for joint in range(6)] == [100, 200, 300, 400, 500, 600]
+    assert [bus.read("goal_position", joint) for joint in range(6)] == [
+        100,
+        200,
+        300,
+        400,
+        500,
+        600,
+    ]
     bus.write("homing_offset", 0, -5)
     assert bus.read("homing_offset", 0) == -5
     bus.write("position", 0, 7)  # read-only: the servo says yes and keeps its own
@@ -106,7 +124,16 @@ def test_one_dead_servo_is_named_and_the_others_still_obey(bus, line):
     assert not any(servo["torque_enable"] for servo in line.servos.all)
 
 
-@pytest.mark.parametrize("bits, message", [(1, "supply voltage"), (2, "angle sensor"), (4, "too hot"), (8, "too much current"), (32, "overloaded")])
+@pytest.mark.parametrize(
+    "bits, message",
+    [
+        (1, "supply voltage"),
+        (2, "angle sensor"),
+        (4, "too hot"),
+        (8, "too much current"),
+        (32, "overloaded"),
+    ],
+)
 def test_error_bits_name_the_joint(bus, line, bits, message):
     line.servos.all[2].fault = bits
     with pytest.raises(ServoError, match=f"servo of elbow_flex.*{message}"):
@@ -115,9 +142,17 @@ def test_error_bits_name_the_joint(bus, line, bits, message):
         bus.check(line.calibration)
 
 
-@pytest.mark.parametrize("register, value, message", [
-    ("model", 1284, "model 1284"), ("firmware_minor", 9, "different firmware"), ("voltage", 30, "3.0 V"), ("temperature", 80, "80 degrees"),
-    ("homing_offset", 5, "holds homing_offset 5"), ("max_position", 4000, "holds max_position 4000")])
+@pytest.mark.parametrize(
+    "register, value, message",
+    [
+        ("model", 1284, "model 1284"),
+        ("firmware_minor", 9, "different firmware"),
+        ("voltage", 30, "3.0 V"),
+        ("temperature", 80, "80 degrees"),
+        ("homing_offset", 5, "holds homing_offset 5"),
+        ("max_position", 4000, "holds max_position 4000"),
+    ],
+)
 def test_an_arm_that_is_not_as_it_should_be_is_refused(bus, line, register, value, message):
     line.servos.all[1][register] = value
     with pytest.raises(UserError, match=message) as raised:
@@ -137,21 +172,36 @@ def test_lasting_registers_are_written_only_where_they_differ(bus, line):
     written = []
     store = type(line.servos.all[0]).store
     for servo in line.servos.all:
-        servo.store = lambda address, data, servo=servo: (written.append(address), store(servo, address, data))
+        servo.store = lambda address, data, servo=servo: (
+            written.append(address),
+            store(servo, address, data),
+        )
     arguments = dict(velocity=np.full(6, 1000.4), torque=np.full(6, 0.7), acceleration=200)
     bus.configure(**arguments)
     first, written[:] = {address for address in written if address < 40}, []
     bus.configure(**arguments)
-    assert first == {7, 21} and not [address for address in written if address < 40]  # return delay and P differ from the factory's
+    assert first == {7, 21} and not [
+        address for address in written if address < 40
+    ]  # return delay and P differ from the factory's
     servo = line.servos.all[4]
-    assert (servo["goal_velocity"], servo["torque_limit"], servo["acceleration"], servo["torque_enable"]) == (1000, 700, 200, 0)
+    assert (
+        servo["goal_velocity"],
+        servo["torque_limit"],
+        servo["acceleration"],
+        servo["torque_enable"],
+    ) == (1000, 700, 200, 0)
 
 
 def test_a_pulled_cable_is_told_at_once_and_for_good(bus, line):
     bus.state()
     line.port.pull()
     begin = time.monotonic()
-    for action in (bus.state, lambda: bus.read("position", 0), lambda: bus.write_all("goal_position", [0] * 6), lambda: bus.torque(False)):
+    for action in (
+        bus.state,
+        lambda: bus.read("position", 0),
+        lambda: bus.write_all("goal_position", [0] * 6),
+        lambda: bus.torque(False),
+    ):
         with pytest.raises(BusGone, match="has gone"):
             action()
     assert time.monotonic() - begin < 0.1
@@ -162,6 +212,7 @@ def test_a_pulled_cable_is_told_at_once_and_for_good(bus, line):
 
 def test_an_answer_to_an_earlier_question_is_none_to_this_one(bus, line):
     from wmpo_lite.arms.protocol import packet
+
     os.write(line.port.master, packet(1, 0, b"\x11\x11"))
     time.sleep(0.02)
     assert bus.read("position", 0) == 2059
@@ -169,6 +220,7 @@ def test_an_answer_to_an_earlier_question_is_none_to_this_one(bus, line):
 
 def test_a_line_that_only_chatters_does_not_hold_the_caller(tmp_path):
     import threading
+
     master, slave = os.openpty()
     tty.setraw(slave)
     bus, quiet = FeetechBus(os.ttyname(slave), ids), threading.Event()

@@ -1,4 +1,5 @@
 """From actions to joint targets: the ramp, the leash, and what no arm is told."""
+
 import numpy as np
 import pytest
 
@@ -44,7 +45,9 @@ def test_targets_go_on_from_the_last_goal(commander):
 
 
 def test_a_blocked_arm_does_not_wind_the_command_up(commander):
-    """Pressing down for ten steps with an arm that does not move: the command stays within a step and a half of where the arm is."""
+    """Pressing down for ten steps with an arm that does not move: the command stays within a step
+    and a half of where the arm is.
+    """
     for _ in range(10):
         commander.targets([0, 0, -1, 1], home())
     assert HOME[2] - tip(commander.goal)[2] == pytest.approx(1.5 * MAX_STEP, abs=1e-6)
@@ -56,17 +59,30 @@ def test_commands_stay_in_the_box_and_within_reach(commander):
         direction = np.append(rng.choice([-1, 1], 3), rng.choice([-1, 1]))
         for _ in range(8):
             where = commander.targets(direction, commander.goal)[-1]
-            assert (tip(where) > WORKSPACE[:, 0] - 1e-6).all() and (tip(where) < WORKSPACE[:, 1] + 1e-6).all()
+            assert (tip(where) > WORKSPACE[:, 0] - 1e-6).all() and (
+                tip(where) < WORKSPACE[:, 1] + 1e-6
+            ).all()
             assert np.linalg.norm(tip(where)[:2]) < REACH + 1e-6
             assert (where >= LIMITS[:, 0]).all() and (where <= LIMITS[:, 1]).all()
 
 
 def test_the_gripper_is_open_at_minus_one_and_closed_at_one(commander):
-    assert commander.targets([0, 0, 0, -1], home())[-1][5] == 1 and commander.targets([0, 0, 0, 1], home())[-1][5] == 0
+    assert (
+        commander.targets([0, 0, 0, -1], home())[-1][5] == 1
+        and commander.targets([0, 0, 0, 1], home())[-1][5] == 0
+    )
     assert commander.targets([0, 0, 0, 0], home())[-1][5] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("action, message", [([0, np.nan, 0, 0], "finite"), ([np.inf, 0, 0, 0], "finite"), ([0, 0, 1.2, 0], "outside"), ([0, 0, 0], "4 finite")])
+@pytest.mark.parametrize(
+    "action, message",
+    [
+        ([0, np.nan, 0, 0], "finite"),
+        ([np.inf, 0, 0, 0], "finite"),
+        ([0, 0, 1.2, 0], "outside"),
+        ([0, 0, 0], "4 finite"),
+    ],
+)
 def test_what_a_sound_policy_does_not_say_stops_the_arm(commander, action, message):
     goal = commander.goal
     with pytest.raises(ArmStopped, match=message):

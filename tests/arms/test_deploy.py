@@ -1,4 +1,7 @@
-"""The closed loop with a simulated arm: what it records, what stops it, and what is kept whatever happens."""
+"""The closed loop with a simulated arm: what it records, what stops it, and what is kept whatever
+happens.
+"""
+
 import os
 import signal
 import subprocess
@@ -9,9 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-import tiny
 from wmpo_lite.arms import records
 from wmpo_lite.arms.control import home
 from wmpo_lite.arms.deploy import Hold, deploy, go_home, run_episode
@@ -29,10 +32,18 @@ STEPS = 8
 
 
 class Script:
-    """A 'policy' that says what it was told to, chunk by chunk; `spoil(n, actions)` may change what it says the n-th time, or raise."""
+    """A 'policy' that says what it was told to, chunk by chunk; `spoil(n, actions)` may change what
+    it says the n-th time, or raise.
+    """
 
     def __init__(self, actions, chunk=4, delay=0.0, spoil=None):
-        self.actions, self.config, self.delay, self.spoil, self.calls = np.asarray(actions, np.float32), SimpleNamespace(chunk=chunk), delay, spoil, 0
+        self.actions, self.config, self.delay, self.spoil, self.calls = (
+            np.asarray(actions, np.float32),
+            SimpleNamespace(chunk=chunk),
+            delay,
+            spoil,
+            0,
+        )
 
     def eval(self):
         return self
@@ -41,11 +52,15 @@ class Script:
         n, self.calls = self.calls, self.calls + 1
         time.sleep(self.delay)
         said = torch.zeros(1, self.config.chunk, 4)
-        part = self.actions[n * self.config.chunk: (n + 1) * self.config.chunk]
+        part = self.actions[n * self.config.chunk : (n + 1) * self.config.chunk]
         said[0, : len(part)] = torch.from_numpy(part)
         if self.spoil:
             self.spoil(n, said)
-        return torch.zeros(1, self.config.chunk, 4, dtype=torch.long), torch.zeros(1, self.config.chunk, 4), said
+        return (
+            torch.zeros(1, self.config.chunk, 4, dtype=torch.long),
+            torch.zeros(1, self.config.chunk, 4),
+            said,
+        )
 
 
 def swing(steps=STEPS, **options):
@@ -68,7 +83,9 @@ def arm():
 def only(folder):
     """The single episode of a folder, and its provenance."""
     paths = [path for path, _ in records.stopped(folder)] + list(records.complete(folder).values())
-    assert len(paths) == 1 and not [name for name in os.listdir(folder) if name.endswith(".journal")]
+    assert len(paths) == 1 and not [
+        name for name in os.listdir(folder) if name.endswith(".journal")
+    ]
     return load_trajectories(paths[0])[0], load_metadata(paths[0])["provenance"]
 
 
@@ -79,22 +96,49 @@ def test_the_experts_actions_succeed_through_the_loop():
     assert recorded["done"][0, -1]
     with make(speed=2.0) as arm:
         begin = time.monotonic()
-        episode = run_episode(Script(recorded["executed"][0], chunk=8), arm, arm.instruction, horizon=40, success=arm.success, initial_state=STATES.states[0], split="demos")
+        episode = run_episode(
+            Script(recorded["executed"][0], chunk=8),
+            arm,
+            arm.instruction,
+            horizon=40,
+            success=arm.success,
+            initial_state=STATES.states[0],
+            split="demos",
+        )
         took = time.monotonic() - begin
     t = episode.trajectory
-    assert t.success and abs(t.finish_step - int(recorded["done"][0].argmax()) - 1) <= 1 and episode.reason is None
-    assert 3.9 < took < 5.5 and t.frames.shape == (41, 16, 16, 3) and (t.actions == recorded["executed"][0]).all()
+    assert (
+        t.success
+        and abs(t.finish_step - int(recorded["done"][0].argmax()) - 1) <= 1
+        and episode.reason is None
+    )
+    assert (
+        3.9 < took < 5.5
+        and t.frames.shape == (41, 16, 16, 3)
+        and (t.actions == recorded["executed"][0]).all()
+    )
     assert episode.measures["p99_jitter_s"] < 0.05 and episode.measures["steps"] == 40
 
 
 def test_frames_and_tokens_belong_together(arm):
-    """The recorded frame at the beginning of a chunk is the one that the policy chose it on: log-probabilities come out the same when computed again."""
+    """The recorded frame at the beginning of a chunk is the one that the policy chose it on:
+    log-probabilities come out the same when computed again.
+    """
     policy = tiny.policy()
     episode = run_episode(policy, arm, tiny.RED, horizon=STEPS, temperature=1.0, seed=5)
     t = episode.trajectory
-    assert t.frames.shape == (STEPS + 1, tiny.SIZE, tiny.SIZE, 3) and t.chunk == tiny.CHUNK and not t.success and t.finish_step == STEPS
+    assert (
+        t.frames.shape == (STEPS + 1, tiny.SIZE, tiny.SIZE, 3)
+        and t.chunk == tiny.CHUNK
+        and not t.success
+        and t.finish_step == STEPS
+    )
     begins = np.arange(0, STEPS, tiny.CHUNK)
-    again, _ = policy.log_probs(torch.from_numpy(t.frames[begins]), [tiny.RED] * len(begins), torch.from_numpy(t.tokens).unflatten(0, (-1, tiny.CHUNK)))
+    again, _ = policy.log_probs(
+        torch.from_numpy(t.frames[begins]),
+        [tiny.RED] * len(begins),
+        torch.from_numpy(t.tokens).unflatten(0, (-1, tiny.CHUNK)),
+    )
     assert np.allclose(again.detach().flatten(0, 1).numpy(), t.log_probs, atol=1e-5)
     assert np.allclose(policy.detokenise(torch.from_numpy(t.tokens)), t.actions)
 
@@ -115,14 +159,20 @@ def test_thinking_ahead_the_arm_never_waits_and_without_it_does(arm):
 
 def test_a_policy_slower_than_the_watchdog_does_not_stop_the_arm(arm):
     episode = run_episode(swing(delay=0.7), arm, "", horizon=STEPS)
-    assert episode.reason is None and episode.measures["waits"] == 1 and len(episode.trajectory) == STEPS
+    assert (
+        episode.reason is None
+        and episode.measures["waits"] == 1
+        and len(episode.trajectory) == STEPS
+    )
 
 
 def test_a_fast_world_shortens_the_period():
     with make(speed=4.0) as arm:
         begin = time.monotonic()
         episode = run_episode(swing(20), arm, "", horizon=20)
-    assert 0.95 < time.monotonic() - begin < 2 and episode.measures["period_s"] == pytest.approx(0.05)
+    assert 0.95 < time.monotonic() - begin < 2 and episode.measures["period_s"] == pytest.approx(
+        0.05
+    )
 
 
 def nan(n, said):
@@ -138,10 +188,16 @@ def broken(n, said):
         raise ZeroDivisionError("a fault in the policy")
 
 
-@pytest.mark.parametrize("spoil, reason", [(nan, "not 4 finite numbers"), (far, r"outside \[-1, 1\]")])
-def test_a_policy_that_went_wrong_stops_the_arm_and_the_episode_is_kept(arm, tmp_path, spoil, reason):
+@pytest.mark.parametrize(
+    "spoil, reason", [(nan, "not 4 finite numbers"), (far, r"outside \[-1, 1\]")]
+)
+def test_a_policy_that_went_wrong_stops_the_arm_and_the_episode_is_kept(
+    arm, tmp_path, spoil, reason
+):
     trajectory = deploy(swing(spoil=spoil), arm, "", horizon=STEPS, folder=tmp_path)
-    assert arm.stopped and len(trajectory) == 4 and not trajectory.success  # the whole chunk is refused, nothing of it is carried out
+    assert (
+        arm.stopped and len(trajectory) == 4 and not trajectory.success
+    )  # the whole chunk is refused, nothing of it is carried out
     saved, about = only(tmp_path)
     assert (saved.frames == trajectory.frames).all() and len(saved) == 4
     with pytest.raises(ArmStopped, match=reason):
@@ -151,8 +207,12 @@ def test_a_policy_that_went_wrong_stops_the_arm_and_the_episode_is_kept(arm, tmp
 
 def test_nan_at_once_is_an_episode_of_one_step_that_holds_still(arm, tmp_path):
     joints = arm.observe().joints
-    trajectory = deploy(swing(spoil=lambda n, said: said.fill_(np.nan)), arm, "", horizon=STEPS, folder=tmp_path)
-    assert len(trajectory) == 1 and not trajectory.actions[0, :3].any() and trajectory.tokens is None
+    trajectory = deploy(
+        swing(spoil=lambda n, said: said.fill_(np.nan)), arm, "", horizon=STEPS, folder=tmp_path
+    )
+    assert (
+        len(trajectory) == 1 and not trajectory.actions[0, :3].any() and trajectory.tokens is None
+    )
     assert np.abs(arm._joints - joints).max() < 0.01 and only(tmp_path)[1]["stopped"]
 
 
@@ -162,7 +222,9 @@ def test_a_fault_in_the_policys_code_is_raised_after_the_episode_is_saved(arm, t
     assert arm.stopped == "ZeroDivisionError: a fault in the policy" and len(only(tmp_path)[0]) == 4
 
 
-@pytest.mark.parametrize("fault, reason", [("camera", "no new picture"), ("dropout", "does not answer")])
+@pytest.mark.parametrize(
+    "fault, reason", [("camera", "no new picture"), ("dropout", "does not answer")]
+)
 def test_what_breaks_in_mid_motion_ends_in_a_stop_and_a_saved_episode(arm, tmp_path, fault, reason):
     struck = []
     timer = threading.Timer(0.7, lambda: (struck.append(time.monotonic()), arm.fault(fault)))
@@ -173,7 +235,9 @@ def test_what_breaks_in_mid_motion_ends_in_a_stop_and_a_saved_episode(arm, tmp_p
 
 
 def test_ctrl_c_saves_the_episode_and_goes_on_up(arm, tmp_path):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background ignores Ctrl-C
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a suite that was started in the background ignores Ctrl-C
     try:
         threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
@@ -188,7 +252,9 @@ def test_the_e_stop_key_stops_within_a_control_step(arm, tmp_path):
     with os.fdopen(theirs, "r") as terminal, Keys(arm.stop, terminal) as keys:
         assert keys.live
         pressed = []
-        timer = threading.Timer(0.5, lambda: (pressed.append(time.monotonic()), os.write(ours, b"x ")))
+        timer = threading.Timer(
+            0.5, lambda: (pressed.append(time.monotonic()), os.write(ours, b"x "))
+        )
         timer.start()
         deploy(swing(40), arm, "", horizon=40, folder=tmp_path)
         assert time.monotonic() - pressed[0] < 0.4 and keys.get(1) == "x"
@@ -220,7 +286,8 @@ import test_deploy as t
 from pathlib import Path
 with t.make() as arm:
     print("moving", flush=True)
-    t.deploy(t.swing(40), arm, "put the red cube on the plate", horizon=40, folder=Path({folder!r}), split="demos", initial_state=t.STATES.states[0])
+    t.deploy(t.swing(40), arm, "put the red cube on the plate", horizon=40, folder=Path({folder!r}),
+             split="demos", initial_state=t.STATES.states[0])
 """
 
 
@@ -236,8 +303,14 @@ def test_a_killed_process_leaves_a_journal_that_becomes_an_episode(tmp_path):
     saved = records.recover(tmp_path, "place")
     trajectory, about = only(tmp_path)
     assert len(saved) == 1 and 3 <= len(trajectory) <= 8 and about["stopped"] == records.KILLED
-    assert trajectory.instruction == "put the red cube on the plate" and (trajectory.initial_state == STATES.states[0]).all()
-    assert np.allclose(trajectory.actions, swing(40).actions[: len(trajectory)]) and trajectory.tokens.shape == trajectory.actions.shape
+    assert (
+        trajectory.instruction == "put the red cube on the plate"
+        and (trajectory.initial_state == STATES.states[0]).all()
+    )
+    assert (
+        np.allclose(trajectory.actions, swing(40).actions[: len(trajectory)])
+        and trajectory.tokens.shape == trajectory.actions.shape
+    )
     assert records.recover(tmp_path, "place") == []
 
 
@@ -252,8 +325,14 @@ def test_between_episodes_a_hold_keeps_the_watchdog_quiet(arm):
 def test_going_home_is_slow_and_ends_in_the_first_posture(arm):
     run_episode(swing(4), arm, "", horizon=4)
     speeds, begin = [], time.monotonic()
-    watcher = threading.Thread(target=lambda: [(speeds.append(arm.moving), time.sleep(0.02)) for _ in range(40)])
+    watcher = threading.Thread(
+        target=lambda: [(speeds.append(arm.moving), time.sleep(0.02)) for _ in range(40)]
+    )
     watcher.start()
     go_home(arm)
     watcher.join()
-    assert np.abs(arm.observe().joints - home())[:5].max() < 0.1 and np.percentile(speeds, 90) < 0.9 and time.monotonic() - begin > 0.5
+    assert (
+        np.abs(arm.observe().joints - home())[:5].max() < 0.1
+        and np.percentile(speeds, 90) < 0.9
+        and time.monotonic() - begin > 0.5
+    )

@@ -1,4 +1,7 @@
-"""The emulated desk: real time, the servos' limits, pictures, and nothing left behind however it ends."""
+"""The emulated desk: real time, the servos' limits, pictures, and nothing left behind however it
+ends.
+"""
+
 import os
 import signal
 import subprocess
@@ -49,9 +52,14 @@ def test_servos_tell_where_the_joints_are_and_bring_them_where_told(desk, bus):
     time.sleep(0.4)
     moving = bus.state()
     settle(desk)
-    assert np.abs(desk.joints() - goal).max() < 0.01 and np.abs(calibration.from_ticks(bus.state().position) - goal).max() < 0.01
+    assert (
+        np.abs(desk.joints() - goal).max() < 0.01
+        and np.abs(calibration.from_ticks(bus.state().position) - goal).max() < 0.01
+    )
     assert moving.velocity[0] > 100 or moving.position[0] > calibration.to_ticks(start)[0] + 50
-    assert abs(desk.last_motion(0.05) - time.monotonic()) < 5 and desk.last_motion(0.02) >= desk.last_motion(0.1)
+    assert abs(desk.last_motion(0.05) - time.monotonic()) < 5 and desk.last_motion(
+        0.02
+    ) >= desk.last_motion(0.1)
 
 
 def test_the_speed_limit_and_the_position_limit_hold_in_the_servo(desk, bus):
@@ -127,9 +135,11 @@ def test_a_solved_scene_counts_as_success(desk, states):
     env = TabletopEnv(task, size=32, threads=1)
     env.reset(states[0])
     rows, model = states.states[:1].copy(), env.model
-    cube = next(name for name in task.CUBES if np.allclose(env.position(name), task.named_cube(env)))
+    cube = next(
+        name for name in task.CUBES if np.allclose(env.position(name), task.named_cube(env))
+    )
     at = model.joint(cube).qposadr[0]
-    rows[0, at: at + 3] = [*env.position("plate")[0], 0.006 + 0.014]
+    rows[0, at : at + 3] = [*env.position("plate")[0], 0.006 + 0.014]
     env.close()
     desk.reset(InitialStates(rows, None, states[0].instructions, "evaluation", states[0].indices))
     time.sleep(0.5)
@@ -151,15 +161,27 @@ def test_nothing_is_left_of_it(states):
 
 
 def test_it_ends_with_the_process_that_started_it(tmp_path):
-    code = ("from wmpo_lite.arms.emulator import Emulator; from wmpo_lite.envs.tabletop.tasks import get_task; import time\n"
-            "from wmpo_lite.envs.tabletop.env import initial_states\n"
-            "e = Emulator(get_task('place'), initial_states(get_task('place'), 'demos', [0]), size=32); print(e.process.pid, flush=True); time.sleep(60)")
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    code = (
+        "from wmpo_lite.arms.emulator import Emulator; from wmpo_lite.envs.tabletop.tasks import"
+        " get_task; import time\nfrom wmpo_lite.envs.tabletop.env import initial_states\ne ="
+        " Emulator(get_task('place'), initial_states(get_task('place'), 'demos', [0]), size=32);"
+        " print(e.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     child = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
     parent.wait(), parent.stdout.close()
     end = time.monotonic() + 5
-    while Path(f"/proc/{child}").exists() and "State:\tZ" not in Path(f"/proc/{child}/status").read_text() and time.monotonic() < end:
+    while (
+        Path(f"/proc/{child}").exists()
+        and "State:\tZ" not in Path(f"/proc/{child}/status").read_text()
+        and time.monotonic() < end
+    ):
         time.sleep(0.05)
     assert time.monotonic() < end and not list(tmp_path.iterdir())
 
@@ -171,7 +193,13 @@ def test_what_it_is_asked_wrongly_gets_one_sentence(desk, states):
         desk.reset(states, 9)
     assert desk.joints().shape == (6,)  # it lives on
     with pytest.raises(UserError, match="have .* numbers each"):
-        Emulator(get_task("square"), InitialStates(states.states[:, :-1], None, states.instructions, "demos", states.indices), size=32)
+        Emulator(
+            get_task("square"),
+            InitialStates(
+                states.states[:, :-1], None, states.instructions, "demos", states.indices
+            ),
+            size=32,
+        )
 
 
 def test_a_dead_emulator_says_so(states):
@@ -182,18 +210,31 @@ def test_a_dead_emulator_says_so(states):
 
 
 def test_a_video_stands_in_for_a_camera(tmp_path):
-    """The middle square, shrunk; the newest picture with its time; and no more pictures when the film is over."""
+    """The middle square, shrunk; the newest picture with its time; and no more pictures when the
+    film is over.
+    """
     import imageio
+
     frames = np.zeros((12, 96, 160, 3), np.uint8)
-    frames[:, :, 32:128, 0] = np.linspace(40, 240, 12)[:, None, None]  # the middle square is red, its sides are black
-    imageio.mimwrite(tmp_path / "film.mp4", frames, fps=20, codec="libx264", quality=9, macro_block_size=16)
+    frames[:, :, 32:128, 0] = np.linspace(40, 240, 12)[
+        :, None, None
+    ]  # the middle square is red, its sides are black
+    imageio.mimwrite(
+        tmp_path / "film.mp4", frames, fps=20, codec="libx264", quality=9, macro_block_size=16
+    )
     camera = VideoCamera(tmp_path / "film.mp4", size=32)
     camera.open()
     first, taken = camera.read()
-    assert first.shape == (32, 32, 3) and first.dtype == np.uint8 and abs(time.monotonic() - taken) < 2
+    assert (
+        first.shape == (32, 32, 3) and first.dtype == np.uint8 and abs(time.monotonic() - taken) < 2
+    )
     time.sleep(1.2)
     last, later = camera.read()
-    assert last[..., 0].mean() > first[..., 0].mean() + 50 and later > taken and last[:, 2:-2, 1:].mean() < 40
+    assert (
+        last[..., 0].mean() > first[..., 0].mean() + 50
+        and later > taken
+        and last[:, 2:-2, 1:].mean() < 40
+    )
     camera.close(), camera.close()
     with pytest.raises(UserError, match="gives no picture"):
         VideoCamera(tmp_path / "none.mp4").open()

@@ -1,4 +1,7 @@
-"""When the process that powers the arm is killed, or hangs where no Python runs, another one switches the torque off."""
+"""When the process that powers the arm is killed, or hangs where no Python runs, another one
+switches the torque off.
+"""
+
 import os
 import signal
 import subprocess
@@ -8,7 +11,9 @@ import time
 import pytest
 
 pytest.importorskip("scservo_sdk", reason="the extra `arm` is not installed")
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs ports that two processes can open")
+pytestmark = pytest.mark.skipif(
+    os.name != "posix", reason="needs ports that two processes can open"
+)
 
 from wmpo_lite.arms.lifeline import PATIENCE, Lifeline  # noqa: E402
 
@@ -21,12 +26,14 @@ from wmpo_lite.arms.so101 import SO101
 class Camera:
     def open(self): pass
     def close(self): pass
-    def read(self): return np.random.default_rng().integers(0, 256, (8, 8, 3), np.uint8), time.monotonic()
+    def read(self):
+        return np.random.default_rng().integers(0, 256, (8, 8, 3), np.uint8), time.monotonic()
 
 with SO101(sys.argv[1], emulated_calibration(), Camera()) as arm:
     print("powered", flush=True)
     home = arm.observe().joints
-    if sys.argv[2] == "inference":  # native code that keeps the interpreter's lock, as a broken extension does
+    if sys.argv[2] == "inference":
+        # native code that keeps the interpreter's lock, as a broken extension does
         ctypes.PyDLL(None).sleep(60)
     while sys.argv[2] != "leave":
         arm.command(home)
@@ -46,7 +53,9 @@ def until(test, seconds):
 
 
 def started(line, how):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, line.path, how], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, line.path, how], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "powered\n" and torque(line) == [1] * 6
     return process
 
@@ -60,7 +69,9 @@ def test_a_process_that_is_killed_or_hangs_leaves_no_torque(line, how):
         assert torque(line) == [1] * 6
         process.send_signal(signal.SIGKILL)
     assert until(lambda: torque(line) == [0] * 6, 10)
-    assert how == "killed" or time.monotonic() - begin > 0.7 * PATIENCE  # a short silence is forgiven
+    assert (
+        how == "killed" or time.monotonic() - begin > 0.7 * PATIENCE
+    )  # a short silence is forgiven
     assert process.wait(timeout=10) == -signal.SIGKILL
     process.stdout.close()
 

@@ -1,4 +1,7 @@
-"""Packets against bytes that were worked out by hand from the manual, and a reader that finds sound packets in anything."""
+"""Packets against bytes that were worked out by hand from the manual, and a reader that finds sound
+packets in anything.
+"""
+
 import numpy as np
 import pytest
 
@@ -16,7 +19,11 @@ GOLDEN = {
     # SYNC READ of servos 1 and 2: 254 + 6 + 130 + 56 + 2 + 1 + 2 = 451 = 1C3 -> 3C
     "FF FF FE 06 82 38 02 01 02 3C": (254, protocol.SYNC_READ, bytes([56, 2, 1, 2])),
     # SYNC WRITE, servo 1 to 2048 and servo 2 to 1024: 454 = 1C6 -> 39
-    "FF FF FE 0A 83 2A 02 01 00 08 02 00 04 39": (254, protocol.SYNC_WRITE, bytes([42, 2, 1, 0x00, 0x08, 2, 0x00, 0x04])),
+    "FF FF FE 0A 83 2A 02 01 00 08 02 00 04 39": (
+        254,
+        protocol.SYNC_WRITE,
+        bytes([42, 2, 1, 0x00, 0x08, 2, 0x00, 0x04]),
+    ),
     "FF FF 03 02 24 D6": (3, 4 | 32, b""),  # too hot and overloaded: 3 + 2 + 36 = 41 = 29 -> D6
 }
 
@@ -28,9 +35,20 @@ def test_golden_packets_both_ways(text):
     assert take(bytearray.fromhex(text)) == (ident, code, data)
 
 
-@pytest.mark.parametrize("name, value, text", [
-    ("position", 2048, "00 08"), ("position", 4095, "FF 0F"), ("velocity", -300, "2C 81"), ("velocity", 300, "2C 01"), ("load", -500, "F4 05"),
-    ("homing_offset", -37, "25 08"), ("homing_offset", 2047, "FF 07"), ("torque_enable", 1, "01"), ("voltage", 74, "4A")])
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("position", 2048, "00 08"),
+        ("position", 4095, "FF 0F"),
+        ("velocity", -300, "2C 81"),
+        ("velocity", 300, "2C 01"),
+        ("load", -500, "F4 05"),
+        ("homing_offset", -37, "25 08"),
+        ("homing_offset", 2047, "FF 07"),
+        ("torque_enable", 1, "01"),
+        ("voltage", 74, "4A"),
+    ],
+)
 def test_signs_are_a_bit_of_their_own(name, value, text):
     assert encode(name, value) == bytes.fromhex(text)
     assert decode(name, bytes.fromhex(text)) == value
@@ -39,8 +57,18 @@ def test_signs_are_a_bit_of_their_own(name, value, text):
 def test_the_reader_finds_every_sound_packet_in_noise_however_it_is_cut():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        sent = [(int(rng.integers(0, 253)), int(rng.integers(0, 256)), rng.bytes(int(rng.integers(0, 20)))) for _ in range(4)]
-        stream = b"".join(rng.integers(0, 255, int(rng.integers(0, 6))).astype(np.uint8).tobytes() + packet(*one) for one in sent)  # noise without FF
+        sent = [
+            (
+                int(rng.integers(0, 253)),
+                int(rng.integers(0, 256)),
+                rng.bytes(int(rng.integers(0, 20))),
+            )
+            for _ in range(4)
+        ]
+        stream = b"".join(
+            rng.integers(0, 255, int(rng.integers(0, 6))).astype(np.uint8).tobytes() + packet(*one)
+            for one in sent
+        )  # noise without FF
         buffer, got = bytearray(), []
         while stream:
             cut = int(rng.integers(1, 9))

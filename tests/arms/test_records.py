@@ -1,4 +1,7 @@
-"""Nothing recorded is lost: journals of other versions, journals cut anywhere, disks that are full in mid-motion; and systems without Linux's signals."""
+"""Nothing recorded is lost: journals of other versions, journals cut anywhere, disks that are full
+in mid-motion; and systems without Linux's signals.
+"""
+
 import errno
 import json
 import os
@@ -32,18 +35,32 @@ def rewrite(path, change):
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("change", [
-    lambda head: json.dumps({**head, "camera": "front"}).encode(), lambda head: json.dumps({**head, "path": "x"}).encode(), lambda head: json.dumps([]).encode(),
-    lambda head: json.dumps({k: v for k, v in head.items() if k != "chunk"}).encode(), lambda head: json.dumps({**head, "shape": [8, 8, 4]}).encode(),
-    lambda head: json.dumps({**head, "initial_state": "zero"}).encode(), lambda head: b"what"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head: json.dumps({**head, "camera": "front"}).encode(),
+        lambda head: json.dumps({**head, "path": "x"}).encode(),
+        lambda head: json.dumps([]).encode(),
+        lambda head: json.dumps({k: v for k, v in head.items() if k != "chunk"}).encode(),
+        lambda head: json.dumps({**head, "shape": [8, 8, 4]}).encode(),
+        lambda head: json.dumps({**head, "initial_state": "zero"}).encode(),
+        lambda head: b"what",
+    ],
+)
 def test_a_journal_of_another_version_is_kept_and_said_so(tmp_path, change):
     before = rewrite(journal(tmp_path), change)
-    with pytest.warns(UserWarning, match="episode_0000.journal.*kept as episode_0000.journal.unread"):
+    with pytest.warns(
+        UserWarning, match="episode_0000.journal.*kept as episode_0000.journal.unread"
+    ):
         assert records.recover(tmp_path, "place") == []
-    again = rewrite(journal(tmp_path), change)  # another episode of this number does not overwrite it
+    again = rewrite(
+        journal(tmp_path), change
+    )  # another episode of this number does not overwrite it
     with pytest.warns(UserWarning, match="unread1"):
         records.recover(tmp_path, "place")
-    assert (tmp_path / "episode_0000.journal.unread").read_bytes() == before and (tmp_path / "episode_0000.journal.unread1").read_bytes() == again
+    assert (tmp_path / "episode_0000.journal.unread").read_bytes() == before and (
+        tmp_path / "episode_0000.journal.unread1"
+    ).read_bytes() == again
     assert records.recover(tmp_path, "place") == [] and len(list(tmp_path.iterdir())) == 2
 
 
@@ -52,11 +69,14 @@ def test_a_journal_may_be_cut_anywhere(tmp_path):
     row = 3 * 4 * 8 + 1 + PICTURE.size
     for lost, steps in ((0, 3), (1, 2), (row, 2), (2 * row + 5, 0)):
         (tmp_path / "episode_0000.journal").write_bytes(whole[: len(whole) - lost])
-        path, = records.recover(tmp_path, "place")
+        (path,) = records.recover(tmp_path, "place")
         assert len(load_trajectories(path)[0]) == max(1, steps)
     for kept in (0, 10, whole.index(b"\n") + 20):  # nothing had moved yet
         (tmp_path / "episode_0000.journal").write_bytes(whole[:kept])
-        assert records.recover(tmp_path, "place") == [] and not (tmp_path / "episode_0000.journal").exists()
+        assert (
+            records.recover(tmp_path, "place") == []
+            and not (tmp_path / "episode_0000.journal").exists()
+        )
 
 
 class Arm:
@@ -68,6 +88,7 @@ class Arm:
     def observe(self):
         from wmpo_lite.arms.control import home
         from wmpo_lite.arms.interface import ArmStopped, Observation
+
         if self.reason:
             raise ArmStopped(self.reason)
         return Observation(PICTURE, home(), 0.0, 0.0)
@@ -87,11 +108,14 @@ class Still:
 
     def act(self, frames, instructions, temperature=None, generator=None):
         import torch
+
         return torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
 
 
 @pytest.mark.parametrize("room", [0, 100, 2000])
-def test_a_disk_that_fills_up_in_mid_motion_stops_the_arm_and_keeps_the_episode(tmp_path, monkeypatch, room):
+def test_a_disk_that_fills_up_in_mid_motion_stops_the_arm_and_keeps_the_episode(
+    tmp_path, monkeypatch, room
+):
     taken = [0]
 
     def write_all(file, data):
@@ -101,20 +125,35 @@ def test_a_disk_that_fills_up_in_mid_motion_stops_the_arm_and_keeps_the_episode(
         file.write(data)
 
     def write_atomic(path, data):
-        raise UserError(f"cannot write {path} (No space left on device); free some disk space or choose another folder")
+        raise UserError(
+            f"cannot write {path} (No space left on device); free some disk space or choose another"
+            " folder"
+        )
 
     arm = Arm()
     with monkeypatch.context() as full:
         full.setattr(records, "write_all", write_all)
         full.setattr("wmpo_lite.trajectory.write_atomic", write_atomic)
-        with pytest.raises(UserError, match="No space left on device.*free some disk space") as raised:
-            deploy.record_episode(Still(), arm, "put the red cube on the plate", horizon=8, folder=tmp_path, number=0, task="place")
+        with pytest.raises(
+            UserError, match="No space left on device.*free some disk space"
+        ) as raised:
+            deploy.record_episode(
+                Still(),
+                arm,
+                "put the red cube on the plate",
+                horizon=8,
+                folder=tmp_path,
+                number=0,
+                task="place",
+            )
     assert "No space left" in arm.reason and "\n" not in str(raised.value)
     saved = records.recover(tmp_path, "place")  # once there is room again
     if room < 2000:
         assert not list(tmp_path.iterdir()) and not saved  # nothing had moved
     else:
-        assert "episode_0000.journal" in str(raised.value) and len(load_trajectories(saved[0])[0]) >= 1
+        assert (
+            "episode_0000.journal" in str(raised.value) and len(load_trajectories(saved[0])[0]) >= 1
+        )
 
 
 def test_a_system_without_sighup_can_still_deploy(monkeypatch):
@@ -139,6 +178,9 @@ def test_a_system_without_termios_has_no_keys_and_says_so(monkeypatch):
 def test_emulation_says_which_systems_it_needs(monkeypatch):
     from wmpo_lite.arms.session import Session
     from wmpo_lite.arms.settings import Settings
+
     monkeypatch.delattr(os, "openpty")
-    with pytest.raises(UserError, match="--emulated needs pseudo-terminals, which Linux and macOS have"):
+    with pytest.raises(
+        UserError, match="--emulated needs pseudo-terminals, which Linux and macOS have"
+    ):
         Session(Settings(arm="so101", emulated=True))

@@ -1,4 +1,5 @@
 """The guard of every arm: what commands become, and what happens when none come."""
+
 import threading
 import time
 
@@ -58,7 +59,11 @@ def test_nonsense_stops_the_arm(guard, bad):
 
 def test_a_command_within_the_limits_is_left_alone(guard):
     wanted = posture(0.18, 0.01, 0.09)
-    assert (guard.check(wanted, 1.0) == wanted).all() and guard.pulled_back == {"joint": 0, "speed": 0, "box": 0}
+    assert (guard.check(wanted, 1.0) == wanted).all() and guard.pulled_back == {
+        "joint": 0,
+        "speed": 0,
+        "box": 0,
+    }
 
 
 def test_speed_is_limited_from_the_measured_posture_on(guard):
@@ -109,7 +114,7 @@ def test_an_arm_in_any_posture_comes_in_slowly_and_then_stays(guard, posture):
     path = np.concatenate([posture[None], walk(guard, home(), seconds=10)])
     assert np.allclose(path[-1], home())
     arrived = int(np.argmax([guard.works(j) for j in path]))
-    assert (np.abs(np.diff(path[1: arrived], axis=0)) <= APPROACH * SPEED / 50 + 1e-9).all()
+    assert (np.abs(np.diff(path[1:arrived], axis=0)) <= APPROACH * SPEED / 50 + 1e-9).all()
     assert all(guard.outside(j) == 0 for j in path[arrived:])
     assert all(guard.outside(j) <= 1e-6 for j in walk(guard, UP, 20.0))  # there is no way out again
 
@@ -119,7 +124,10 @@ def test_an_arm_on_its_way_in_may_not_dive_below_the_table(guard):
     assert tip(below)[2] < -0.1
     guard.start(Stopped(), UP)
     path = walk(guard, below, seconds=10)
-    assert all(tip(j)[2] >= WORKSPACE[2, 0] - MARGIN - 1e-6 for j in path) and guard.pulled_back["box"] > 0
+    assert (
+        all(tip(j)[2] >= WORKSPACE[2, 0] - MARGIN - 1e-6 for j in path)
+        and guard.pulled_back["box"] > 0
+    )
 
 
 def test_the_watchdog_stops_an_arm_that_hears_nothing_within_half_a_second():
@@ -133,7 +141,9 @@ def test_the_watchdog_stops_an_arm_that_hears_nothing_within_half_a_second():
     assert arm.reason is None
     last = time.monotonic()
     guard.fed()
-    assert arm.event.wait(2) and 0.4 < arm.when - last < 0.6 and arm.reason == "no command for 0.5 s"
+    assert (
+        arm.event.wait(2) and 0.4 < arm.when - last < 0.6 and arm.reason == "no command for 0.5 s"
+    )
     assert last - begin > 0.7
     guard.close()
 
@@ -157,9 +167,17 @@ def test_a_closed_guard_stops_nothing():
     assert not arm.event.wait(0.3)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"limits": [[0, 1]] * 5}, "6 pairs"), ({"limits": [[1, 0]] * 6}, "low below high"), ({"box": [[0, 1]] * 2}, "three pairs"), ({"speed": 0}, "above 0"),
-    ({"margin": -1}, "0 m or more"), ({"watchdog": 0}, "watchdog above")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"limits": [[0, 1]] * 5}, "6 pairs"),
+        ({"limits": [[1, 0]] * 6}, "low below high"),
+        ({"box": [[0, 1]] * 2}, "three pairs"),
+        ({"speed": 0}, "above 0"),
+        ({"margin": -1}, "0 m or more"),
+        ({"watchdog": 0}, "watchdog above"),
+    ],
+)
 def test_bad_limits_get_one_sentence(options, message):
     with pytest.raises(UserError, match=message):
         Guard(**options)

@@ -1,4 +1,7 @@
-"""The simulated arm: real time, late and noisy pictures, shaky joints, and everything that can break."""
+"""The simulated arm: real time, late and noisy pictures, shaky joints, and everything that can
+break.
+"""
+
 import threading
 import time
 
@@ -52,7 +55,9 @@ def test_it_holds_still_until_it_is_told_something_and_then_goes_there(sim):
 
 @pytest.mark.parametrize("speed", [1.0, 3.0])
 def test_the_world_keeps_up_with_the_clock_or_is_faster_by_the_factor(speed):
-    """A joint that falls behind its target moves 'speed' times as far in the same time: measured by the world's own clock."""
+    """A joint that falls behind its target moves 'speed' times as far in the same time: measured by
+    the world's own clock.
+    """
     with arm(speed=speed) as sim:
         worlds = []
         sim._ask(lambda world: worlds.append(world))
@@ -84,7 +89,11 @@ def test_camera_noise_has_the_stated_size():
         truth = clean.observe().frame.astype(float)
     error = first.frame - truth
     inner = (truth > 30) & (truth < 225)  # where nothing is clipped
-    assert 5 < error[inner].std() < 7 and second.frame_time > first.frame_time and (first.frame != second.frame).mean() > 0.5
+    assert (
+        5 < error[inner].std() < 7
+        and second.frame_time > first.frame_time
+        and (first.frame != second.frame).mean() > 0.5
+    )
 
 
 def test_jitter_shakes_the_joints():
@@ -110,7 +119,10 @@ def test_reset_sets_another_desk(sim):
     first = sim.observe().frame
     lead(sim, elsewhere(sim), 0.2)
     sim.reset(STATES, 2)
-    assert np.allclose(sim.observe().joints[:5], STATES.states[2, :5], atol=1e-3) and sim.instruction == STATES.instructions[2]
+    assert (
+        np.allclose(sim.observe().joints[:5], STATES.states[2, :5], atol=1e-3)
+        and sim.instruction == STATES.instructions[2]
+    )
     assert (sim.observe().frame != first).any() and not sim.success()
     time.sleep(0.8)  # the watchdog sleeps until the first command of the new episode
     sim.observe()
@@ -136,7 +148,11 @@ def test_stop_holds_it_where_it_is_and_the_first_reason_stays(sim):
     sim.stop("somebody pressed a key")
     where = worlds[0].joints
     time.sleep(0.4)
-    assert np.abs(worlds[0].joints - where).max() < 0.3 and sim.moving < 0.05 and np.abs(worlds[0].joints - goal)[0] > 0.3
+    assert (
+        np.abs(worlds[0].joints - where).max() < 0.3
+        and sim.moving < 0.05
+        and np.abs(worlds[0].joints - goal)[0] > 0.3
+    )
     sim.stop("something else")
     for use in (lambda: sim.command(goal), sim.observe, lambda: sim.reset(STATES)):
         with pytest.raises(ArmStopped, match="somebody pressed a key"):
@@ -205,12 +221,23 @@ def test_two_arms_live_side_by_side():
         for _ in range(20):
             a.command(goal), b.command(still)
             time.sleep(0.02)
-        assert abs(a.observe().joints[0] - goal[0]) < 0.05 and np.abs(b.observe().joints - still).max() < 0.01
+        assert (
+            abs(a.observe().joints[0] - goal[0]) < 0.05
+            and np.abs(b.observe().joints - still).max() < 0.01
+        )
 
 
-@pytest.mark.parametrize("options, message", [({"latency": -1}, "latency is -1"), ({"camera_noise": -2}, "camera_noise"), ({"jitter": float("nan")}, "jitter"),
-                                              ({"speed": 0}, "speed"),
-                                              ({"camera_rate": 0}, "camera_rate"), ({"stuck": 0.01}, "stuck")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"latency": -1}, "latency is -1"),
+        ({"camera_noise": -2}, "camera_noise"),
+        ({"jitter": float("nan")}, "jitter"),
+        ({"speed": 0}, "speed"),
+        ({"camera_rate": 0}, "camera_rate"),
+        ({"stuck": 0.01}, "stuck"),
+    ],
+)
 def test_bad_settings_get_one_sentence(options, message):
     with pytest.raises(UserError, match=message):
         SimulatedConfig(**options)

@@ -1,4 +1,7 @@
-"""The SO-101's driver against the emulated arm, end to end: it moves where told, and whatever breaks it comes to rest, says why and switches off."""
+"""The SO-101's driver against the emulated arm, end to end: it moves where told, and whatever
+breaks it comes to rest, says why and switches off.
+"""
+
 import os
 import threading
 import time
@@ -18,7 +21,9 @@ from wmpo_lite.arms.so101 import SO101  # noqa: E402
 from wmpo_lite.errors import UserError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:the torque of the arm could not be switched off")
-SWING = np.array([0.35, 0.0, 0.0, 0.2, 0.3, 0.0])  # rad, about the posture in which an episode begins
+SWING = np.array(
+    [0.35, 0.0, 0.0, 0.2, 0.3, 0.0]
+)  # rad, about the posture in which an episode begins
 
 
 def an_arm(desk, **options) -> SO101:
@@ -26,7 +31,9 @@ def an_arm(desk, **options) -> SO101:
 
 
 def swing(arm, seconds: float, then=None, after: float = 1.5):
-    """Move to and fro at 50 Hz, after `seconds` call `then` and go on for `after` more; the reason for which the arm stopped, or None, and what `then` gave."""
+    """Move to and fro at 50 Hz, after `seconds` call `then` and go on for `after` more; the reason
+    for which the arm stopped, or None, and what `then` gave.
+    """
     home, begin, given = arm.observe().joints, time.monotonic(), None
     for k in range(int(50 * (seconds + after * (then is not None)))):
         time.sleep(max(0.0, begin + k / 50 - time.monotonic()))
@@ -60,7 +67,9 @@ def rest_after(desk, begin: float) -> float:
 def test_it_reaches_its_targets_and_leaves_with_torque_off(desk):
     with an_arm(desk) as arm:
         first = arm.observe()
-        assert first.frame.shape == (32, 32, 3) and np.abs(first.joints - desk.joints()).max() < 2e-3
+        assert (
+            first.frame.shape == (32, 32, 3) and np.abs(first.joints - desk.joints()).max() < 2e-3
+        )
         goal = first.joints + [0.4, 0.1, -0.2, 0.3, -0.5, -0.7]
         longest = 0.0
         for part in np.linspace(0, 1, 50):
@@ -72,12 +81,22 @@ def test_it_reaches_its_targets_and_leaves_with_torque_off(desk):
             arm.command(goal)
             time.sleep(0.02)
         seen = arm.observe()
-        assert np.abs(seen.joints - goal).max() < 0.015 and np.abs(desk.joints() - goal).max() < 0.015
-        assert abs(seen.joint_time - time.monotonic()) < 0.2 and abs(seen.frame_time - time.monotonic()) < 0.4 and (seen.frame != first.frame).any()
+        assert (
+            np.abs(seen.joints - goal).max() < 0.015 and np.abs(desk.joints() - goal).max() < 0.015
+        )
+        assert (
+            abs(seen.joint_time - time.monotonic()) < 0.2
+            and abs(seen.frame_time - time.monotonic()) < 0.4
+            and (seen.frame != first.frame).any()
+        )
         assert longest < 0.02 and 0 < arm.bus_seconds < 5 and arm.stopped is None
         held = arm.bus
         assert [held.read("torque_enable", joint) for joint in range(6)] == [1] * 6
-        assert held.read("torque_limit", 0) == 700 and held.read("torque_limit", 5) == 500 and held.read("acceleration", 0) == 254
+        assert (
+            held.read("torque_limit", 0) == 700
+            and held.read("torque_limit", 5) == 500
+            and held.read("acceleration", 0) == 254
+        )
     assert registers(desk, "torque_enable") == [0] * 6
     with pytest.raises(ArmStopped, match="switched off"):
         arm.command(goal)
@@ -103,15 +122,26 @@ def test_leaps_are_slowed_down_and_limits_kept(desk):
         assert 0.15 < desk.joints()[0] - start[0] < 0.5 and arm.guard.pulled_back["speed"] > 10
 
 
-@pytest.mark.parametrize("name, how, within, message", [
-    ("drop", {"share": 1.0}, 0.5, "no sound answer from all six servos"), ("corrupt", {"share": 1.0}, 0.5, "no sound answer from all six servos"),
-    ("error", {"joint": "elbow_flex", "bits": 4}, 0.3, "servo of elbow_flex is too hot"), ("error", {"joint": "gripper", "bits": 32}, 0.3, "gripper is overloaded"),
-    ("camera", {"how": "stop"}, 0.5, "no new picture for 0.25 s"), ("camera", {"how": "repeat"}, 0.5, "repeats the same picture"),
-    ("pull", {}, 0.3, "has gone"), ("die", {}, None, "has gone")])
-def test_whatever_breaks_for_good_the_arm_comes_to_rest_and_says_why(desk, states, name, how, within, message):
+@pytest.mark.parametrize(
+    "name, how, within, message",
+    [
+        ("drop", {"share": 1.0}, 0.5, "no sound answer from all six servos"),
+        ("corrupt", {"share": 1.0}, 0.5, "no sound answer from all six servos"),
+        ("error", {"joint": "elbow_flex", "bits": 4}, 0.3, "servo of elbow_flex is too hot"),
+        ("error", {"joint": "gripper", "bits": 32}, 0.3, "gripper is overloaded"),
+        ("camera", {"how": "stop"}, 0.5, "no new picture for 0.25 s"),
+        ("camera", {"how": "repeat"}, 0.5, "repeats the same picture"),
+        ("pull", {}, 0.3, "has gone"),
+        ("die", {}, None, "has gone"),
+    ],
+)
+def test_whatever_breaks_for_good_the_arm_comes_to_rest_and_says_why(
+    desk, states, name, how, within, message
+):
     if name == "die":
         from wmpo_lite.arms.emulator import Emulator
         from wmpo_lite.envs.tabletop.tasks import get_task
+
         with Emulator(get_task("place"), states, size=32) as mortal, an_arm(mortal) as arm:
             reason, _ = swing(arm, 0.3, lambda: mortal.fault("die"))
         assert message in reason
@@ -131,7 +161,15 @@ def test_whatever_breaks_for_good_the_arm_comes_to_rest_and_says_why(desk, state
         assert swing(again, 0.2)[0] is None
 
 
-@pytest.mark.parametrize("name, how", [("drop", {"count": 1}), ("corrupt", {"count": 1}), ("drop", {"share": 0.02}), ("corrupt", {"share": 0.02})])
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("drop", {"count": 1}),
+        ("corrupt", {"count": 1}),
+        ("drop", {"share": 0.02}),
+        ("corrupt", {"share": 0.02}),
+    ],
+)
 def test_a_lost_or_broken_answer_now_and_then_is_ridden_out(desk, name, how):
     with an_arm(desk) as arm:
         reason, begin = swing(arm, 0.2, lambda: desk.fault(name, **how), after=0.6)
@@ -198,7 +236,10 @@ def test_torque_is_tried_even_if_nobody_answers_and_its_failure_is_told(desk):
 
 def test_nothing_is_left_of_a_connection(desk):
     def things():
-        return set(os.listdir("/proc/self/fd")), sorted(thread.name for thread in threading.enumerate())
+        return set(os.listdir("/proc/self/fd")), sorted(
+            thread.name for thread in threading.enumerate()
+        )
+
     before = things()
     for fault in (None, "pull", "drop"):
         arm = an_arm(desk)
@@ -242,8 +283,15 @@ def test_an_arm_that_cannot_be_is_refused_and_nothing_stays_open(desk, tmp_path)
     assert registers(desk, "torque_enable") == [0] * 6
 
 
-@pytest.mark.parametrize("options, message", [({"torque": 0.0}, "torque is 0.0"), ({"acceleration": 300}, "acceleration is 300"), ({"stale": 0.0}, "seconds above 0"),
-                                              ({"speed": -1.0}, "above 0")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"torque": 0.0}, "torque is 0.0"),
+        ({"acceleration": 300}, "acceleration is 300"),
+        ({"stale": 0.0}, "seconds above 0"),
+        ({"speed": -1.0}, "above 0"),
+    ],
+)
 def test_bad_options_get_one_sentence(desk, options, message):
     with pytest.raises(UserError, match=message):
         an_arm(desk, **options)

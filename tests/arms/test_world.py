@@ -1,4 +1,5 @@
 """The scene behind an arm: driven joint by joint it does what the training environment does."""
+
 import numpy as np
 import pytest
 
@@ -29,8 +30,9 @@ def fresh(world):
 
 @pytest.mark.parametrize("name", ["place", "square"])
 def test_a_stream_of_joint_targets_does_what_step_chunk_does(name):
-    """The expert's recorded actions, replayed with their noise: the tips stay within 2 mm of the environment's all along, the task is done, and no limit of the
-    guard is touched on the way."""
+    """The expert's recorded actions, replayed with their noise: the tips stay within 2 mm of the
+    environment's all along, the task is done, and no limit of the guard is touched on the way.
+    """
     task = get_task(name)
     states = initial_states(task, "demos", range(4))
     env, world, guard = TabletopEnv(task, size=32, threads=1), World(task, size=32), Guard()
@@ -39,7 +41,7 @@ def test_a_stream_of_joint_targets_does_what_step_chunk_does(name):
     env.reset(states)
     tips = []
     for k in range(task.horizon):
-        env.step_chunk(actions[:, k: k + 1], every_frame=False)
+        env.step_chunk(actions[:, k : k + 1], every_frame=False)
         tips.append(env.tip)
     ours = np.zeros_like(tips)
     succeeded = np.zeros(4, dtype=bool)
@@ -64,8 +66,14 @@ def test_a_stream_of_joint_targets_does_what_step_chunk_does(name):
 
 def test_it_begins_at_rest_in_the_state_that_was_asked_for(fresh):
     states = initial_states(PLACE, "demos", range(4))
-    assert np.allclose(fresh.joints[:5], states.states[1, :5]) and fresh.joints[5] == pytest.approx(1)
-    assert not fresh.velocities.any() and np.abs(fresh.loads).max() < 1e-6 and (fresh.targets == fresh.joints).all()
+    assert np.allclose(fresh.joints[:5], states.states[1, :5]) and fresh.joints[5] == pytest.approx(
+        1
+    )
+    assert (
+        not fresh.velocities.any()
+        and np.abs(fresh.loads).max() < 1e-6
+        and (fresh.targets == fresh.joints).all()
+    )
     assert fresh.instruction == states.instructions[1] and not fresh.success()
     fresh.advance(0.5)
     assert np.abs(fresh.joints - fresh.targets).max() < 1e-3
@@ -87,9 +95,16 @@ def test_units_of_the_gripper_and_the_signs_of_speed_and_load(fresh):
     goal[5] = 0.25
     fresh.target(goal)
     fresh.advance(0.05)
-    assert fresh.velocities[0] > 0.3 and fresh.velocities[5] < -1 and fresh.loads[0] > 0.1 and fresh.loads[5] < 0
+    assert (
+        fresh.velocities[0] > 0.3
+        and fresh.velocities[5] < -1
+        and fresh.loads[0] > 0.1
+        and fresh.loads[5] < 0
+    )
     fresh.advance(1)
-    assert fresh.joints[5] == pytest.approx(0.25, abs=0.01) and fresh.joints[0] == pytest.approx(goal[0], abs=0.005)
+    assert fresh.joints[5] == pytest.approx(0.25, abs=0.01) and fresh.joints[0] == pytest.approx(
+        goal[0], abs=0.005
+    )
 
 
 def test_without_torque_targets_move_nothing(fresh):
@@ -118,7 +133,11 @@ def test_targets_stay_in_the_joints_ranges(fresh):
 def test_a_seed_is_another_look_and_the_look_changes_nothing_but_the_picture():
     states = initial_states(PLACE, "demos", range(2))
     pictures, joints = [], []
-    for look, seed in ((Disturbance(), 0), (Disturbance(background=1, texture=1), 0), (Disturbance(background=1, texture=1), 1)):
+    for look, seed in (
+        (Disturbance(), 0),
+        (Disturbance(background=1, texture=1), 0),
+        (Disturbance(background=1, texture=1), 1),
+    ):
         world = World(PLACE, size=32, disturbance=look, seed=seed)
         world.reset(states)
         world.advance(0.5)

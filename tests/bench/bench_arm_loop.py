@@ -1,11 +1,15 @@
-"""The closed loop with an arm beside the training environment: success of one policy from the same held-out states, and how well the loop keeps time.
+"""The closed loop with an arm beside the training environment: success of one policy from the same
+held-out states, and how well the loop keeps time.
 
-    python tests/bench/bench_arm_loop.py --arm sim --n 128          the simulated arm
-    python tests/bench/bench_arm_loop.py --arm emulator --n 128     the SO-101's driver on emulated servos
+    python tests/bench/bench_arm_loop.py --arm sim --n 128          the simulated arm python
+    tests/bench/bench_arm_loop.py --arm emulator --n 128     the SO-101's driver on emulated servos
 
-Each call fills its part of assets/results/arm_loop.json; a part that was measured on other states or with another policy is dropped. An episode lasts 8 s;
---workers runs several at once, --speed lets the simulated arm's world run faster than the clock (then its jitter says nothing, and is left out).
+Each call fills its part of assets/results/arm_loop.json; a part that was measured on other states
+or with another policy is dropped. An episode lasts 8 s; --workers runs several at once, --speed
+lets the simulated arm's world run faster than the clock (then its jitter says nothing, and is left
+out).
 """
+
 import argparse
 import json
 import multiprocessing
@@ -19,7 +23,9 @@ PATH = Path(__file__).resolve().parents[2] / "assets" / "results" / "arm_loop.js
 
 
 def episodes(arguments) -> list[dict]:
-    """The episodes of some states on one arm (runs in a worker process): success, why stopped, and timing of each."""
+    """The episodes of some states on one arm (runs in a worker process): success, why stopped, and
+    timing of each.
+    """
     kind, task_name, policy_name, first, count, ahead, speed = arguments
     import torch
 
@@ -27,20 +33,41 @@ def episodes(arguments) -> list[dict]:
     from wmpo_lite.arms.desks import load_policy
     from wmpo_lite.envs.tabletop.env import initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
+
     torch.set_num_threads(1)
     task, policy = get_task(task_name), load_policy(policy_name, task_name)
-    states, size = initial_states(task, "validation", np.arange(first, first + count)), policy.config.image
+    states, size = (
+        initial_states(task, "validation", np.arange(first, first + count)),
+        policy.config.image,
+    )
     policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [states.instructions[0]])
     out = []
 
     def go(arm, test, row):
         begin = time.monotonic()
-        episode = run_episode(policy, arm, states.instructions[row], horizon=task.horizon, ahead=ahead, success=test, initial_state=states.states[row],
-                              split=states.split, index=int(states.indices[row]))
-        out.append({"success": episode.trajectory.success, "stopped": episode.reason, "seconds": time.monotonic() - begin, **episode.measures})
+        episode = run_episode(
+            policy,
+            arm,
+            states.instructions[row],
+            horizon=task.horizon,
+            ahead=ahead,
+            success=test,
+            initial_state=states.states[row],
+            split=states.split,
+            index=int(states.indices[row]),
+        )
+        out.append(
+            {
+                "success": episode.trajectory.success,
+                "stopped": episode.reason,
+                "seconds": time.monotonic() - begin,
+                **episode.measures,
+            }
+        )
 
     if kind == "sim":
         from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
+
         with SimulatedArm(task, states, 0, SimulatedConfig(size=size, speed=speed)) as arm:
             for row in range(count):
                 if arm.stopped:
@@ -50,6 +77,7 @@ def episodes(arguments) -> list[dict]:
     else:
         from wmpo_lite.arms.emulator import Emulator
         from wmpo_lite.arms.so101 import SO101
+
         with Emulator(task, states, 0, size=size) as desk:
             for row in range(count):
                 desk.reset(states, row)
@@ -64,18 +92,33 @@ def trained(task_name: str, policy_name: str, first: int, count: int) -> list[bo
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.rollout import rollout
+
     task = get_task(task_name)
     env = TabletopEnv(task)
     states = initial_states(task, "validation", np.arange(first, first + count))
-    found = rollout(load_policy(policy_name, task_name), env, states, horizon=task.horizon, every_frame=False, batch=64)
+    found = rollout(
+        load_policy(policy_name, task_name),
+        env,
+        states,
+        horizon=task.horizon,
+        every_frame=False,
+        batch=64,
+    )
     env.close()
     return [t.success for t in found]
 
 
-def measure(arm: str, task: str, policy: str, first: int, n: int, workers: int, ahead: float, speed: float) -> dict:
+def measure(
+    arm: str, task: str, policy: str, first: int, n: int, workers: int, ahead: float, speed: float
+) -> dict:
     """All figures of one arm."""
     from wmpo_lite.evaluate import paired_comparison, wilson_interval
-    pieces = [(arm, task, policy, first + int(part[0]), len(part), ahead, speed) for part in np.array_split(np.arange(n), workers) if len(part)]
+
+    pieces = [
+        (arm, task, policy, first + int(part[0]), len(part), ahead, speed)
+        for part in np.array_split(np.arange(n), workers)
+        if len(part)
+    ]
     if workers == 1:
         found = episodes(pieces[0])
     else:
@@ -85,20 +128,41 @@ def measure(arm: str, task: str, policy: str, first: int, n: int, workers: int, 
     jitter = np.concatenate([e["jitter_s"] for e in found if e["jitter_s"]])
     low, high = wilson_interval(sum(reference), n)
     rate, pair = float(np.mean(success)), paired_comparison(np.array(reference), np.array(success))
-    result = {f"{arm}_success": rate, f"{arm}_interval": list(wilson_interval(sum(success), n)), f"{arm}_within_training_interval": bool(low <= rate <= high),
-              f"{arm}_minus_training": [pair.gain, pair.low, pair.high], f"{arm}_stopped": [e["stopped"] for e in found if e["stopped"]],
-              f"{arm}_waits": sum(e["waits"] for e in found), f"{arm}_inference_s": float(np.median([e["inference_s"] for e in found])),
-              f"{arm}_workers": workers, f"{arm}_speed": speed, "training_success": float(np.mean(reference)), "training_interval": [low, high],
-              "period_s": found[0]["period_s"] * speed, "n": n, "first": first, "task": task, "policy": policy, "ahead": ahead, "load": os.getloadavg()[0]}
+    result = {
+        f"{arm}_success": rate,
+        f"{arm}_interval": list(wilson_interval(sum(success), n)),
+        f"{arm}_within_training_interval": bool(low <= rate <= high),
+        f"{arm}_minus_training": [pair.gain, pair.low, pair.high],
+        f"{arm}_stopped": [e["stopped"] for e in found if e["stopped"]],
+        f"{arm}_waits": sum(e["waits"] for e in found),
+        f"{arm}_inference_s": float(np.median([e["inference_s"] for e in found])),
+        f"{arm}_workers": workers,
+        f"{arm}_speed": speed,
+        "training_success": float(np.mean(reference)),
+        "training_interval": [low, high],
+        "period_s": found[0]["period_s"] * speed,
+        "n": n,
+        "first": first,
+        "task": task,
+        "policy": policy,
+        "ahead": ahead,
+        "load": os.getloadavg()[0],
+    }
     if speed == 1:
-        result |= {f"{arm}_p50_jitter_s": float(np.percentile(jitter, 50)), f"{arm}_p99_jitter_s": float(np.percentile(jitter, 99))}
+        result |= {
+            f"{arm}_p50_jitter_s": float(np.percentile(jitter, 50)),
+            f"{arm}_p99_jitter_s": float(np.percentile(jitter, 99)),
+        }
     bus = [e["bus_s"] for e in found if e["bus_s"] is not None]
     return result | ({f"{arm}_bus_s": float(np.mean(bus))} if bus else {})
 
 
 def merge(new: dict, path: Path = PATH) -> dict:
-    """Put the figures of one arm beside the other's, if those belong to the same states and policy. p99_jitter_s is the emulated bus's where there is one."""
+    """Put the figures of one arm beside the other's, if those belong to the same states and policy.
+    p99_jitter_s is the emulated bus's where there is one.
+    """
     from wmpo_lite import checkpoint
+
     old = checkpoint.read_json(path) if path.exists() else {}
     arm = next(kind for kind in ("sim", "emulator") if f"{kind}_success" in new)
     same = all(old.get(key) == new[key] for key in ("n", "first", "task", "policy", "ahead"))
@@ -110,7 +174,9 @@ def merge(new: dict, path: Path = PATH) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arm", choices=("sim", "emulator"), default="sim")
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1)
@@ -123,7 +189,13 @@ def main():
     a = parser.parse_args()
     if a.arm == "emulator" and a.speed != 1:
         parser.error("--speed is for --arm sim")
-    print(json.dumps(merge(measure(a.arm, a.task, a.policy, a.first, a.n, a.workers, a.ahead, a.speed), a.out)))
+    print(
+        json.dumps(
+            merge(
+                measure(a.arm, a.task, a.policy, a.first, a.n, a.workers, a.ahead, a.speed), a.out
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""What alignment, own-context training, context noise and sampler steps are good for: one change at a time.
+"""What alignment, own-context training, context noise and sampler steps are good for: one change at
+a time.
 
     python tests/bench/bench_world_model.py runs/place-laptop-p128-s0 [variant ...]
 
-Every aligned variant starts from the pre-trained world model and takes as many steps of alignment, on the P rollouts and
-the demonstrations of that run. Measured on fresh validation rollouts of the base policy, judged by the run's reward model.
-Records go to assets/results/world_model.json, one per task and variant, and are printed. About five minutes a variant on
-one core. The rollouts are those of the run's trust panel, so they were never trained on.
+Every aligned variant starts from the pre-trained world model and takes as many steps of alignment,
+on the P rollouts and the demonstrations of that run. Measured on fresh validation rollouts of the
+base policy, judged by the run's reward model. Records go to assets/results/world_model.json, one
+per task and variant, and are printed. About five minutes a variant on one core. The rollouts are
+those of the run's trust panel, so they were never trained on.
 """
+
 import dataclasses
 import sys
 import time
@@ -46,7 +49,9 @@ def aligned(w: Workspace, which: str, changes: dict) -> WorldModel:
     if which == "successes":
         episodes = [t for t in episodes if t.success]
     model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
-    windows = dataclasses.replace(WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4), **changes)
+    windows = dataclasses.replace(
+        WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4), **changes
+    )
     pool = Pool(recorded_episodes(w, episodes), model, windows)
     settings = FitConfig(steps=s.align_steps, lr=s.align_lr, warmup=20, decay=0.6, ema=0.99)
     fit(model, pool.loss, settings, seed=w.run.seed, name="align")
@@ -58,10 +63,22 @@ def main(run: str, *names: str):
     config = checkpoint.read_json(Path(run) / "config.json")
     known = {field.name for field in dataclasses.fields(Run)} - {"assets"}
     w = Workspace(Run(**{key: config[key] for key in known}), Path(run))
-    states = w.states("validation", TRUST_STATES + TRAINING_STATES * w.run.seed, w.settings.trust_rollouts)
-    real = rollout(w.base(), w.env, states, horizon=w.horizon, temperature=w.settings.temperature, seed=w.run.seed + 1)
+    states = w.states(
+        "validation", TRUST_STATES + TRAINING_STATES * w.run.seed, w.settings.trust_rollouts
+    )
+    real = rollout(
+        w.base(),
+        w.env,
+        states,
+        horizon=w.horizon,
+        temperature=w.settings.temperature,
+        seed=w.run.seed + 1,
+    )
     truth, made = np.stack([t.frames for t in real]), {}
-    records = {(r["task"], r["variant"]): r for r in (checkpoint.read_json(PATH, [dict]) if PATH.exists() else [])}
+    records = {
+        (r["task"], r["variant"]): r
+        for r in (checkpoint.read_json(PATH, [dict]) if PATH.exists() else [])
+    }
     for name in names or VARIANTS:
         which, changes, steps = VARIANTS[name]
         clock = time.process_time()
@@ -75,9 +92,14 @@ def main(run: str, *names: str):
         w.settings = dataclasses.replace(w.settings, num_inference_steps=steps)
         p = panel(w, real, truth, made[key])
         records[w.run.task, name] = record = {
-            "task": w.run.task, "variant": name, "n": len(real), **panel_record(p), "parameters": sum(x.numel() for x in made[key].parameters()),
-            "train_core_hours": round(hours, 3), "frames": 0 if which is None else w.settings.align_steps * w.settings.align_batch * 2,
-        }  # fmt: skip
+            "task": w.run.task,
+            "variant": name,
+            "n": len(real),
+            **panel_record(p),
+            "parameters": sum(x.numel() for x in made[key].parameters()),
+            "train_core_hours": round(hours, 3),
+            "frames": 0 if which is None else w.settings.align_steps * w.settings.align_batch * 2,
+        }
         print(record, flush=True)
         checkpoint.write_json(PATH, [records[key] for key in sorted(records)])
     w.env.close()

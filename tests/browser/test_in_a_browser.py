@@ -1,5 +1,8 @@
-"""The widgets of the stored notebooks in JupyterLab, clicked by a real headless browser. `make browser` runs it (needs Debian's chromium); screenshots are
-left in the folder that WMPO_SCREENSHOTS names."""
+"""The widgets of the stored notebooks in JupyterLab, clicked by a real headless browser. `make
+browser` runs it (needs Debian's chromium); screenshots are left in the folder that WMPO_SCREENSHOTS
+names.
+"""
+
 import os
 import re
 import shutil
@@ -14,15 +17,31 @@ import pytest
 
 from wmpo_lite.notebooks import FOLDER
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the `browser` extra; `make browser` installs it")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.skipif(CHROMIUM is None, reason="no chromium found; Debian: apt-get install chromium")]
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs the `browser` extra; `make browser` installs it"
+)
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.notebook,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium found; Debian: apt-get install chromium"
+    ),
+]
 
 
 def until(source: Path, marker: str, target: Path) -> None:
-    """A copy of a stored notebook that ends with its first code cell that holds `marker`, without outputs."""
+    """A copy of a stored notebook that ends with its first code cell that holds `marker`, without
+    outputs.
+    """
     notebook = nbformat.read(source, as_version=4)
-    last = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and marker in cell.source)
+    last = next(
+        i
+        for i, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and marker in cell.source
+    )
     notebook.cells = [cell for cell in notebook.cells[: last + 1] if cell.cell_type == "code"]
     for cell in notebook.cells:
         cell.outputs, cell.execution_count = [], None
@@ -37,11 +56,28 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if key != "WMPO_STATIC"}
-    environment |= {"WMPO_PROFILE": "smoke", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment |= {
+        "WMPO_PROFILE": "smoke",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=",
-         f"--ServerApp.root_dir={folder}"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={port}",
+            "--IdentityProvider.token=",
+            "--ServerApp.password=",
+            f"--ServerApp.root_dir={folder}",
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     for _ in range(120):
         time.sleep(0.5)
         with socket.socket() as probe:
@@ -83,7 +119,10 @@ def test_driving_reacts_to_clicks_and_keys(lab, page, name):
     pad = page.locator(".wmpo-pad").first
     pad.wait_for(timeout=300_000)
     pad.scroll_into_view_if_needed()
-    seen = lambda: (pad.locator("img").get_attribute("src"), pad.locator(".wmpo-caption").inner_text())  # noqa: E731
+    seen = lambda: (
+        pad.locator("img").get_attribute("src"),
+        pad.locator(".wmpo-caption").inner_text(),
+    )
 
     def changed(act):
         """What the pad shows after `act`, once it differs."""
@@ -97,7 +136,7 @@ def test_driving_reacts_to_clicks_and_keys(lab, page, name):
         assert caption != before[1] and picture != before[0], (before[1], caption)
         return caption
 
-    steps = lambda caption: int(re.search(r"step (\d+) of", caption).group(1))  # noqa: E731
+    steps = lambda caption: int(re.search(r"step (\d+) of", caption).group(1))
     assert steps(seen()[1]) == 0
     screenshot(page, f"{name}_before")
     hold = steps(changed(lambda: pad.locator("button[data-press=right]").click()))

@@ -36,7 +36,7 @@ def test_everything_is_made_with_its_provenance_and_kept(made):
             assert note["settings"]["world_model_steps"] == config.world_model_steps
         else:
             assert note["task"] == folder.split("/")[0] and note["reach_median_mm"] > 0
-    stamps = lambda: {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}  # noqa: E731
+    stamps = lambda: {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
     before = stamps()
     make_assets(made, profile="smoke")  # nothing is recorded or trained twice
     assert stamps() == before

@@ -1,13 +1,17 @@
-"""The main job itself, in the smoke profile: it ends with a report, and a killed run resumed gives the numbers of one that was not."""
+"""The main job itself, in the smoke profile: it ends with a report, and a killed run resumed gives
+the numbers of one that was not.
+"""
+
 import json
 import subprocess
 import sys
 
 import pytest
-
 from reliability.kills import COMMAND, differences, finish, killed, start
 
 pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -24,7 +28,11 @@ def test_one_command_ends_with_numbers_and_a_report(whole):
     assert result["gain_low"] <= result["gain"] <= result["gain_high"]
     assert "trust panel" in out and "wmpo vs base" in out
     html = (run / "report.html").read_text()
-    assert "<video" in html and "http://" not in html.replace("http://www.w3.org", "") and len(html) > 50_000
+    assert (
+        "<video" in html
+        and "http://" not in html.replace("http://www.w3.org", "")
+        and len(html) > 50_000
+    )
     assert (run / "rollouts.hdf5").stat().st_size > 10_000
     seen = json.loads((run / "seen.json").read_text())
     assert seen["base"] == {"demonstrations": [32, 32 * 41], "rollouts": None, "play": None}
@@ -40,10 +48,17 @@ def test_one_command_ends_with_numbers_and_a_report(whole):
 def test_alignment_fine_tunes_the_shipped_world_model(whole):
     from wmpo_lite.workspace import ASSETS
     from wmpo_lite.world_model import WorldModel
+
     folder, _ = whole
-    before, after = (WorldModel.load(path / "world_model") for path in (ASSETS / "tabletop", folder / "runs" / "run"))
+    before, after = (
+        WorldModel.load(path / "world_model")
+        for path in (ASSETS / "tabletop", folder / "runs" / "run")
+    )
     assert before.config == after.config
-    gap = sum(float((p - q).detach().square().sum()) for p, q in zip(before.parameters(), after.parameters()))
+    gap = sum(
+        float((p - q).detach().square().sum())
+        for p, q in zip(before.parameters(), after.parameters())
+    )
     size = sum(float(p.detach().square().sum()) for p in before.parameters())
     assert 0 < gap < 0.1 * size
 
@@ -54,10 +69,21 @@ def test_the_trust_panel_compares_before_and_after_alignment(whole):
     assert trust["n"] == len(trust["scores"]) == len(trust["real"]) == 24
     for panel in (trust, trust["before_alignment"]):
         low, high = panel["auc_interval"]
-        assert low <= panel["agreement"]["auc"] <= high and panel["psnr"]["horizons"] == [8, 16, 24, 32, 40]
-        assert {f"{kind}_cost" for kind in ("shuffled", "zero", "delayed")} < set(panel["sensitivity"])
+        assert low <= panel["agreement"]["auc"] <= high and panel["psnr"]["horizons"] == [
+            8,
+            16,
+            24,
+            32,
+            40,
+        ]
+        assert {f"{kind}_cost" for kind in ("shuffled", "zero", "delayed")} < set(
+            panel["sensitivity"]
+        )
     assert trust["psnr"]["model"] != trust["before_alignment"]["psnr"]["model"]
-    assert trust["psnr"]["copy_last"] == trust["before_alignment"]["psnr"]["copy_last"] and "before alignment" in out
+    assert (
+        trust["psnr"]["copy_last"] == trust["before_alignment"]["psnr"]["copy_last"]
+        and "before alignment" in out
+    )
 
 
 def test_killed_five_times_and_started_again_it_ends_bit_for_bit_as_if_left_alone(whole, tmp_path):
@@ -69,16 +95,37 @@ def test_killed_five_times_and_started_again_it_ends_bit_for_bit_as_if_left_alon
 
 def test_other_settings_in_the_same_folder_are_refused(whole):
     folder, _ = whole
-    done = subprocess.run([sys.executable, "-m", "wmpo_lite.cli", *COMMAND, "--seed", "5"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 1 and "other settings (seed)" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "wmpo_lite.cli", *COMMAND, "--seed", "5"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and "other settings (seed)" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--task", "juggle"], "task 'juggle' is unknown"),
-    (["--profile", "huge"], "profile 'huge' is unknown"),
-    (["--rollout-budget", "3"], "smaller than one group"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "juggle"], "task 'juggle' is unknown"),
+        (["--profile", "huge"], "profile 'huge' is unknown"),
+        (["--rollout-budget", "3"], "smaller than one group"),
+    ],
+)
 def test_bad_arguments_get_one_sentence_and_leave_nothing(tmp_path, arguments, message):
-    done = subprocess.run([sys.executable, "-m", "wmpo_lite.cli", "demo", *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "wmpo_lite.cli", "demo", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and message in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
     assert not list(tmp_path.rglob("*.json"))

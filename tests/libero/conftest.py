@@ -1,4 +1,7 @@
-"""One environment of libero_object's first task for all tests that want one; without the extra the tests that need it are skipped with a word."""
+"""One environment of libero_object's first task for all tests that want one; without the extra the
+tests that need it are skipped with a word.
+"""
+
 import importlib.util
 
 import pytest
@@ -6,12 +9,17 @@ import pytest
 
 def installed() -> bool:
     try:
-        return importlib.util.find_spec("libero.libero") is not None  # this very folder could pass for a package `libero`
+        return (
+            importlib.util.find_spec("libero.libero") is not None
+        )  # this very folder could pass for a package `libero`
     except ModuleNotFoundError:
         return False
 
 
-needs_libero = [pytest.mark.libero, pytest.mark.skipif(not installed(), reason="needs the extra: pip install 'wmpo_lite[libero]'")]
+needs_libero = [
+    pytest.mark.libero,
+    pytest.mark.skipif(not installed(), reason="needs the extra: pip install 'wmpo_lite[libero]'"),
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -25,5 +33,6 @@ def pytest_collection_modifyitems(items):
 def env():
     from wmpo_lite.envs.libero.env import LiberoEnv
     from wmpo_lite.envs.libero.states import get_task
+
     with LiberoEnv(get_task("libero_object", 0), size=64, workers=2, wrist=True) as env:
         yield env

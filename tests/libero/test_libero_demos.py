@@ -1,8 +1,9 @@
 """Demonstrations drawn anew by the environment: its look and size, from the recorded states."""
+
 import numpy as np
 import pytest
-
 from test_demos import official
+
 from wmpo_lite.envs.libero.demos import load_demonstrations
 from wmpo_lite.envs.libero.expert import demonstrate
 from wmpo_lite.errors import UserError
@@ -15,8 +16,13 @@ def test_recorded_states_are_drawn_in_the_environments_own_look(env, tmp_path):
         action = np.zeros((1, 1, 7))
         action[..., n % 3] = 0.4
         frames, _, info = env.step_chunk(action)
-        rows.append(np.concatenate([[0], info["states"][0, 0], np.zeros(51)])), shown.append(frames[0, 0])
-    found = load_demonstrations(official(tmp_path / "a.hdf5", lengths=(12,), states=np.array(rows)), stride=4, env=env)[0]
+        (
+            rows.append(np.concatenate([[0], info["states"][0, 0], np.zeros(51)])),
+            shown.append(frames[0, 0]),
+        )
+    found = load_demonstrations(
+        official(tmp_path / "a.hdf5", lengths=(12,), states=np.array(rows)), stride=4, env=env
+    )[0]
     assert found.frames.shape == (4, 64, 64, 3)
     for drawn, seen in zip(found.frames, np.array(shown)[[1, 5, 9, 11]]):
         # In an episode the picture is one physics step (2 ms) behind the state, as in LIBERO.
@@ -31,9 +37,16 @@ def test_the_file_of_another_task_is_refused(env, tmp_path):
 
 
 def test_a_recording_of_our_own_replays_to_success(env):
-    """A solved episode, held action by held action from the same initial state, is solved at the same step."""
+    """A solved episode, held action by held action from the same initial state, is solved at the
+    same step.
+    """
     states = env.initial_states("demos", [2])
     found = demonstrate(env, states, np.random.default_rng(0))
     first = env.reset(states)
     frames, again, _ = env.step_chunk(found["executed"])
-    assert found["done"][0, -1] and (again == found["done"]).all() and (first == found["frames"][:, 0]).all() and (frames == found["frames"][:, 1:]).all()
+    assert (
+        found["done"][0, -1]
+        and (again == found["done"]).all()
+        and (first == found["frames"][:, 0]).all()
+        and (frames == found["frames"][:, 1:]).all()
+    )

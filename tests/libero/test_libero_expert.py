@@ -1,4 +1,7 @@
-"""Scripted experts: one task of each kind, disturbed demonstrations, and goals that they have no plan for."""
+"""Scripted experts: one task of each kind, disturbed demonstrations, and goals that they have no
+plan for.
+"""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,17 +22,30 @@ def test_the_expert_solves_tasks_of_both_suites(suite, number):
 
 
 def test_noise_is_executed_and_never_recorded_as_intended(env):
-    found = demonstrate(env, env.initial_states("demos", [0, 1]), np.random.default_rng(0), noise=0.4, burst=0.3)
+    found = demonstrate(
+        env, env.initial_states("demos", [0, 1]), np.random.default_rng(0), noise=0.4, burst=0.3
+    )
     moved = np.abs(found["executed"] - found["intended"]).max(axis=-1) > 1e-6
-    assert 0.05 < moved.mean() < 0.35 and (found["executed"][..., 6] == found["intended"][..., 6]).all()
-    assert found["frames"].shape == (2, env.task.horizon + 1, 64, 64, 3) and found["objects"].shape[:2] == found["tip"].shape[:2] == (2, env.task.horizon + 1)
+    assert (
+        0.05 < moved.mean() < 0.35
+        and (found["executed"][..., 6] == found["intended"][..., 6]).all()
+    )
+    assert found["frames"].shape == (2, env.task.horizon + 1, 64, 64, 3) and found["objects"].shape[
+        :2
+    ] == found["tip"].shape[:2] == (2, env.task.horizon + 1)
 
 
 def test_a_goal_without_a_plan_is_refused():
-    for goal in ((("turnon", "flat_stove_1"),), (("on", "bowl_1", "wine_rack_1_top"),), (("on", "a_1", "plate_1"), ("on", "b_1", "plate_1"))):
+    for goal in (
+        (("turnon", "flat_stove_1"),),
+        (("on", "bowl_1", "wine_rack_1_top"),),
+        (("on", "a_1", "plate_1"), ("on", "b_1", "plate_1")),
+    ):
         with pytest.raises(UserError, match="no plan for the goal"):
             PickAndPlace(SimpleNamespace(goal=goal))
 
 
 def test_kinds_of_things():
-    assert [kind(name) for name in ("akita_black_bowl_1", "basket_1_contain_region", "plate_1", "milk")] == ["akita_black_bowl", "basket", "plate", "milk"]
+    assert [
+        kind(name) for name in ("akita_black_bowl_1", "basket_1_contain_region", "plate_1", "milk")
+    ] == ["akita_black_bowl", "basket", "plate", "milk"]

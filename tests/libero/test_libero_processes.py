@@ -1,4 +1,7 @@
-"""Worker processes: what they say when something is missing, how they end, and that the simulation in them is LIBERO's own, bit for bit."""
+"""Worker processes: what they say when something is missing, how they end, and that the simulation
+in them is LIBERO's own, bit for bit.
+"""
+
 import os
 import signal
 import subprocess
@@ -39,9 +42,14 @@ def test_close_ends_the_processes_and_a_dead_worker_is_named():
 
 @pytest.mark.slow
 def test_workers_end_with_the_program_even_when_it_is_killed():
-    code = ("from wmpo_lite.envs.libero.env import LiberoEnv\nfrom wmpo_lite.envs.libero.states import get_task\nimport time\n"
-            "env = LiberoEnv(get_task('libero_object', 0), workers=1)\nprint(env._workers[0].process.pid, flush=True)\ntime.sleep(600)\n")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+    code = (
+        "from wmpo_lite.envs.libero.env import LiberoEnv\nfrom wmpo_lite.envs.libero.states import"
+        " get_task\nimport time\nenv = LiberoEnv(get_task('libero_object', 0),"
+        " workers=1)\nprint(env._workers[0].process.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as program:
         pid = int(program.stdout.readline())
         program.kill()
     assert gone(pid)
@@ -58,9 +66,12 @@ def test_physics_success_and_the_official_look_are_liberos_own():
     from libero.libero.envs import OffScreenRenderEnv
 
     from wmpo_lite.envs.libero.simulation import PLACEMENT_SEED, Simulation
+
     task = get_task("libero_goal", 7)  # the stove, whose burner glows
     row, actions = evaluation_rows(task)[4], np.random.default_rng(0).uniform(-1, 1, (15, 7))
-    own = OffScreenRenderEnv(bddl_file_name=task.bddl, camera_heights=64, camera_widths=64, hard_reset=False)
+    own = OffScreenRenderEnv(
+        bddl_file_name=task.bddl, camera_heights=64, camera_widths=64, hard_reset=False
+    )
     own.seed(PLACEMENT_SEED)
     own.reset()
     seen = own.set_init_state(row)["agentview_image"][::-1].astype(int)
@@ -71,8 +82,12 @@ def test_physics_success_and_the_official_look_are_liberos_own():
     assert difference.mean() < 0.5 and (difference > 8).mean() < 0.01
     fast = Painter(ours.model, 64, Look())
     coarse = np.abs(fast.draw(ours.data, "agentview").astype(int) - drawn)
-    assert 0.5 < coarse.mean() < 12 and (coarse.max(axis=-1) > 60).mean() < 0.1  # another look of the same scene
-    assert (own.sim.model.mesh_facenum == ours.model.mesh_facenum).all()  # the meshes of the physics are whole
+    assert (
+        0.5 < coarse.mean() < 12 and (coarse.max(axis=-1) > 60).mean() < 0.1
+    )  # another look of the same scene
+    assert (
+        own.sim.model.mesh_facenum == ours.model.mesh_facenum
+    ).all()  # the meshes of the physics are whole
     fast.close(), own.close()
     travelled = []
     for step in (ours.step, ours.env.step):  # ours, and LIBERO's own on the same simulation
@@ -84,5 +99,7 @@ def test_physics_success_and_the_official_look_are_liberos_own():
             step(action)
             qpos.append(np.append(ours.data.qpos, ours.success()))
         travelled.append(np.array(qpos))
-    assert (travelled[0] == travelled[1]).all() and np.abs(travelled[0][-1] - travelled[0][0]).max() > 0.1
+    assert (travelled[0] == travelled[1]).all() and np.abs(
+        travelled[0][-1] - travelled[0][0]
+    ).max() > 0.1
     ours.close()

@@ -1,4 +1,6 @@
-"""Ways in which files get damaged: cut, bits turned, zeroed, emptied, lost, replaced by something else, edited by hand."""
+"""Ways in which files get damaged: cut, bits turned, zeroed, emptied, lost, replaced by something
+else, edited by hand.
+"""
 
 import json
 import math
@@ -7,11 +9,30 @@ from pathlib import Path
 
 import numpy as np
 
-ODD = (None, True, -1, 0, 10**400, 1e308, math.nan, math.inf, "", "what", "\u00e9\u4e16", [], {}, [[1]], ["a", 2], {"a": None})
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e308,
+    math.nan,
+    math.inf,
+    "",
+    "what",
+    "\u00e9\u4e16",
+    [],
+    {},
+    [[1]],
+    ["a", 2],
+    {"a": None},
+)
 
 
 def keys_of(value, path=()):
-    """Every place inside a JSON value, as a tuple of keys and indices; at most three elements of a list."""
+    """Every place inside a JSON value, as a tuple of keys and indices; at most three elements of a
+    list.
+    """
     yield path
     if isinstance(value, dict):
         for key in value:
@@ -22,7 +43,9 @@ def keys_of(value, path=()):
 
 
 def edit(value, path, change):
-    """`value` with `change(parent, key)` done at `path`; at the root, what change says of [value]."""
+    """`value` with `change(parent, key)` done at `path`; at the root, what change
+    says of [value].
+    """
     holder = [json.loads(json.dumps(value))]
     parent, key = holder, 0
     for step in path:

@@ -1,4 +1,6 @@
-"""Many arm episodes and many GRPO iterations in one process: does memory grow, are files or threads left over?"""
+"""Many arm episodes and many GRPO iterations in one process: does memory grow, are files or threads
+left over?
+"""
 
 import gc
 import os
@@ -17,23 +19,36 @@ def resources() -> dict:
     gc.collect()
     process = psutil.Process()
     files = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
-    return {"memory": process.memory_info().rss, "files": files, "threads": threading.active_count()}
+    return {
+        "memory": process.memory_info().rss,
+        "files": files,
+        "threads": threading.active_count(),
+    }
 
 
 def repeated(step, count: int) -> dict:
-    """`step(n)` `count` times; memory at the end over memory after the first tenth, and what is left over since then."""
+    """`step(n)` `count` times; memory at the end over memory after the first tenth, and what is
+    left over since then.
+    """
     for n in range(count // 10):
         step(n)
     early = resources()
     for n in range(count // 10, count):
         step(n)
     late = resources()
-    return {"repetitions": count, "memory_ratio": round(late["memory"] / early["memory"], 4), "memory_mib": round(late["memory"] / 2**20, 1),
-            "files_left": late["files"] - early["files"], "threads_left": late["threads"] - early["threads"]}
+    return {
+        "repetitions": count,
+        "memory_ratio": round(late["memory"] / early["memory"], 4),
+        "memory_mib": round(late["memory"] / 2**20, 1),
+        "files_left": late["files"] - early["files"],
+        "threads_left": late["threads"] - early["threads"],
+    }
 
 
 def arm_episodes(count: int) -> dict:
-    """Episodes of two chunks on a simulated arm at twenty times real time, each recorded in a file; the arm is connected anew for every tenth."""
+    """Episodes of two chunks on a simulated arm at twenty times real time, each recorded in a file;
+    the arm is connected anew for every tenth.
+    """
     import tiny
 
     from wmpo_lite.arms.deploy import record_episode
@@ -50,15 +65,29 @@ def arm_episodes(count: int) -> dict:
             if n % 10 == 0:
                 if "arm" in ends:
                     ends["arm"].close()
-                ends["arm"] = SimulatedArm(task, states, n % 8, SimulatedConfig(size=tiny.SIZE, speed=20.0))
+                ends["arm"] = SimulatedArm(
+                    task, states, n % 8, SimulatedConfig(size=tiny.SIZE, speed=20.0)
+                )
                 ends["arm"].connect()
             else:
                 ends["arm"].reset(states, n % 8)
-            episode, path = record_episode(policy, ends["arm"], tiny.RED, horizon=8, folder=folder, number=n, task="place", temperature=1.0, seed=n)
+            episode, path = record_episode(
+                policy,
+                ends["arm"],
+                tiny.RED,
+                horizon=8,
+                folder=folder,
+                number=n,
+                task="place",
+                temperature=1.0,
+                seed=n,
+            )
             stopped = episode.reason is not None
             ends["stopped"] = ends.get("stopped", 0) + stopped
             path.unlink()
-            if stopped:  # a machine that was busy elsewhere: an arm that has stopped is connected anew
+            if (
+                stopped
+            ):  # a machine that was busy elsewhere: an arm that has stopped is connected anew
                 ends["arm"].close()
                 ends["arm"].connect()
 
@@ -68,7 +97,9 @@ def arm_episodes(count: int) -> dict:
 
 
 def grpo_iterations(count: int) -> dict:
-    """Iterations of GRPO with tiny models in the imagined and in the simulated environment, in turns."""
+    """Iterations of GRPO with tiny models in the imagined and in the simulated environment, in
+    turns.
+    """
     import tiny
     import torch
 
@@ -85,9 +116,17 @@ def grpo_iterations(count: int) -> dict:
     models = tiny.autoencoder(), tiny.world_model(), tiny.reward_model()
 
     def step(n):
-        options = dict(iterations=1, horizon=8, seed=n, stage="endurance", tolerate_silence=True, refill=0)
+        options = dict(
+            iterations=1, horizon=8, seed=n, stage="endurance", tolerate_silence=True, refill=0
+        )
         if n % 4:
-            optimise(policy, lambda seed: ImaginedEnv(*models, threshold=0.5, seed=seed), imagined_from, config, **options)
+            optimise(
+                policy,
+                lambda seed: ImaginedEnv(*models, threshold=0.5, seed=seed),
+                imagined_from,
+                config,
+                **options,
+            )
         else:
             optimise(policy, lambda seed: real, real_from, config, **options)
 

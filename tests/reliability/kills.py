@@ -1,4 +1,6 @@
-"""`wmpo-lite demo` in the smoke profile, killed with -9 at random moments and started again, beside a run that was left alone."""
+"""`wmpo-lite demo` in the smoke profile, killed with -9 at random moments and started again, beside
+a run that was left alone.
+"""
 
 import json
 import os
@@ -11,18 +13,35 @@ from pathlib import Path
 import numpy as np
 
 COMMAND = ["demo", "--profile", "smoke", "--rollout-budget", "32", "--name", "run"]
-# One core each: the bits of a run belong to its number of threads, and two runs with two threads each get in each other's way.
-PINNED = "import os, sys; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0, {int(sys.argv[1])}); from wmpo_lite.cli import main; main(sys.argv[2:])"
+# One core each: the bits of a run belong to its number of threads, and two runs with two threads
+# each get in each other's way.
+PINNED = (
+    "import os, sys; hasattr(os, 'sched_setaffinity') and os.sched_setaffinity(0,"
+    " {int(sys.argv[1])}); from wmpo_lite.cli import main; main(sys.argv[2:])"
+)
 TIMED = {"seconds", "demo_s", "iteration_s", "commit"}  # what the clock and the checkout decide
-UNLIKE = {"report.html", "provenance.json", ".owner"}  # times and the moment of writing are in these
+UNLIKE = {
+    "report.html",
+    "provenance.json",
+    ".owner",
+}  # times and the moment of writing are in these
 
 
 def start(folder: Path, core: int = 0) -> subprocess.Popen:
-    """The demo in `folder` on one core, the core-th that this process may use; its output is read by `finish`."""
+    """The demo in `folder` on one core, the core-th that this process may use; its output is read
+    by `finish`.
+    """
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     command = [sys.executable, "-c", PINNED, str(usable[core % len(usable)]), *COMMAND]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -49,21 +68,37 @@ def content(path: Path):
     if path.suffix == ".hdf5":
         from wmpo_lite.trajectory import load_trajectories
 
-        return [[getattr(t, name) if not isinstance(getattr(t, name), np.ndarray) else getattr(t, name).tobytes()
-                 for name in ("frames", "actions", "success", "finish_step", "instruction", "index")] for t in load_trajectories(path)]
+        return [
+            [
+                (
+                    getattr(t, name)
+                    if not isinstance(getattr(t, name), np.ndarray)
+                    else getattr(t, name).tobytes()
+                )
+                for name in ("frames", "actions", "success", "finish_step", "instruction", "index")
+            ]
+            for t in load_trajectories(path)
+        ]
     return path.read_bytes()
 
 
 def differences(one: Path, other: Path) -> list[str]:
     """Files of two run folders that are not there in both, or differ in more than times."""
-    files = lambda run: {str(p.relative_to(run)): p for p in run.rglob("*") if p.is_file() and p.name not in UNLIKE}  # noqa: E731
+    files = lambda run: {
+        str(p.relative_to(run)): p for p in run.rglob("*") if p.is_file() and p.name not in UNLIKE
+    }
     mine, theirs = files(one), files(other)
-    return sorted(name for name in mine.keys() | theirs.keys()
-                  if name not in mine or name not in theirs or content(mine[name]) != content(theirs[name]))
+    return sorted(
+        name
+        for name in mine.keys() | theirs.keys()
+        if name not in mine or name not in theirs or content(mine[name]) != content(theirs[name])
+    )
 
 
 def killed(folder: Path, moments: list[float], core: int = 0) -> list[str]:
-    """Run the demo in `folder`, killed after so many seconds each time, then to its end; returns where it was each time (the newest stage)."""
+    """Run the demo in `folder`, killed after so many seconds each time, then to its end; returns
+    where it was each time (the newest stage).
+    """
     where = []
     for seconds in moments:
         process, deadline = start(folder, core), time.monotonic() + seconds
@@ -72,14 +107,25 @@ def killed(folder: Path, moments: list[float], core: int = 0) -> list[str]:
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        stages = sorted((folder / "runs" / "run" / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-        where.append("after the end" if ended else f"after {stages[-1].stem}" if stages else "in the first stage")
+        stages = sorted(
+            (folder / "runs" / "run" / "stages").glob("*.json"),
+            key=lambda path: path.stat().st_mtime,
+        )
+        where.append(
+            "after the end"
+            if ended
+            else f"after {stages[-1].stem}"
+            if stages
+            else "in the first stage"
+        )
     finish(start(folder, core))
     return where
 
 
 def measure(folder: Path, kills: int, runs: int, seed: int = 0) -> dict:
-    """`kills` kills spread over `runs` runs, which are compared with one that was left alone; two of them at a time."""
+    """`kills` kills spread over `runs` runs, which are compared with one that was left alone; two
+    of them at a time.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     (folder / "whole").mkdir(parents=True)
@@ -88,8 +134,12 @@ def measure(folder: Path, kills: int, runs: int, seed: int = 0) -> dict:
     whole = time.monotonic() - clock
     rng = np.random.default_rng(seed)
     per_run = [kills // runs + (n < kills % runs) for n in range(runs)]
-    # A start takes some seconds before it does anything, and every try has to come further than the last one.
-    moments = [[float(rng.uniform(0.05, 1.0) * 1.3 * whole / count + 4) for _ in range(count)] for count in per_run]
+    # A start takes some seconds before it does anything, and every try has to come further than the
+    # last one.
+    moments = [
+        [float(rng.uniform(0.1, 1.0) * 2 * whole / count + 6) for _ in range(count)]
+        for count in per_run
+    ]
 
     def one(number):
         place = folder / f"killed{number}"
@@ -100,5 +150,10 @@ def measure(folder: Path, kills: int, runs: int, seed: int = 0) -> dict:
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(one, range(runs)))
     flat = [place for where, _ in results for place in where]
-    return {"kills": sum(place != "after the end" for place in flat), "runs": runs, "equal": sum(not found for _, found in results),
-            "where": {place: flat.count(place) for place in sorted(set(flat))}, "differing_files": sorted({name for _, found in results for name in found})}
+    return {
+        "kills": sum(place != "after the end" for place in flat),
+        "runs": runs,
+        "equal": sum(not found for _, found in results),
+        "where": {place: flat.count(place) for place in sorted(set(flat))},
+        "differing_files": sorted({name for _, found in results for name in found}),
+    }

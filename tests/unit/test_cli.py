@@ -1,4 +1,7 @@
-"""The command line: what cannot work is refused in one line before anything begins, whatever the terminal is."""
+"""The command line: what cannot work is refused in one line before anything begins, whatever the
+terminal is.
+"""
+
 import os
 import subprocess
 import sys
@@ -16,7 +19,12 @@ def refused(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main(list(arguments))
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 1 and said.startswith("wmpo-lite: ") and "\n" not in said and os.listdir() == []
+    assert (
+        ended.value.code == 1
+        and said.startswith("wmpo-lite: ")
+        and "\n" not in said
+        and os.listdir() == []
+    )
     return said
 
 
@@ -25,23 +33,59 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("arguments, option, allowed", [
-    (["demo", "--seed", "99999999999999999999"], "--seed", "0 to 4_294_967_295"), (["demo", "--seed", "-1"], "--seed", "0 to"),
-    (["demo", "--from-scratch", "--seed", "-1"], "--seed", "0 to"), (["assets", "--seed", "-1"], "--seed", "0 to"),
-    (["demo", "--evaluation-states", "0"], "--evaluation-states", "1 to"), (["demo", "--rollout-budget", "0"], "--rollout-budget", "1 to 10_000"),
-    (["demo", "--rollout-budget", "10001"], "--rollout-budget", "1 to 10_000"), (["upper-bound", "--iterations", "-3"], "--iterations", "1 to"),
-    (["upper-bound", "--iterations", "0"], "--iterations", "1 to"), (["upper-bound", "--seed", "-1"], "--seed", "0 to"),
-    (["deploy", "--seed", "-1"], "--seed", "0 to"), (["deploy", "--episodes", "0"], "--episodes", "1 to"), (["deploy", "--state", "-1"], "--state", "0 to"),
-    (["deploy", "--collect", "-1"], "--collect", "0 to"), (["deploy", "--temperature", "0"], "--temperature", "0.01 to"),
-    (["deploy", "--temperature", "nan"], "--temperature", "0.01 to"), (["deploy", "--speed", "0"], "--speed", "0.01 to 20"),
-    (["deploy", "--look", "2"], "--look", "0 to 1"), (["deploy", "--jitter", "inf"], "--jitter", "0 to 1"), (["deploy", "--ahead", "-1"], "--ahead", "0 to"),
-])
+@pytest.mark.parametrize(
+    "arguments, option, allowed",
+    [
+        (["demo", "--seed", "99999999999999999999"], "--seed", "0 to 4_294_967_295"),
+        (["demo", "--seed", "-1"], "--seed", "0 to"),
+        (["demo", "--from-scratch", "--seed", "-1"], "--seed", "0 to"),
+        (["assets", "--seed", "-1"], "--seed", "0 to"),
+        (["demo", "--evaluation-states", "0"], "--evaluation-states", "1 to"),
+        (["demo", "--rollout-budget", "0"], "--rollout-budget", "1 to 10_000"),
+        (["demo", "--rollout-budget", "10001"], "--rollout-budget", "1 to 10_000"),
+        (["upper-bound", "--iterations", "-3"], "--iterations", "1 to"),
+        (["upper-bound", "--iterations", "0"], "--iterations", "1 to"),
+        (["upper-bound", "--seed", "-1"], "--seed", "0 to"),
+        (["deploy", "--seed", "-1"], "--seed", "0 to"),
+        (["deploy", "--episodes", "0"], "--episodes", "1 to"),
+        (["deploy", "--state", "-1"], "--state", "0 to"),
+        (["deploy", "--collect", "-1"], "--collect", "0 to"),
+        (["deploy", "--temperature", "0"], "--temperature", "0.01 to"),
+        (["deploy", "--temperature", "nan"], "--temperature", "0.01 to"),
+        (["deploy", "--speed", "0"], "--speed", "0.01 to 20"),
+        (["deploy", "--look", "2"], "--look", "0 to 1"),
+        (["deploy", "--jitter", "inf"], "--jitter", "0 to 1"),
+        (["deploy", "--ahead", "-1"], "--ahead", "0 to"),
+    ],
+)
 def test_numbers_out_of_range_are_refused_with_the_range(capsys, arguments, option, allowed):
     said = refused(capsys, *arguments)
     assert f"{option} is " in said and allowed in said
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../esc", "a/b", "a\\b", "/tmp/x", " ", "a ", "a.", ".hidden", "a\nb", "a\0b", "c:x", "nul", "COM1.x", "-x", "x" * 101, "assets"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "../esc",
+        "a/b",
+        "a\\b",
+        "/tmp/x",
+        " ",
+        "a ",
+        "a.",
+        ".hidden",
+        "a\nb",
+        "a\0b",
+        "c:x",
+        "nul",
+        "COM1.x",
+        "-x",
+        "x" * 101,
+        "assets",
+    ],
+)
 def test_a_run_name_is_one_plain_folder_name(capsys, name):
     with pytest.raises(UserError, match="--name is"):
         run_folder(name)
@@ -52,29 +96,41 @@ def test_a_run_name_is_one_plain_folder_name(capsys, name):
         run_folder("")
 
 
-@pytest.mark.parametrize("name", ["a", "place-laptop-p128-s0", "Käse 2", "v1.5+x=3@home", "_x", "x" * 100, "console"])
+@pytest.mark.parametrize(
+    "name", ["a", "place-laptop-p128-s0", "Käse 2", "v1.5+x=3@home", "_x", "x" * 100, "console"]
+)
 def test_plain_names_are_taken(name):
     assert str(run_folder(name)) == os.path.join("runs", name)
 
 
 def test_the_upper_bound_of_a_task_of_libero_has_a_folder_of_its_own(capsys):
     from wmpo_lite.envs.tasks import folder_name
+
     assert run_folder(f"{folder_name('libero_object/0')}-upper-s0").parent.name == "runs"
 
 
 def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "up" / "stages").mkdir(parents=True)
-    (tmp_path / "runs" / "up" / "stages" / "upper.json").write_text('{"result": {"iterations": 40}}')
+    (tmp_path / "runs" / "up" / "stages" / "upper.json").write_text(
+        '{"result": {"iterations": 40}}'
+    )
     with pytest.raises(SystemExit):
         cli.main(["upper-bound", "--name", "up", "--iterations", "3"])
-    assert "runs/up holds an upper bound of 40 iterations and 3 are asked for" in capsys.readouterr().err
+    assert (
+        "runs/up holds an upper bound of 40 iterations and 3 are asked for"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatch):
     monkeypatch.setattr(cli, "train_assets", lambda *a: pytest.fail("training has begun"))
-    assert "smaller than one group" in refused(capsys, "demo", "--from-scratch", "--rollout-budget", "4")
-    assert "--rollout-budget" in refused(capsys, "demo", "--profile", "smoke", "--rollout-budget", "4")
+    assert "smaller than one group" in refused(
+        capsys, "demo", "--from-scratch", "--rollout-budget", "4"
+    )
+    assert "--rollout-budget" in refused(
+        capsys, "demo", "--profile", "smoke", "--rollout-budget", "4"
+    )
     assert "unknown" in refused(capsys, "demo", "--from-scratch", "--task", "juggle")
     assert "--name" in refused(capsys, "demo", "--from-scratch", "--name", "../x")
     Run(profile="smoke", rollout_budget=5).settings()
@@ -83,13 +139,24 @@ def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatc
 def test_whatever_a_disk_refuses_is_one_line(capsys, monkeypatch):
     def refuse(self):
         raise OSError(28, "No space left on device", "runs/x")
+
     monkeypatch.setattr(cli.Results, "__call__", refuse)
-    assert refused(capsys, "results") == "wmpo-lite: cannot use runs/x (No space left on device); free some disk space or choose another folder"
+    assert (
+        refused(capsys, "results")
+        == "wmpo-lite: cannot use runs/x (No space left on device); free some disk space or choose"
+        " another folder"
+    )
 
 
 def run(command: str, **environment):
     whole = f"{sys.executable} -m wmpo_lite.cli {command}"
-    return subprocess.run(["bash", "-c", whole], env={**os.environ, **environment}, capture_output=True, text=True, errors="replace")
+    return subprocess.run(
+        ["bash", "-c", whole],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
 
 
 def test_help_is_shown_on_a_terminal_that_knows_ascii_only():
@@ -101,7 +168,11 @@ def test_a_reader_that_has_seen_enough_and_a_full_disk():
     done = run("results | true; exit ${PIPESTATUS[0]}")
     assert done.stderr == "" and done.returncode in (0, 1)
     done = run("results > /dev/full")
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "No space left on device" in done.stderr
+    assert (
+        done.returncode == 1
+        and len(done.stderr.splitlines()) == 1
+        and "No space left on device" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("command", [["demo", "--profile", "smoke"], ["deploy", "--dry-run"]])
@@ -111,7 +182,13 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys, monkeypatc
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--name", "a"])
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 1 and "\n" not in said and "runs/a" in said and "in its way" in said and (tmp_path / "runs").read_text() == "mine"
+    assert (
+        ended.value.code == 1
+        and "\n" not in said
+        and "runs/a" in said
+        and "in its way" in said
+        and (tmp_path / "runs").read_text() == "mine"
+    )
 
 
 def test_settings_of_a_deployment_are_checked_in_python_too():

@@ -251,7 +251,10 @@ def shards(tmp_path_factory):
     """Three shards of play: workers recorded two, the middle one was there before."""
     folder = tmp_path_factory.mktemp("play")
     kept = folder / "play_16px_2steps_0001.npz"
-    earlier = {"frames": np.zeros((32, 3, 16, 16, 3), np.uint8), "actions": np.zeros((32, 2, 4), np.float32)}
+    earlier = {
+        "frames": np.zeros((32, 3, 16, 16, 3), np.uint8),
+        "actions": np.zeros((32, 2, 4), np.float32),
+    }
     collect.write_shard(kept, earlier, collect.recipe(collect.record_play, (1, 16, 2)))
     return folder, kept, collect.collect_play(3, folder, size=16, horizon=2, workers=1)
 
@@ -269,19 +272,31 @@ def test_shards_that_exist_are_kept_and_missing_ones_recorded(shards):
 
 
 def test_shards_say_what_they_were_made_from(shards):
-    assert collect.made_from(shards[2][2]) == {"recording": "play", "shard": 2, "size": 16, "horizon": 2, "shard_size": 32}
+    assert collect.made_from(shards[2][2]) == {
+        "recording": "play",
+        "shard": 2,
+        "size": 16,
+        "horizon": 2,
+        "shard_size": 32,
+    }
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"noise": 0.8000001}, "noise: 0.8000001 there, 0.8 here"),  # the same in the file's name
-    ({"shard": 3}, "shard: 3 there, 0 here"),
-    ({"shard_size": 8}, "shard_size: 8 there, 64 here"),
-    ({"recording": "play"}, "recording: play there, demonstrations here"),
-    (None, "does not say what it was made from"),
-    (b"torn", "is not a recording of this kit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise": 0.8000001}, "noise: 0.8000001 there, 0.8 here"),  # the same in the file's name
+        ({"shard": 3}, "shard: 3 there, 0 here"),
+        ({"shard_size": 8}, "shard_size: 8 there, 64 here"),
+        ({"recording": "play"}, "recording: play there, demonstrations here"),
+        (None, "does not say what it was made from"),
+        (b"torn", "is not a recording of this kit"),
+    ],
+)
 def test_a_shard_of_another_recording_is_refused_and_left_alone(tmp_path, change, message):
-    path, asked = tmp_path / "demos_place_0.8_0.1_0000.npz", collect.recipe(collect.record_demonstrations, ("place", 0, 0.8, 0.1))
+    path, asked = (
+        tmp_path / "demos_place_0.8_0.1_0000.npz",
+        collect.recipe(collect.record_demonstrations, ("place", 0, 0.8, 0.1)),
+    )
     if isinstance(change, bytes):
         path.write_bytes(change)
     elif change is None:
@@ -297,11 +312,16 @@ def test_a_shard_of_another_recording_is_refused_and_left_alone(tmp_path, change
 def test_latents_of_other_shards_with_the_same_name_are_encoded_anew(tmp_path):
     autoencoder, first = tiny.autoencoder(), None
     for seed in (0, 1):
-        data = {"frames": tiny.noise_frames(2, 3, seed=seed), "actions": tiny.random_actions(2, 2, 4, seed=seed)}
+        data = {
+            "frames": tiny.noise_frames(2, 3, seed=seed),
+            "actions": tiny.random_actions(2, 2, 4, seed=seed),
+        }
         path = tmp_path / str(seed) / "play.npz"
         collect.write_shard(path, data, {})
         latents, actions = play_latents(autoencoder, [path], tmp_path / "latents")
-        assert torch.equal(latents, autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half())
+        assert torch.equal(
+            latents, autoencoder.encode_uint8(torch.from_numpy(data["frames"])).half()
+        )
         assert torch.equal(actions, torch.from_numpy(data["actions"]))
         assert first is None or not torch.equal(latents, first)
         first = latents

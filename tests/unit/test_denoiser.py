@@ -9,7 +9,18 @@ import torch
 from wmpo_lite.denoiser import Context, DenoiserConfig, build_denoiser, compose
 from wmpo_lite.errors import UserError
 
-SMALL = dict(latent_channels=4, latent_size=8, action_dim=3, context=3, frames=2, widths=(16, 16), blocks=1, width=32, depth=1, heads=2)
+SMALL = dict(
+    latent_channels=4,
+    latent_size=8,
+    action_dim=3,
+    context=3,
+    frames=2,
+    widths=(16, 16),
+    blocks=1,
+    width=32,
+    depth=1,
+    heads=2,
+)
 KINDS = pytest.mark.parametrize("kind", ["unet", "stdit"])
 
 
@@ -27,10 +38,20 @@ def inputs(batch=2, seed=0, c=SMALL, **changes):
     c = {**c, **changes}
     g = torch.Generator().manual_seed(seed)
     shape = (c["latent_channels"], c["latent_size"], c["latent_size"])
-    rand = lambda *s: torch.randn(*s, generator=g)  # noqa: E731
-    context = Context(rand(batch, *shape), rand(batch, c["context"], *shape), rand(batch, c["context"] - 1, c["action_dim"]),
-                      rand(batch, c["action_dim"]), torch.rand(batch, generator=g))
-    return rand(batch, c["frames"], *shape), torch.tensor([0.4, 0.9][:batch]), context, rand(batch, c["frames"], c["action_dim"])
+    rand = lambda *s: torch.randn(*s, generator=g)
+    context = Context(
+        rand(batch, *shape),
+        rand(batch, c["context"], *shape),
+        rand(batch, c["context"] - 1, c["action_dim"]),
+        rand(batch, c["action_dim"]),
+        torch.rand(batch, generator=g),
+    )
+    return (
+        rand(batch, c["frames"], *shape),
+        torch.tensor([0.4, 0.9][:batch]),
+        context,
+        rand(batch, c["frames"], c["action_dim"]),
+    )
 
 
 @KINDS
@@ -62,7 +83,7 @@ def test_an_open_gate_lets_the_reference_through_and_a_closed_one_what_is_drawn(
 
 @KINDS
 def test_there_is_no_gate_without_a_reference(kind):
-    count = lambda **options: sum(p.numel() for p in build(kind, **options).parameters())  # noqa: E731
+    count = lambda **options: sum(p.numel() for p in build(kind, **options).parameters())
     assert count(gate=True) > count(gate=False)
     assert count(reference=False, gate=True) == count(reference=False, gate=False)
 
@@ -76,7 +97,9 @@ def test_episodes_of_a_batch_do_not_see_each_other(kind):
 
 
 @KINDS
-@pytest.mark.parametrize("part", ["x_t", "t", "reference", "frames", "past", "path", "level", "actions"])
+@pytest.mark.parametrize(
+    "part", ["x_t", "t", "reference", "frames", "past", "path", "level", "actions"]
+)
 def test_every_input_matters(kind, part):
     net, (x_t, t, context, actions) = build(kind), inputs()
     before = net.predict_x0(x_t, t, context, actions)
@@ -84,7 +107,11 @@ def test_every_input_matters(kind, part):
         context = context._replace(**{part: getattr(context, part) + 0.5})
     elif part == "past":
         context = context._replace(actions=context.actions + 0.5)
-    x_t, t, actions = x_t + 0.5 * (part == "x_t"), t * (1 - 0.5 * (part == "t")), actions + 0.5 * (part == "actions")
+    x_t, t, actions = (
+        x_t + 0.5 * (part == "x_t"),
+        t * (1 - 0.5 * (part == "t")),
+        actions + 0.5 * (part == "actions"),
+    )
     after = net.predict_x0(x_t, t, context, actions)
     if part == "frames":  # beyond the newest frame, which the change is added to
         before, after = before - 0.5 * 0, after - 0.5
@@ -95,7 +122,9 @@ def test_every_input_matters(kind, part):
 def test_reference_and_path_are_not_seen_when_switched_off(kind):
     net, (x_t, t, context, actions) = build(kind, reference=False, path=False), inputs()
     other = context._replace(reference=context.reference * 0, path=context.path + 3)
-    assert torch.equal(net.predict_x0(x_t, t, context, actions), net.predict_x0(x_t, t, other, actions))
+    assert torch.equal(
+        net.predict_x0(x_t, t, context, actions), net.predict_x0(x_t, t, other, actions)
+    )
 
 
 @KINDS
@@ -114,11 +143,23 @@ def test_the_transformer_is_causal_in_time():
     later = x_t.clone()
     later[:, 1] += 1.0
     after = net.predict_x0(later, t, context, actions)
-    assert torch.equal(before[:, 0], after[:, 0]) and (before[:, 1] - after[:, 1]).abs().max() > 1e-3
+    assert (
+        torch.equal(before[:, 0], after[:, 0]) and (before[:, 1] - after[:, 1]).abs().max() > 1e-3
+    )
 
 
 def test_the_papers_transformer_can_be_built():
-    config = DenoiserConfig(kind="stdit", latent_channels=4, latent_size=32, action_dim=7, context=4, frames=8, width=1152, depth=28, heads=16)
+    config = DenoiserConfig(
+        kind="stdit",
+        latent_channels=4,
+        latent_size=32,
+        action_dim=7,
+        context=4,
+        frames=8,
+        width=1152,
+        depth=28,
+        heads=16,
+    )
     with torch.device("meta"):
         net = build_denoiser(config)
     assert 1.2e9 < sum(p.numel() for p in net.parameters()) < 1.7e9

@@ -1,10 +1,13 @@
-"""A desk around an environment: late and noisy pictures, limits, a dry run; and the plain environment where nothing is switched on."""
+"""A desk around an environment: late and noisy pictures, limits, a dry run; and the plain
+environment where nothing is switched on.
+"""
+
 import dataclasses
 
 import numpy as np
 import pytest
-
 import tiny
+
 from wmpo_lite.envs.desk import Desk, DeskConfig
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
@@ -31,9 +34,16 @@ def ramp(batch=2, steps=6):
 def test_a_desk_without_disturbance_is_the_environment():
     desk, plain = Desk(tiny.Counter(), DeskConfig()), tiny.Counter()
     policy, states = tiny.policy(), tiny.states(5)
-    ours, theirs = (rollout(policy, env, states, horizon=12, temperature=1.0, seed=3) for env in (desk, plain))
+    ours, theirs = (
+        rollout(policy, env, states, horizon=12, temperature=1.0, seed=3) for env in (desk, plain)
+    )
     for a, b in zip(ours, theirs):
-        assert (a.frames == b.frames).all() and (a.actions == b.actions).all() and a.success == b.success and a.finish_step == b.finish_step
+        assert (
+            (a.frames == b.frames).all()
+            and (a.actions == b.actions).all()
+            and a.success == b.success
+            and a.finish_step == b.finish_step
+        )
 
 
 @pytest.mark.parametrize("latency", [0, 1, 3])
@@ -69,7 +79,9 @@ def test_a_dry_run_moves_nothing_and_tells_what_it_would_have_done(table):
     actions = tiny.random_actions(2, 4, 4)
     frames, done, _ = desk.step_chunk(actions)
     assert (table.tip == tip).all() and (frames == first[:, None]).all() and not done.any()
-    assert np.allclose([r["commanded"] for r in desk.log], np.moveaxis(actions, 1, 0)) and not np.any([r["executed"] for r in desk.log])
+    assert np.allclose(
+        [r["commanded"] for r in desk.log], np.moveaxis(actions, 1, 0)
+    ) and not np.any([r["executed"] for r in desk.log])
 
 
 def test_the_box_keeps_the_tips_and_lets_them_back_in(table):
@@ -80,7 +92,9 @@ def test_the_box_keeps_the_tips_and_lets_them_back_in(table):
     desk.reset(states)
     for direction in np.concatenate([np.eye(3), -np.eye(3)]):
         desk.step_chunk(np.tile(np.float32([*direction, -1]), (4, 5, 1)), every_frame=False)
-        assert (table.tip > low - 0.006).all() and (table.tip < high + 0.006).all()  # the arm itself overshoots by a few millimetres
+        assert (table.tip > low - 0.006).all() and (
+            table.tip < high + 0.006
+        ).all()  # the arm itself overshoots by a few millimetres
     assert sum(record["limited"].all() for record in desk.log) > 6
     free = [record["limited"].any() for record in desk.log[::5]]
     assert not all(free)  # a command back into the box is left alone
@@ -94,7 +108,11 @@ def test_a_command_away_from_the_wall_is_not_cut(table):
     desk.reset(states)
     desk.step_chunk(np.float32([[[1, 0.5, 0, -1], [-1, 0, 0, -1]]]))
     out, back = (record["executed"][0] for record in desk.log)
-    assert out[0] == pytest.approx(0, abs=0.01) and out[1] == pytest.approx(0.5) and back[0] == pytest.approx(-1)
+    assert (
+        out[0] == pytest.approx(0, abs=0.01)
+        and out[1] == pytest.approx(0.5)
+        and back[0] == pytest.approx(-1)
+    )
     assert [record["limited"][0] for record in desk.log] == [True, False]
 
 
@@ -112,10 +130,14 @@ def test_speed_and_jitter(table):
 
 
 def test_noise_belongs_to_the_initial_state_and_not_to_the_batch():
-    """Batches of any size, part and order meet the same noise, and no two states, splits or seeds the same."""
+    """Batches of any size, part and order meet the same noise, and no two states, splits or seeds
+    the same.
+    """
 
     def noise(states, batch, seed=0):
-        """What was added to motionless actions (N, 6, 3), and the noisy pictures (N, 7, H, W, 3)."""
+        """What was added to motionless actions (N, 6, 3), and the noisy pictures (N, 7,
+        H, W, 3).
+        """
         moved, seen = [], []
         for begin in range(0, len(states), batch):
             part = states[begin : begin + batch]
@@ -131,19 +153,28 @@ def test_noise_belongs_to_the_initial_state_and_not_to_the_batch():
     for rows, batch in ((np.arange(7), 3), (np.arange(7), 1), ([4, 2, 6], 2)):
         again, pictures = noise(states[rows], batch)
         assert (again == moved[rows]).all() and (pictures == seen[rows]).all()
-    assert len({row.tobytes() for row in moved}) == 7 and len({row.tobytes() for row in moved.reshape(42, 3)}) == 42
-    others = noise(states, 7, seed=1)[0], noise(dataclasses.replace(states, split="evaluation"), 7)[0]
+    assert (
+        len({row.tobytes() for row in moved}) == 7
+        and len({row.tobytes() for row in moved.reshape(42, 3)}) == 42
+    )
+    others = (
+        noise(states, 7, seed=1)[0],
+        noise(dataclasses.replace(states, split="evaluation"), 7)[0],
+    )
     assert all((other != moved).all() for other in others)
     assert abs(np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1]) < 0.9
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: DeskConfig(latency=-1), "latency is -1"),
-    (lambda: DeskConfig(speed=0.0), "speed is 0.0"),
-    (lambda: DeskConfig(low=(0, 0, 0)), "must both be given"),
-    (lambda: DeskConfig(low=(0, 0, 0), high=(1, 0, 1)), "every low below its high"),
-    (lambda: Desk(tiny.Counter(), DeskConfig(low=(0, 0, 0), high=(1, 1, 1))), "finger tips"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: DeskConfig(latency=-1), "latency is -1"),
+        (lambda: DeskConfig(speed=0.0), "speed is 0.0"),
+        (lambda: DeskConfig(low=(0, 0, 0)), "must both be given"),
+        (lambda: DeskConfig(low=(0, 0, 0), high=(1, 0, 1)), "every low below its high"),
+        (lambda: Desk(tiny.Counter(), DeskConfig(low=(0, 0, 0), high=(1, 1, 1))), "finger tips"),
+    ],
+)
 def test_bad_input_gets_one_sentence(make, message):
     with pytest.raises(UserError, match=message):
         make()
@@ -160,7 +191,9 @@ def test_nan_stops_the_arm_before_it_moves(table):
     assert (table.tip == tip).all()
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)]
+)
 def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(shape):
     """A row too few would be broadcast to all episodes, a number too many ignored."""
     table = tiny.Counter()

@@ -2,7 +2,14 @@
 
 import torch
 
-from wmpo_lite.diffusion import draw_times, euler_sample, flow_loss, interpolate, shift_time, time_grid
+from wmpo_lite.diffusion import (
+    draw_times,
+    euler_sample,
+    flow_loss,
+    interpolate,
+    shift_time,
+    time_grid,
+)
 
 
 def normal(*shape, seed=0):
@@ -46,7 +53,9 @@ def test_times_of_training_are_never_zero_and_so_many_are_pure_noise():
 def test_the_loss_is_the_velocitys_squared_error_up_to_the_cap():
     target, found = torch.zeros(2, 3), torch.ones(2, 3)
     assert flow_loss(found, target, torch.tensor([1.0, 1.0])) == 1
-    assert torch.isclose(flow_loss(found, target, torch.tensor([0.5, 1.0]), cap=100), torch.tensor(2.5))
+    assert torch.isclose(
+        flow_loss(found, target, torch.tensor([0.5, 1.0]), cap=100), torch.tensor(2.5)
+    )
     assert flow_loss(found, target, torch.tensor([0.01, 0.01]), cap=4.0) == 4
     weight = torch.tensor([[3.0], [1.0]])
     assert flow_loss(found, target, torch.ones(2), weight=weight) == 2

@@ -1,4 +1,6 @@
-"""DPO: pairs, the loss against arithmetic done by hand, and a real training run of a tiny policy."""
+"""DPO: pairs, the loss against arithmetic done by hand, and a real training run of
+a tiny policy.
+"""
 
 import copy
 import math
@@ -17,7 +19,9 @@ K, D, BINS = 2, 3, 5
 
 
 class TinyPolicy(nn.Module):
-    """Categorical logits, linear in the mean colour of the frame; counts the frames it was shown."""
+    """Categorical logits, linear in the mean colour of the frame; counts the frames
+    it was shown.
+    """
 
     def __init__(self):
         super().__init__()
@@ -32,17 +36,34 @@ class TinyPolicy(nn.Module):
         return distribution.log_prob(tokens), distribution.entropy()
 
 
-def make_trajectory(success, seed=0, instruction="push", state=0.0, T=6, finish_step=None, **kwargs):
+def make_trajectory(
+    success, seed=0, instruction="push", state=0.0, T=6, finish_step=None, **kwargs
+):
     rng = np.random.default_rng(seed)
-    return Trajectory(**(dict(
-        frames=rng.integers(0, 256, (T + 1, 4, 4, 3), dtype=np.uint8), actions=np.zeros((T, D), np.float32),
-        tokens=rng.integers(0, BINS, (T, D)), log_probs=None, success=success, finish_step=finish_step or T,
-        instruction=instruction, initial_state=np.full(2, state), split="rollouts", index=0, chunk=K) | kwargs))
+    return Trajectory(
+        **(
+            dict(
+                frames=rng.integers(0, 256, (T + 1, 4, 4, 3), dtype=np.uint8),
+                actions=np.zeros((T, D), np.float32),
+                tokens=rng.integers(0, BINS, (T, D)),
+                log_probs=None,
+                success=success,
+                finish_step=finish_step or T,
+                instruction=instruction,
+                initial_state=np.full(2, state),
+                split="rollouts",
+                index=0,
+                chunk=K,
+            )
+            | kwargs
+        )
+    )
 
 
 def rollouts(successes=4, failures=4):
-    return ([make_trajectory(True, i, state=i, finish_step=3) for i in range(successes)]
-            + [make_trajectory(False, 100 + i, state=i) for i in range(failures)])
+    return [make_trajectory(True, i, state=i, finish_step=3) for i in range(successes)] + [
+        make_trajectory(False, 100 + i, state=i) for i in range(failures)
+    ]
 
 
 def seeded(seed=0):
@@ -51,9 +72,20 @@ def seeded(seed=0):
 
 # ---- configuration and pairs
 
-@pytest.mark.parametrize("field, value", [
-    ("beta", 0.0), ("normalise", "max"), ("lr", -1.0), ("epochs", 0), ("pairs", 0), ("batch", 0), ("grad_clip", 0.0),
-    ("temperature", 0.0)])
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("beta", 0.0),
+        ("normalise", "max"),
+        ("lr", -1.0),
+        ("epochs", 0),
+        ("pairs", 0),
+        ("batch", 0),
+        ("grad_clip", 0.0),
+        ("temperature", 0.0),
+    ],
+)
 def test_bad_settings_are_named(field, value):
     with pytest.raises(UserError, match=field):
         DPOConfig(**{field: value})
@@ -71,15 +103,25 @@ def test_pairs_prefer_the_same_initial_state():
 
 def test_pairs_fall_back_to_the_instruction_and_then_to_any_failure():
     # the last failure has the state of the "lift" success, but not its instruction
-    table = [(True, 1, "push"), (True, 2, "lift"), (False, 3, "push"), (False, 4, "push"), (False, 2, "slide")]
-    trajectories = [make_trajectory(success, state=state, instruction=text) for success, state, text in table]
+    table = [
+        (True, 1, "push"),
+        (True, 2, "lift"),
+        (False, 3, "push"),
+        (False, 4, "push"),
+        (False, 2, "slide"),
+    ]
+    trajectories = [
+        make_trajectory(success, state=state, instruction=text) for success, state, text in table
+    ]
     pairs = make_pairs(trajectories, seeded(), 60).tolist()
     assert {tuple(p) for p in pairs} == {(0, 2), (0, 3), (1, 2), (1, 3), (1, 4)}
 
 
 def test_trajectories_without_states_do_not_share_one():
-    trajectories = [make_trajectory(s, initial_state=np.zeros(0), instruction=i) for s, i in
-                    ((True, "push"), (False, "push"), (False, "push"))]
+    trajectories = [
+        make_trajectory(s, initial_state=np.zeros(0), instruction=i)
+        for s, i in ((True, "push"), (False, "push"), (False, "push"))
+    ]
     assert {tuple(p) for p in make_pairs(trajectories, seeded(), 30).tolist()} == {(0, 1), (0, 2)}
 
 
@@ -100,12 +142,16 @@ def test_one_sided_rollouts_are_refused(counts, word):
 
 # ---- loss
 
+
 def test_reduce_log_probs():
     log_probs = torch.tensor([[-1.0, -2, -3, -50], [-4, -50, -50, -50]]).view(2, 2, 2, 1)
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool().view(2, 2, 2, 1)
     assert reduce_log_probs(log_probs, mask).tolist() == [-6, -4]  # -1 - 2 - 3; -4
     assert reduce_log_probs(log_probs, mask, "mean").tolist() == [-2, -4]  # -6 / 3; -4 / 1
-    assert reduce_log_probs(log_probs * float("nan"), torch.zeros_like(mask), "mean").tolist() == [0, 0]
+    assert reduce_log_probs(log_probs * float("nan"), torch.zeros_like(mask), "mean").tolist() == [
+        0,
+        0,
+    ]
     with pytest.raises(UserError, match="normalise"):
         reduce_log_probs(log_probs, mask, "max")
 
@@ -114,17 +160,28 @@ def test_dpo_loss_golden():
     # pair 1: 0.5 * ((-1 + 3) - (-4 + 3)) = 1.5, log(1 + e^-1.5) = 0.2014133
     # pair 2: 0.5 * ((-5 + 3) - (-2 + 2)) = -1.0, log(1 + e^1) = 1.3132617
     # loss = (0.2014133 + 1.3132617) / 2 = 0.7573375
-    loss, logs = dpo_loss(torch.tensor([-1.0, -5]), torch.tensor([-4.0, -2]), torch.tensor([-3.0, -3]),
-                          torch.tensor([-3.0, -2]), beta=0.5)
+    loss, logs = dpo_loss(
+        torch.tensor([-1.0, -5]),
+        torch.tensor([-4.0, -2]),
+        torch.tensor([-3.0, -3]),
+        torch.tensor([-3.0, -2]),
+        beta=0.5,
+    )
     assert float(loss) == pytest.approx(0.7573375, abs=1e-6)
     assert logs["accuracy"] == 0.5 and logs["margin"] == pytest.approx(0.25)  # (1.5 - 1.0) / 2
-    assert logs["chosen_shift"] == 0.0 and logs["rejected_shift"] == -0.5  # (2 - 2) / 2; (-1 + 0) / 2
+    assert (
+        logs["chosen_shift"] == 0.0 and logs["rejected_shift"] == -0.5
+    )  # (2 - 2) / 2; (-1 + 0) / 2
 
 
 def test_the_reference_itself_has_loss_log_two():
     x, y = torch.randn(7, generator=seeded()), torch.randn(7, generator=seeded(1))
     loss, logs = dpo_loss(x, y, x, y)
-    assert float(loss) == pytest.approx(math.log(2)) and logs["margin"] == 0 and logs["accuracy"] == 0.5
+    assert (
+        float(loss) == pytest.approx(math.log(2))
+        and logs["margin"] == 0
+        and logs["accuracy"] == 0.5
+    )
 
 
 def test_default_beta():
@@ -134,7 +191,10 @@ def test_default_beta():
 
 
 def test_gradient_favours_the_chosen():
-    c, r = torch.randn(9, generator=seeded()).requires_grad_(), torch.randn(9, generator=seeded(1)).requires_grad_()
+    c, r = (
+        torch.randn(9, generator=seeded()).requires_grad_(),
+        torch.randn(9, generator=seeded(1)).requires_grad_(),
+    )
     dpo_loss(c, r, torch.zeros(9), torch.zeros(9))[0].backward()
     assert bool((c.grad < 0).all()) and torch.allclose(c.grad, -r.grad)
 
@@ -147,10 +207,13 @@ def test_extreme_margins_stay_finite():
 
 # ---- training
 
+
 def total_log_prob(policy, trajectories):
     batch = batch_from_trajectories(trajectories)
     with torch.no_grad():
-        log_probs, _ = batch_log_probs(policy, batch, torch.arange(len(trajectories)), 1.0, torch.device("cpu"))
+        log_probs, _ = batch_log_probs(
+            policy, batch, torch.arange(len(trajectories)), 1.0, torch.device("cpu")
+        )
     return reduce_log_probs(log_probs, batch.mask)
 
 
@@ -160,7 +223,9 @@ def test_training_prefers_successes(normalise):
     reference = copy.deepcopy(policy)
     before = total_log_prob(policy, trajectories)
     config = DPOConfig(lr=0.02, epochs=5, pairs=16, batch=4, normalise=normalise)
-    history = train_dpo(policy, reference, trajectories, config, seed=1, on_step=lambda *args: seen.append(args))
+    history = train_dpo(
+        policy, reference, trajectories, config, seed=1, on_step=lambda *args: seen.append(args)
+    )
     shift = total_log_prob(policy, trajectories) - before
     assert shift[:4].mean() > shift[4:].mean() + 1
     assert len(history) == 5 * 4 and seen == list(enumerate(history))
@@ -168,7 +233,14 @@ def test_training_prefers_successes(normalise):
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert history[0]["margin"] == pytest.approx(0, abs=1e-5)
     assert history[-1]["accuracy"] > 0.7 and history[-1]["margin"] > 0
-    assert set(history[0]) == {"loss", "accuracy", "margin", "chosen_shift", "rejected_shift", "grad_norm"}
+    assert set(history[0]) == {
+        "loss",
+        "accuracy",
+        "margin",
+        "chosen_shift",
+        "rejected_shift",
+        "grad_norm",
+    }
     for ours, theirs in zip(reference.parameters(), TinyPolicy().parameters()):
         assert torch.equal(ours, theirs) and ours.grad is None
 
@@ -182,7 +254,9 @@ def test_reference_is_asked_once_and_may_be_the_policy_itself():
     assert train_dpo(TinyPolicy(), None, trajectories, config, seed=4) != with_copy
 
 
-@pytest.mark.parametrize("options", [{}, {"beta": 0.7}, {"normalise": "mean"}, {"temperature": 1.6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"beta": 0.7}, {"normalise": "mean"}, {"temperature": 1.6}]
+)
 def test_training_computes_the_loss_of_its_options(options):
     settings = {"beta": 0.1, "normalise": "sum", "temperature": 1.0} | options
     policy, other, trajectories = TinyPolicy(), TinyPolicy(), rollouts(1, 1)
@@ -190,8 +264,15 @@ def test_training_computes_the_loss_of_its_options(options):
         other.head.weight.mul_(3)
     batch = batch_from_trajectories(trajectories)
     (chosen, rejected), (ref_chosen, ref_rejected) = (
-        reduce_log_probs(batch_log_probs(p, batch, torch.arange(2), settings["temperature"], torch.device("cpu"))[0],
-                         batch.mask, settings["normalise"]).tolist() for p in (policy, other))
+        reduce_log_probs(
+            batch_log_probs(
+                p, batch, torch.arange(2), settings["temperature"], torch.device("cpu")
+            )[0],
+            batch.mask,
+            settings["normalise"],
+        ).tolist()
+        for p in (policy, other)
+    )
     margin = settings["beta"] * (chosen - ref_chosen - rejected + ref_rejected)
     logs = train_dpo(policy, other, trajectories, DPOConfig(pairs=1, epochs=1, **options))[0]
     assert logs["margin"] == pytest.approx(margin, abs=1e-5)
@@ -204,8 +285,13 @@ def test_learning_rate_and_clip_are_used():
         policy = TinyPolicy()
         train_dpo(policy, None, rollouts(), DPOConfig(pairs=1, epochs=1, **options))
         moved.append((policy.head.weight - TinyPolicy().head.weight).abs().max().item())
-    # the first Adam step is lr in each direction; a gradient far below Adam's epsilon (1e-8) moves almost nothing
-    assert moved[0] == pytest.approx(1e-4, rel=0.1) and moved[1] == pytest.approx(1e-2, rel=0.1) and moved[2] < 2e-4
+    # the first Adam step is lr in each direction; a gradient far below Adam's epsilon (1e-8) moves
+    # almost nothing
+    assert (
+        moved[0] == pytest.approx(1e-4, rel=0.1)
+        and moved[1] == pytest.approx(1e-2, rel=0.1)
+        and moved[2] < 2e-4
+    )
 
 
 def test_the_reference_matters():

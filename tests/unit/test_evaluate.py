@@ -8,17 +8,30 @@ import numpy as np
 import pytest
 
 from wmpo_lite.errors import UserError
-from wmpo_lite.evaluate import (agreement, auc_interval, best_threshold, f1_score, paired_comparison, psnr,
-                                success_rate, successful_lengths, trajectory_length_ratio, valid_frames,
-                                wilson_interval)
+from wmpo_lite.evaluate import (
+    agreement,
+    auc_interval,
+    best_threshold,
+    f1_score,
+    paired_comparison,
+    psnr,
+    success_rate,
+    successful_lengths,
+    trajectory_length_ratio,
+    valid_frames,
+    wilson_interval,
+)
 
 
 def test_wilson_golden_values():
-    # centre (p + z^2/2n) / (1 + z^2/n), half-width z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2), with z = 1.959964
+    # centre (p + z^2/2n) / (1 + z^2/n), half-width z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2), with z
+    # = 1.959964
     z = 1.959963984540054
     low, high = wilson_interval(0, 10)
     assert low == 0 and high == pytest.approx(z**2 / (10 + z**2))
-    assert wilson_interval(5, 10) == pytest.approx((0.5 - z / 2 / np.sqrt(10 + z**2), 0.5 + z / 2 / np.sqrt(10 + z**2)))
+    assert wilson_interval(5, 10) == pytest.approx(
+        (0.5 - z / 2 / np.sqrt(10 + z**2), 0.5 + z / 2 / np.sqrt(10 + z**2))
+    )
     assert wilson_interval(107, 256) == pytest.approx((0.3592, 0.4791), abs=5e-4)
 
 
@@ -57,8 +70,12 @@ def test_success_rate_reads_like_a_table():
 def test_paired_comparison_golden_values():
     result = paired_comparison([1, 0, 0, 0, 0, 0, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 0, 0])
     assert (result.won, result.lost, result.n) == (6, 1, 10) and result.gain == pytest.approx(0.5)
-    assert result.p_value == pytest.approx(2 * (1 + 7) / 2**7)  # both tails of a fair coin thrown 7 times
-    assert str(result).startswith("+50.0 points [") and "6 won, 1 lost, p = 0.125 (n=10)" in str(result)
+    assert result.p_value == pytest.approx(
+        2 * (1 + 7) / 2**7
+    )  # both tails of a fair coin thrown 7 times
+    assert str(result).startswith("+50.0 points [") and "6 won, 1 lost, p = 0.125 (n=10)" in str(
+        result
+    )
 
 
 def test_paired_bootstrap_equals_resampling_the_pairs():
@@ -104,12 +121,19 @@ def test_intervals_cover_what_they_promise():
 
 
 def test_length_ratio_golden_values():
-    episodes = [SimpleNamespace(success=True, finish_step=50), SimpleNamespace(success=False, finish_step=300),
-                SimpleNamespace(success=True, finish_step=150)]
+    episodes = [
+        SimpleNamespace(success=True, finish_step=50),
+        SimpleNamespace(success=False, finish_step=300),
+        SimpleNamespace(success=True, finish_step=150),
+    ]
     assert successful_lengths(episodes).tolist() == [50, 150]
     assert trajectory_length_ratio(successful_lengths(episodes), [90, 100]) == pytest.approx(95.0)
-    for base, other, name in (([], [1], "base_lengths"), ([1], [], "other_lengths"), ([0], [1], "base_lengths"),
-                              ([1], [np.nan], "other_lengths")):
+    for base, other, name in (
+        ([], [1], "base_lengths"),
+        ([1], [], "other_lengths"),
+        ([0], [1], "base_lengths"),
+        ([1], [np.nan], "other_lengths"),
+    ):
         with pytest.raises(UserError, match=name):
             trajectory_length_ratio(base, other)
 
@@ -117,9 +141,12 @@ def test_length_ratio_golden_values():
 def test_agreement_golden_values():
     real = [True, True, True, False, False]
     result = agreement(real, [0.9, 0.5, 0.2, 0.5, 0.1], 0.5)
-    # pairs (success, failure): 0.9 wins both, 0.5 ties one and wins one, 0.2 loses one and wins one: 4.5 of 6
+    # pairs (success, failure): 0.9 wins both, 0.5 ties one and wins one, 0.2 loses one and wins
+    # one: 4.5 of 6
     assert result.auc == pytest.approx(4.5 / 6)
-    assert result.success_agreement == pytest.approx(2 / 3) and result.failure_agreement == pytest.approx(1 / 2)
+    assert result.success_agreement == pytest.approx(
+        2 / 3
+    ) and result.failure_agreement == pytest.approx(1 / 2)
     assert result.balanced == pytest.approx(7 / 12)
     assert result.confusion == ((1, 1), (1, 2)) and result.n == 5
 
@@ -158,16 +185,23 @@ def test_f1_golden_values():
 def test_best_threshold_golden_values():
     assert best_threshold([0.1, 0.2, 0.8, 1.0], [0, 0, 1, 1]) == (pytest.approx(0.5), 1.0)
     # a cut at 0.15 keeps 3 of which 2 are right: 4/5; at 0.35 2 and 1: 2/4; at 0.55 1 and 1: 2/3
-    assert best_threshold([0.1, 0.2, 0.5, 0.6], [0, 1, 0, 1]) == (pytest.approx(0.15), pytest.approx(4 / 5))
+    assert best_threshold([0.1, 0.2, 0.5, 0.6], [0, 1, 0, 1]) == (
+        pytest.approx(0.15),
+        pytest.approx(4 / 5),
+    )
 
 
 def test_best_threshold_prefers_the_widest_gap_then_the_middle():
-    # F1 = 2 TP / (predicted + 2): above the lowest 2 * 2/6, above the fourth 2 * 1/3, less in between: a tie.
+    # F1 = 2 TP / (predicted + 2): above the lowest 2 * 2/6, above the fourth 2 * 1/3, less in
+    # between: a tie.
     labels = [0, 1, 0, 0, 1]
     assert best_threshold([0, 1, 2, 3, 9], labels) == (pytest.approx(6.0), pytest.approx(2 / 3))
     assert best_threshold([0, 5, 6, 7, 8], labels) == (pytest.approx(2.5), pytest.approx(2 / 3))
     # Three cuts tie at 2 * 1/4 = 2 * 2/8 = 2 * 3/12 with equal gaps: the middle one.
-    assert best_threshold(range(10), [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]) == (pytest.approx(4.5), pytest.approx(0.5))
+    assert best_threshold(range(10), [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]) == (
+        pytest.approx(4.5),
+        pytest.approx(0.5),
+    )
 
 
 def test_best_threshold_is_the_best_by_brute_force():
@@ -180,7 +214,9 @@ def test_best_threshold_is_the_best_by_brute_force():
         assert f1 == f1_score(scores >= threshold, labels)
         levels = np.unique(scores)
         cuts = [(int((labels & (scores >= t)).sum()), int((scores >= t).sum())) for t in levels[1:]]
-        assert f1 == float(max(Fraction(2 * hits, predicted + int(labels.sum())) for hits, predicted in cuts))
+        assert f1 == float(
+            max(Fraction(2 * hits, predicted + int(labels.sum())) for hits, predicted in cuts)
+        )
         assert levels[0] < threshold <= levels[-1]
 
 
@@ -206,7 +242,7 @@ def test_psnr_golden_values():
     a = np.zeros((2, 3, 4, 4, 3), np.uint8)
     b = a.copy()
     b[0, 0] = 255  # the largest possible error: 0 dB
-    b[0, 1] = 1    # mean squared error 1: 20 log10(255) = 48.13 dB
+    b[0, 1] = 1  # mean squared error 1: 20 log10(255) = 48.13 dB
     b[1, 2, 0, 0, 0] = 48  # 48^2 / 48 values = 48
     result = psnr(a, b)
     assert result.shape == (2, 3)
@@ -218,17 +254,25 @@ def test_psnr_golden_values():
 def test_psnr_of_noise_falls_as_noise_grows():
     rng = np.random.default_rng(0)
     image = rng.integers(60, 190, (5, 16, 16, 3), dtype=np.uint8)
-    values = [psnr(image, (image + rng.normal(0, sigma, image.shape)).clip(0, 255).round().astype(np.uint8))
-              for sigma in (2, 8, 20)]
+    values = [
+        psnr(
+            image, (image + rng.normal(0, sigma, image.shape)).clip(0, 255).round().astype(np.uint8)
+        )
+        for sigma in (2, 8, 20)
+    ]
     assert (values[0] > values[1]).all() and (values[1] > values[2]).all()
     assert values[1] == pytest.approx(20 * np.log10(255 / 8), abs=0.6)
 
 
-@pytest.mark.parametrize("a, b", [
-    (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)), (np.zeros((4, 4, 3)), np.zeros((4, 4, 3))),
-    (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)),
-    (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8)),
-])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)),
+        (np.zeros((4, 4, 3)), np.zeros((4, 4, 3))),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)),
+        (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8)),
+    ],
+)
 def test_psnr_refuses_other_inputs(a, b):
     with pytest.raises(UserError, match="psnr"):
         psnr(a, b)
@@ -238,7 +282,9 @@ def test_psnr_refuses_other_inputs(a, b):
 
 
 def exact_draws(real, scores):
-    """The AUC of every resample of successes and of failures, by the definition, pair by pair; all are equally likely."""
+    """The AUC of every resample of successes and of failures, by the definition, pair by pair; all
+    are equally likely.
+    """
     good, bad = np.array(scores)[np.array(real)], np.array(scores)[~np.array(real)]
     found = []
     for g in product(good, repeat=len(good)):
@@ -248,9 +294,15 @@ def exact_draws(real, scores):
     return np.array(found)
 
 
-@pytest.mark.parametrize("scores", [[0.9, 0.5, 0.2, 0.5, 0.1, 0.7], [3, 2, 1, 2, 0, 1], [0.8, 0.9, 0.3, 0.4, 0.5, 0.2]], ids=str)
+@pytest.mark.parametrize(
+    "scores",
+    [[0.9, 0.5, 0.2, 0.5, 0.1, 0.7], [3, 2, 1, 2, 0, 1], [0.8, 0.9, 0.3, 0.4, 0.5, 0.2]],
+    ids=str,
+)
 def test_auc_interval_is_that_of_all_resamples_counted_out(scores):
-    """3 successes and 3 failures have 27 x 27 resamples: enough random ones give their quantiles."""
+    """3 successes and 3 failures have 27 x 27 resamples: enough random ones
+    give their quantiles.
+    """
     real = [True, True, True, False, False, False]
     exact = exact_draws(real, scores)
     assert len(exact) == 729
@@ -260,9 +312,13 @@ def test_auc_interval_is_that_of_all_resamples_counted_out(scores):
 
 
 def test_auc_interval_golden_values():
-    assert auc_interval([1, 1, 1, 0, 0], [5, 4, 3, 2, 1]) == (1.0, 1.0)  # every resample is perfect, too
+    assert auc_interval([1, 1, 1, 0, 0], [5, 4, 3, 2, 1]) == (
+        1.0,
+        1.0,
+    )  # every resample is perfect, too
     assert auc_interval([1, 1, 0, 0], [1, 1, 1, 1]) == (0.5, 0.5)
-    # One success above half of the failures: the draw's AUC is the drawn share of the lower one, 0, 1/2 or 1 with 1/4, 1/2, 1/4.
+    # One success above half of the failures: the draw's AUC is the drawn share of the lower one, 0,
+    # 1/2 or 1 with 1/4, 1/2, 1/4.
     assert auc_interval([1, 0, 0], [0.5, 0.2, 0.8]) == (0.0, 1.0)
 
 
@@ -283,7 +339,9 @@ def test_auc_interval_properties():
 
 
 def test_auc_interval_covers_what_it_promises():
-    """Two normal distributions a standard deviation apart have an AUC of Phi(1 / sqrt 2) = 0.7602."""
+    """Two normal distributions a standard deviation apart have an AUC of Phi(1 / sqrt
+    2) = 0.7602.
+    """
     rng, covered = np.random.default_rng(0), 0
     for seed in range(200):
         real = np.arange(60) < 30
@@ -302,14 +360,24 @@ def test_auc_interval_refuses_what_it_cannot_judge():
 
 # -- how long things stay where they are -----------------------------------------------------------
 
-RED, GREEN, BLUE, ARM, GRAY = (217, 26, 26), (26, 158, 38), (31, 56, 217), (242, 140, 31), (158, 153, 148)
+RED, GREEN, BLUE, ARM, GRAY = (
+    (217, 26, 26),
+    (26, 158, 38),
+    (31, 56, 217),
+    (242, 140, 31),
+    (158, 153, 148),
+)
 
 
 def film(*things, steps=12, size=48):
-    """uint8 (1, T, H, W, 3): squares of 5 pixels, each (color, row, column), with numbers or one of them for each frame."""
+    """uint8 (1, T, H, W, 3): squares of 5 pixels, each (color, row, column), with numbers or one of
+    them for each frame.
+    """
     frames = np.full((1, steps, size, size, 3), GRAY, np.uint8)
     for color, row, column in things:
-        for t, (r, c) in enumerate(zip(np.broadcast_to(row, steps), np.broadcast_to(column, steps))):
+        for t, (r, c) in enumerate(
+            zip(np.broadcast_to(row, steps), np.broadcast_to(column, steps))
+        ):
             frames[0, t, r : r + 5, c : c + 5] = color
     return frames
 
@@ -324,10 +392,14 @@ def test_a_perfect_imagination_is_valid_to_its_end():
 
 @pytest.mark.parametrize("color", [RED, GREEN, BLUE])
 def test_a_thing_that_stays_behind_is_off_by_its_width_after_some_frames(color):
-    """The true one moves two pixels a frame: frame 4 is the first with more than 7 pixels between them."""
+    """The true one moves two pixels a frame: frame 4 is the first with more than 7 pixels between
+    them.
+    """
     truth, stuck = film((color, MOVING, 10)), film((color, 4, 10))
     assert valid_frames(stuck, truth).tolist() == [3]
-    assert valid_frames(stuck, truth, width=2.0).tolist() == [1] and valid_frames(stuck, truth, width=8.0).tolist() == [4]
+    assert valid_frames(stuck, truth, width=2.0).tolist() == [1] and valid_frames(
+        stuck, truth, width=8.0
+    ).tolist() == [4]
     slanted = film((color, MOVING, MOVING))  # 2.83 pixels a frame: frame 3
     assert valid_frames(film((color, 4, 4)), slanted).tolist() == [2]
 
@@ -346,19 +418,27 @@ def test_a_thing_that_is_gone_ends_it_and_one_that_pales_does_not():
 
 def test_the_first_thing_that_goes_wrong_counts():
     truth = film((RED, MOVING, 10), (BLUE, 30, MOVING))
-    wrong = film((RED, MOVING, 10), (BLUE, 30, np.minimum(MOVING, 10)))  # stops at frame 3, is 8 pixels behind at frame 7
+    wrong = film(
+        (RED, MOVING, 10), (BLUE, 30, np.minimum(MOVING, 10))
+    )  # stops at frame 3, is 8 pixels behind at frame 7
     assert valid_frames(wrong, truth).tolist() == [6]
     both = np.concatenate([truth, wrong, film((RED, 4, 10), (BLUE, 30, MOVING))])
     assert valid_frames(both, np.concatenate([truth] * 3)).tolist() == [11, 6, 3]
 
 
 def test_what_is_hidden_or_no_thing_of_the_task_is_not_asked_about():
-    """The orange arm and the gray table are no things; one that the true picture hides may be imagined anywhere."""
+    """The orange arm and the gray table are no things; one that the true picture hides may be
+    imagined anywhere.
+    """
     truth, other = film((ARM, MOVING, 10), (RED, 30, 30)), film((ARM, 4, 40), (RED, 30, 30))
     assert valid_frames(other, truth).tolist() == [11]
     hidden = truth.copy()
     hidden[0, 3:, 30:35, 31:35] = ARM  # 5 of 25 pixels are left to see
-    assert valid_frames(film((ARM, MOVING, 10), (RED, 10, 10)), hidden).tolist() == [0]  # wrong from the start
+    assert valid_frames(film((ARM, MOVING, 10), (RED, 10, 10)), hidden).tolist() == [
+        0
+    ]  # wrong from the start
     moved = film((ARM, MOVING, 10), (RED, np.where(np.arange(12) < 3, 30, 5), 30))
-    assert valid_frames(moved, hidden).tolist() == [11] and valid_frames(moved, truth).tolist() == [2]
+    assert valid_frames(moved, hidden).tolist() == [11] and valid_frames(moved, truth).tolist() == [
+        2
+    ]
     assert valid_frames(moved, hidden, visible=5).tolist() == [2]

@@ -1,4 +1,5 @@
 """Files are complete or absent; a disk that refuses and JSON of another shape are one sentence."""
+
 import errno
 import os
 
@@ -27,8 +28,19 @@ def full(monkeypatch):
         file = real(path, mode, *more, **options)
         if mode[0] not in "wa":
             return file
-        return type("Full", (), {"write": refuse, "__enter__": lambda self: self, "__exit__": lambda self, *e: file.close(),
-                                 **{name: (lambda n: lambda self, *a: getattr(file, n)(*a))(name) for name in ("flush", "fileno", "seek", "read", "truncate", "close")}})()
+        return type(
+            "Full",
+            (),
+            {
+                "write": refuse,
+                "__enter__": lambda self: self,
+                "__exit__": lambda self, *e: file.close(),
+                **{
+                    name: (lambda n: lambda self, *a: getattr(file, n)(*a))(name)
+                    for name in ("flush", "fileno", "seek", "read", "truncate", "close")
+                },
+            },
+        )()
 
     monkeypatch.setattr(files, "open", opened, raising=False)
 
@@ -36,8 +48,12 @@ def full(monkeypatch):
 def writers(folder):
     return {
         "JSON": lambda: checkpoint.write_json(folder / "new" / "a.json", {"a": 1}),
-        "tensors": lambda: checkpoint.save_tensors(folder / "new" / "a.safetensors", tiny.policy().state_dict()),
-        "HDF5": lambda: save_trajectories(folder / "new" / "a.hdf5", tiny.trajectories(2), env_args={}, provenance={}),
+        "tensors": lambda: checkpoint.save_tensors(
+            folder / "new" / "a.safetensors", tiny.policy().state_dict()
+        ),
+        "HDF5": lambda: save_trajectories(
+            folder / "new" / "a.hdf5", tiny.trajectories(2), env_args={}, provenance={}
+        ),
         "a module": lambda: tiny.policy().save(folder / "new" / "policy"),
         "a log": lambda: MetricsLog(folder / "new" / "metrics.jsonl")({"stage": "a", "step": 1}),
     }
@@ -45,7 +61,9 @@ def writers(folder):
 
 @pytest.mark.parametrize("what", list(writers(None)))
 def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(tmp_path, full, what):
-    with pytest.raises(UserError, match="cannot write .*No space left on device.*free some disk space") as raised:
+    with pytest.raises(
+        UserError, match="cannot write .*No space left on device.*free some disk space"
+    ) as raised:
         writers(tmp_path)[what]()
     assert str(tmp_path / "new") in str(raised.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
@@ -57,12 +75,17 @@ def test_a_file_where_a_folder_is_wanted_is_one_sentence(tmp_path, what):
     (tmp_path / "new").write_text("mine")
     with pytest.raises(UserError, match="something else is in its way") as raised:
         writers(tmp_path)[what]()
-    assert str(tmp_path / "new") in str(raised.value) and (tmp_path / "new").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    assert (
+        str(tmp_path / "new") in str(raised.value)
+        and (tmp_path / "new").read_text() == "mine"
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 def test_a_folder_that_may_not_be_written_to_is_named(monkeypatch, tmp_path):
     def refuse(*a, **k):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "runs"))
+
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(UserError, match="Permission denied.*permissions or choose another folder"):
         files.make_folder(tmp_path / "runs" / "a")
@@ -75,11 +98,17 @@ def test_a_full_disk_leaves_the_old_file_and_the_old_model(tmp_path, monkeypatch
         tiny.reward_model().save(tmp_path / "reward")
         MetricsLog(tmp_path / "log")({"stage": "old", "step": 1})
         before = (tmp_path / "log").read_bytes()
-    for change in (lambda: checkpoint.write_json(tmp_path / "a.json", {}), lambda: tiny.shake(tiny.reward_model()).save(tmp_path / "reward"),
-                   lambda: MetricsLog(tmp_path / "log")({"stage": "new", "step": 2})):
+    for change in (
+        lambda: checkpoint.write_json(tmp_path / "a.json", {}),
+        lambda: tiny.shake(tiny.reward_model()).save(tmp_path / "reward"),
+        lambda: MetricsLog(tmp_path / "log")({"stage": "new", "step": 2}),
+    ):
         with pytest.raises(UserError):
             change()
-    assert checkpoint.read_json(tmp_path / "a.json") == {"old": True} and (tmp_path / "log").read_bytes() == before
+    assert (
+        checkpoint.read_json(tmp_path / "a.json") == {"old": True}
+        and (tmp_path / "log").read_bytes() == before
+    )
     own = RewardModel.load(tmp_path / "reward").state_dict()
     assert all((own[key] == value).all() for key, value in tiny.reward_model().state_dict().items())
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "reward", "log"}
@@ -102,7 +131,10 @@ def test_trajectories_still_come_back_bit_for_bit(tmp_path):
     save_trajectories(tmp_path / "a.hdf5", made, env_args={"task": "place"}, provenance={})
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert file["data"].attrs["num_demos"] == 3
-    assert all(np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions) for a, b in zip(made, load_trajectories(tmp_path / "a.hdf5")))
+    assert all(
+        np.array_equal(a.frames, b.frames) and np.array_equal(a.actions, b.actions)
+        for a, b in zip(made, load_trajectories(tmp_path / "a.hdf5"))
+    )
 
 
 def test_a_line_goes_after_half_a_line_that_a_kill_has_left(tmp_path):
@@ -124,7 +156,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
 
 
-@pytest.mark.parametrize("use", [lambda folder: Autoencoder.load(folder), lambda folder: tiny.autoencoder().save(folder)])
+@pytest.mark.parametrize(
+    "use", [lambda folder: Autoencoder.load(folder), lambda folder: tiny.autoencoder().save(folder)]
+)
 def test_what_a_kill_between_two_renames_has_put_aside_comes_back(tmp_path, use):
     tiny.autoencoder().save(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "a.old")
@@ -133,16 +167,27 @@ def test_what_a_kill_between_two_renames_has_put_aside_comes_back(tmp_path, use)
     assert (tmp_path / "a" / "model.safetensors").is_file() and not (tmp_path / "a.old").exists()
 
 
-# -- arrays ---------------------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def test_arrays_come_back_and_damage_is_one_sentence(tmp_path):
-    path, wanted = tmp_path / "a.npz", {"frames": tiny.noise_frames(3), "words": np.array(["a", "b"])}
+    path, wanted = (
+        tmp_path / "a.npz",
+        {
+            "frames": tiny.noise_frames(3),
+            "words": np.array(["a", "b"]),
+        },
+    )
     np.savez_compressed(path, **wanted)
     found = files.read_arrays(path)
     assert set(found) == set(wanted) and all((found[key] == wanted[key]).all() for key in wanted)
     whole = bytearray(path.read_bytes())
-    for broken in (whole[: len(whole) // 2], whole[:60] + bytes(30) + whole[90:], b"", b"\x93NUMPY"):
+    for broken in (
+        whole[: len(whole) // 2],
+        whole[:60] + bytes(30) + whole[90:],
+        b"",
+        b"\x93NUMPY",
+    ):
         path.write_bytes(broken)
         with pytest.raises(UserError, match="a.npz cannot be read as arrays .*move it away"):
             files.read_arrays(path)
@@ -153,15 +198,26 @@ def test_arrays_come_back_and_damage_is_one_sentence(tmp_path):
         files.read_arrays(path.with_name("b") / "a.npz")
 
 
-# -- JSON -----------------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, shape, message", [
-    ("[]", dict, "a list where an object is expected"), ("null", dict, "null where"), ("3", dict, "a whole number where"), ('"x"', [dict], "text where a list"),
-    ("{}", {"a": int}, "no 'a'"), ('{"a": true}', {"a": int}, r"true or false where a whole number is expected \('a'\)"), ('{"a": 1.5}', {"a": int}, "a number where"),
-    ('{"a": {"b": []}}', {"a": {"b": float}}, r"a list where a number is expected \('b'\)"), ('[{"a": 1}, {}]', [{"a": float}], r"no 'a' \(element 1"),
-    ("[" * 100_000, dict, "not valid JSON"), ("\xff", dict, "not valid JSON"), ("", dict, "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    "text, shape, message",
+    [
+        ("[]", dict, "a list where an object is expected"),
+        ("null", dict, "null where"),
+        ("3", dict, "a whole number where"),
+        ('"x"', [dict], "text where a list"),
+        ("{}", {"a": int}, "no 'a'"),
+        ('{"a": true}', {"a": int}, r"true or false where a whole number is expected \('a'\)"),
+        ('{"a": 1.5}', {"a": int}, "a number where"),
+        ('{"a": {"b": []}}', {"a": {"b": float}}, r"a list where a number is expected \('b'\)"),
+        ('[{"a": 1}, {}]', [{"a": float}], r"no 'a' \(element 1"),
+        ("[" * 100_000, dict, "not valid JSON"),
+        ("\xff", dict, "not valid JSON"),
+        ("", dict, "not valid JSON"),
+    ],
+)
 def test_json_of_another_shape_is_refused_with_the_files_name(tmp_path, text, shape, message):
     (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=message) as raised:
@@ -172,7 +228,11 @@ def test_json_of_another_shape_is_refused_with_the_files_name(tmp_path, text, sh
 def test_json_that_fits_is_returned_as_it_is(tmp_path):
     value = {"a": 1, "b": [{"c": 2.5}], "d": None, "e": "ä"}
     files.write_json(tmp_path / "a.json", value)
-    assert files.read_json(tmp_path / "a.json") == files.read_json(tmp_path / "a.json", {"a": float, "b": [{"c": float}], "d": None}) == value
+    assert (
+        files.read_json(tmp_path / "a.json")
+        == files.read_json(tmp_path / "a.json", {"a": float, "b": [{"c": float}], "d": None})
+        == value
+    )
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path):
@@ -183,11 +243,15 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
         checkpoint.checksum(tmp_path / "none")
 
 
-@pytest.mark.parametrize("change", [[], {"clip": "four"}, {"clip": True}, {"width": [1]}, {"class": 3}])
+@pytest.mark.parametrize(
+    "change", [[], {"clip": "four"}, {"clip": True}, {"width": [1]}, {"class": 3}]
+)
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path, change):
     tiny.reward_model().save(tmp_path / "reward")
     path = tmp_path / "reward" / "config.json"
-    checkpoint.write_json(path, change if isinstance(change, list) else checkpoint.read_json(path) | change)
+    checkpoint.write_json(
+        path, change if isinstance(change, list) else checkpoint.read_json(path) | change
+    )
     with pytest.raises(UserError, match="reward"):
         RewardModel.load(tmp_path / "reward")
     (tmp_path / "reward" / "model.safetensors").unlink()

@@ -1,4 +1,7 @@
-"""A run folder has one owner at a time, and a killed one leaves nothing behind that would keep others out."""
+"""A run folder has one owner at a time, and a killed one leaves nothing behind that would keep
+others out.
+"""
+
 import gc
 import os
 import signal
@@ -10,12 +13,17 @@ import pytest
 from wmpo_lite.errors import UserError
 from wmpo_lite.owner import NAME, Owner
 
-HOLD = "import sys, time; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print('held',"
+    " flush=True); time.sleep(60)"
+)
 
 
 @pytest.fixture
 def other(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -24,7 +32,10 @@ def other(tmp_path):
 
 
 def test_the_second_process_is_told_who_holds_the_folder(tmp_path, other):
-    with pytest.raises(UserError, match=f"run is in use by another process \\(process {other.pid}: .*choose another --name"):
+    with pytest.raises(
+        UserError,
+        match=f"run is in use by another process \\(process {other.pid}: .*choose another --name",
+    ):
         Owner(tmp_path / "run")
     Owner(tmp_path / "another")
 
@@ -41,7 +52,9 @@ def test_one_process_may_hold_it_twice_and_leaves_no_trace(tmp_path):
     del first
     gc.collect()
     assert (tmp_path / "run" / NAME).exists()
-    blocked = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path / "run")], capture_output=True, text=True)
+    blocked = subprocess.run(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], capture_output=True, text=True
+    )
     assert "in use by another process" in blocked.stderr
     del second
     gc.collect()

@@ -1,4 +1,7 @@
-"""The set-up files agree, importing the package is cheap, and a machine that lacks something is told in one line."""
+"""The set-up files agree, importing the package is cheap, and a machine that lacks something is
+told in one line.
+"""
+
 import re
 import shutil
 import subprocess
@@ -18,7 +21,9 @@ NO_GL = "no OpenGL library"
 
 
 def pins(requirements):
-    """["name[extra]==1.2"] -> {"name[extra]": "1.2"}; fails without an exact version, or when two disagree."""
+    """["name[extra]==1.2"] -> {"name[extra]": "1.2"}; fails without an exact version, or when two
+    disagree.
+    """
     versions = {}
     for requirement in requirements:
         name, separator, version = requirement.partition("==")
@@ -40,7 +45,11 @@ def test_environment_yml_repeats_the_pins_of_pyproject():
 
 
 def test_colab_gets_the_same_pins_except_what_it_brings():
-    lines = [line for line in (ROOT / "notebooks" / "requirements-colab.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "notebooks" / "requirements-colab.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     ours = pins(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["notebooks"])
     assert pins(lines).items() <= ours.items()
     assert set(pins(PROJECT["dependencies"])) - set(pins(lines)) == {"torch", "numpy", "pillow"}
@@ -48,6 +57,50 @@ def test_colab_gets_the_same_pins_except_what_it_brings():
 
 def test_binder_gets_the_libraries_that_setup_asks_for():
     assert set((ROOT / "apt.txt").read_text().split()) == set(setup_check.GL_PACKAGES)
+
+
+def test_the_code_is_formatted_and_lints_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (
+            f"make style mends this:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+        )
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {pin for hook in hooks for pin in hook["additional_dependencies"]} == {
+        f"ruff=={pins(PROJECT['optional-dependencies']['dev'])['ruff']}"
+    }
+
+
+def test_the_readme_is_short_and_its_map_of_the_code_is_true():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    plan = text.split("wmpo_lite/\n")[1].split("\n```")[0]
+    named = {
+        word
+        for line in plan.splitlines()
+        if line.startswith("  ")
+        for word in re.findall(r"[\w*]+(?:\.py|/)", re.split(r"\s{2,}", line.strip())[0])
+    }
+    files = {path.name for path in (ROOT / "wmpo_lite").glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "wmpo_lite").glob("*/__init__.py")}
+    covered = {
+        name
+        for name in files | folders
+        if any(re.fullmatch(word.replace("*", ".*"), name) for word in named)
+    }
+    assert covered == files | folders, sorted((files | folders) - covered)
+    assert all(
+        any(
+            re.fullmatch(word.replace("*", ".*"), name)
+            for name in files | folders | {"tabletop/", "libero/"}
+        )
+        for word in named
+    ), named
 
 
 def test_versions_agree_between_files():
@@ -60,53 +113,73 @@ def test_versions_agree_between_files():
 
 def test_installed_packages_are_the_pinned_ones():
     from importlib.metadata import version
+
     for name, pinned in pins(PROJECT["dependencies"]).items():
         installed = version(name.partition("[")[0]).partition("+")[0]  # 2.13.0+cpu satisfies 2.13.0
-        assert installed == pinned, f"{name} {installed} is installed and {pinned} is pinned: run make"
+        assert installed == pinned, (
+            f"{name} {installed} is installed and {pinned} is pinned: run make"
+        )
 
 
 def test_importing_the_package_loads_nothing_heavy():
     heavy = ("torch", "transformers", "diffusers", "mujoco")
     code = f"import sys, wmpo_lite; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     assert out.strip() == "[]"
 
 
 def test_setup_check_needs_the_standard_library_only():
-    code = ("import sys; sys.path.insert(0, 'wmpo_lite'); import setup_check; "
-            "print({m.partition('.')[0] for m in sys.modules} - {*sys.stdlib_module_names, '__main__'})")
+    code = (
+        "import sys; sys.path.insert(0, 'wmpo_lite'); import setup_check; "
+        "print({m.partition('.')[0] for m in sys.modules} - {*sys.stdlib_module_names, '__main__'})"
+    )
     command = [sys.executable, "-I", "-S", "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == "{'setup_check'}"
 
 
-@pytest.mark.parametrize("version, has_venv, words", [
-    ((3, 10, 12), True, ["3.11 or newer", "3.10", "PYTHON="]),
-    ((2, 7), True, ["3.11 or newer", "2.7"]),
-    ((3, 12, 1), False, ["apt-get install -y python3.12-venv"]),
-    ((3, 11, 0), True, None),
-    ((3, 13), True, None),
-    ((4, 0), True, None),
-])
+@pytest.mark.parametrize(
+    "version, has_venv, words",
+    [
+        ((3, 10, 12), True, ["3.11 or newer", "3.10", "PYTHON="]),
+        ((2, 7), True, ["3.11 or newer", "2.7"]),
+        ((3, 12, 1), False, ["apt-get install -y python3.12-venv"]),
+        ((3, 11, 0), True, None),
+        ((3, 13), True, None),
+        ((4, 0), True, None),
+    ],
+)
 def test_python(version, has_venv, words):
     expect(setup_check.python_problems(version, has_venv), words)
 
 
-@pytest.mark.parametrize("free, words", [(3.9e9, ["4 GB", "3.9", "/home/ada"]), (4e9, None), (1e12, None)])
+@pytest.mark.parametrize(
+    "free, words", [(3.9e9, ["4 GB", "3.9", "/home/ada"]), (4e9, None), (1e12, None)]
+)
 def test_disk(free, words):
     expect(setup_check.disk_problems(free, 4, "/home/ada"), words)
 
 
-@pytest.mark.parametrize("present, platform, has_apt, words", [
-    ([], "linux", True, [NO_GL, "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"]),
-    ([], "linux", False, [NO_GL, "your distribution's packages"]),
-    (["libEGL.so.1"], "linux", True, [NO_GL]),  # a dispatcher without a driver draws nothing
-    (["libEGL_mesa.so.0"], "linux", True, [NO_GL]),
-    (["libEGL.so.1", "libEGL_mesa.so.0"], "linux", True, None),
-    (["libEGL.so.1", "libEGL_nvidia.so.0"], "linux", True, None),
-    (["libOSMesa.so.8"], "linux", True, None),
-    ([], "darwin", False, None),
-])
+@pytest.mark.parametrize(
+    "present, platform, has_apt, words",
+    [
+        (
+            [],
+            "linux",
+            True,
+            [NO_GL, "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"],
+        ),
+        ([], "linux", False, [NO_GL, "your distribution's packages"]),
+        (["libEGL.so.1"], "linux", True, [NO_GL]),  # a dispatcher without a driver draws nothing
+        (["libEGL_mesa.so.0"], "linux", True, [NO_GL]),
+        (["libEGL.so.1", "libEGL_mesa.so.0"], "linux", True, None),
+        (["libEGL.so.1", "libEGL_nvidia.so.0"], "linux", True, None),
+        (["libOSMesa.so.8"], "linux", True, None),
+        ([], "darwin", False, None),
+    ],
+)
 def test_gl(present, platform, has_apt, words):
     expect(setup_check.gl_problems(lambda name: name in present, platform, has_apt), words)
 
@@ -138,15 +211,27 @@ def test_without_root_each_problem_is_one_line_and_nothing_is_installed(capsys):
 
 def test_as_root_on_debian_the_packages_are_installed_once_and_checked_again(capsys):
     installed, again = [], []
-    setup_check.main(["--installed"], lambda installed: no_gl(), lambda: True, installed.append, again.append)
+    setup_check.main(
+        ["--installed"], lambda installed: no_gl(), lambda: True, installed.append, again.append
+    )
     assert installed == [setup_check.GL_PACKAGES] and again == [["--installed", "--after-apt"]]
     # The second process finds them still missing: it says so and does not try for ever.
-    assert setup_check.main(again[0], lambda installed: no_gl(), lambda: True, installed.append, again.append) == 1
+    assert (
+        setup_check.main(
+            again[0], lambda installed: no_gl(), lambda: True, installed.append, again.append
+        )
+        == 1
+    )
     assert len(installed) == 1 and NO_GL in capsys.readouterr().err
 
 
 def test_as_root_what_no_package_solves_is_only_said(capsys):
-    assert setup_check.main([], lambda installed: setup_check.disk_problems(0, 4), lambda: True, None, None) == 1
+    assert (
+        setup_check.main(
+            [], lambda installed: setup_check.disk_problems(0, 4), lambda: True, None, None
+        )
+        == 1
+    )
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -155,7 +240,9 @@ def test_nothing_missing_is_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("missing, worked, installs", [(None, True, 1), ("libosmesa6", True, 2), ("libegl1", False, 2)])
+@pytest.mark.parametrize(
+    "missing, worked, installs", [(None, True, 1), ("libosmesa6", True, 2), ("libegl1", False, 2)]
+)
 def test_apt_install_drops_osmesa_where_a_release_has_none(missing, worked, installs):
     calls = []
 
@@ -170,12 +257,26 @@ def test_apt_install_drops_osmesa_where_a_release_has_none(missing, worked, inst
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_make_says_in_one_line_that_python_is_missing_or_too_old(tmp_path):
     def make(python):
-        return subprocess.run(["make", "check", f"PYTHON={python}"], capture_output=True, text=True, cwd=ROOT).stderr
+        return subprocess.run(
+            ["make", "check", f"PYTHON={python}"], capture_output=True, text=True, cwd=ROOT
+        ).stderr
 
     assert len([line for line in make("").splitlines() if "no Python found" in line]) == 1
     old = tmp_path / "python3"  # runs the real check, told that it is Python 3.9
-    code = ("import sys; sys.version_info = (3, 9, 2); sys.path.insert(0, \"wmpo_lite\"); import setup_check; "
-            "sys.exit(setup_check.main([], on_debian_as_root=lambda: False))")
+    code = (
+        'import sys; sys.version_info = (3, 9, 2); sys.path.insert(0, "wmpo_lite"); '
+        "import setup_check; "
+        "sys.exit(setup_check.main([], on_debian_as_root=lambda: False))"
+    )
     old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}'\n")
     old.chmod(0o755)
-    assert len([line for line in make(old).splitlines() if "3.11 or newer is needed and this is 3.9" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in make(old).splitlines()
+                if "3.11 or newer is needed and this is 3.9" in line
+            ]
+        )
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""The policy: action tokens, what a sample is a sample of, who sees what, cloning, and files that refuse to be half a policy."""
+"""The policy: action tokens, what a sample is a sample of, who sees what, cloning, and files that
+refuse to be half a policy.
+"""
 
 import json
 import math
@@ -12,24 +14,32 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy, PolicyConfig, build_tokenizer, cloning_loss
 
 K, D, V = tiny.CHUNK, tiny.ACTIONS, 7
-STATISTICS = ActionStatistics(names=("joint", "lift", "turn", "grip"), low=(-1.0, 0.0, -3.0, -0.5), high=(1.0, 0.2, 5.0, 0.5))
+STATISTICS = ActionStatistics(
+    names=("joint", "lift", "turn", "grip"), low=(-1.0, 0.0, -3.0, -0.5), high=(1.0, 0.2, 5.0, 0.5)
+)
 
 
 def look(count=3, seed=0):
-    return torch.from_numpy(tiny.noise_frames(count, seed=seed)), [(tiny.RED, tiny.BLUE)[i % 2] for i in range(count)]
+    return torch.from_numpy(tiny.noise_frames(count, seed=seed)), [
+        (tiny.RED, tiny.BLUE)[i % 2] for i in range(count)
+    ]
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------------------------------------------------------- action tokens
+# ----------------------------------------------------------------------------------- action tokens
 
 
 def test_tokens_by_hand():
     model = tiny.policy(statistics=STATISTICS)
-    assert model.tokenise([[-1.0, 0.0, -3.0, -0.5], [1.0, 0.2, 5.0, 0.5], [0.0, 0.1, 1.0, 0.0]]).tolist() == [[0] * 4, [6] * 4, [3] * 4]
-    assert torch.allclose(model.detokenise(torch.tensor([0, 6, 3, 1])), torch.tensor([-1.0, 0.2, 1.0, -0.5 + 1 / 6]))
+    assert model.tokenise(
+        [[-1.0, 0.0, -3.0, -0.5], [1.0, 0.2, 5.0, 0.5], [0.0, 0.1, 1.0, 0.0]]
+    ).tolist() == [[0] * 4, [6] * 4, [3] * 4]
+    assert torch.allclose(
+        model.detokenise(torch.tensor([0, 6, 3, 1])), torch.tensor([-1.0, 0.2, 1.0, -0.5 + 1 / 6])
+    )
 
 
 @pytest.mark.parametrize("bins", [2, 7, 21, 256])
@@ -46,13 +56,18 @@ def test_actions_come_back_within_half_a_bin(bins):
 
 def test_actions_outside_the_range_are_clipped():
     model = tiny.policy()
-    assert model.tokenise(np.full((2, 3, 4), -9.0)).eq(0).all() and model.tokenise(np.full((2, 3, 4), 9.0)).eq(V - 1).all()
+    assert (
+        model.tokenise(np.full((2, 3, 4), -9.0)).eq(0).all()
+        and model.tokenise(np.full((2, 3, 4), 9.0)).eq(V - 1).all()
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------- the network
+# ------------------------------------------------------------------------------------- the network
 
 
-@pytest.mark.parametrize("options", [dict(), dict(chunk=2, bins=256), dict(merge=1), dict(patch=8, merge=2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(chunk=2, bins=256), dict(merge=1), dict(patch=8, merge=2)], ids=str
+)
 def test_one_parallel_pass_scores_the_whole_chunk(options):
     model = tiny.policy(**options)
     calls = []
@@ -79,20 +94,34 @@ def test_the_frame_changes_the_logits_and_rows_do_not_see_each_other():
     whole = model.logits(frames, texts)
     assert (whole[0] - whole[2]).abs().max() > 1e-3
     for row in range(4):
-        assert torch.allclose(model.logits(frames[row: row + 1], texts[row: row + 1]), whole[row: row + 1], atol=1e-4)
+        assert torch.allclose(
+            model.logits(frames[row : row + 1], texts[row : row + 1]),
+            whole[row : row + 1],
+            atol=1e-4,
+        )
 
 
 def test_kept_vision_tokens_give_the_same_logits():
     model = tiny.policy()
     frames, texts = look()
-    assert torch.equal(model.logits(None, texts, seen=model.features(frames)), model.logits(frames, texts))
+    assert torch.equal(
+        model.logits(None, texts, seen=model.features(frames)), model.logits(frames, texts)
+    )
 
 
-@pytest.mark.parametrize("text, message", [
-    ("put the purple cube on the plate", "does not know the word purple of the instruction 'put the purple cube on the plate'"),
-    ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
-    (tiny.RED + " and " + tiny.BLUE, "has 15 words and the model reads 12"),
-    ("", "an instruction is empty"), (" ,. ", "an instruction is empty")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "put the purple cube on the plate",
+            "does not know the word purple of the instruction 'put the purple cube on the plate'",
+        ),
+        ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
+        (tiny.RED + " and " + tiny.BLUE, "has 15 words and the model reads 12"),
+        ("", "an instruction is empty"),
+        (" ,. ", "an instruction is empty"),
+    ],
+)
 def test_sentences_that_the_policy_cannot_read_are_refused(text, message):
     """Rather than read as another: unknown words would all be one token, and surplus ones none."""
     frames, _ = look(2)
@@ -102,8 +131,12 @@ def test_sentences_that_the_policy_cannot_read_are_refused(text, message):
 
 def test_case_and_punctuation_do_not_count():
     model, (frames, _) = tiny.policy(), look(1)
-    assert torch.equal(model.logits(frames, ["Put the Red, cube on the plate."]), model.logits(frames, [tiny.RED]))
-    assert not torch.equal(model.logits(frames, ["Put the Blue, cube on the plate."]), model.logits(frames, [tiny.RED]))
+    assert torch.equal(
+        model.logits(frames, ["Put the Red, cube on the plate."]), model.logits(frames, [tiny.RED])
+    )
+    assert not torch.equal(
+        model.logits(frames, ["Put the Blue, cube on the plate."]), model.logits(frames, [tiny.RED])
+    )
 
 
 def test_one_instruction_for_each_picture_is_needed():
@@ -124,7 +157,7 @@ def test_frames_of_another_size_are_refused(shape):
         tiny.policy().act(np.zeros(shape, np.uint8), [tiny.RED] * 2)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- sampling
+# ---------------------------------------------------------------------------------------- sampling
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
@@ -137,7 +170,9 @@ def test_recomputed_log_probs_equal_the_sampled_ones(temperature):
     assert torch.equal(actions, model.detokenise(tokens))
     expected = torch.log_softmax(model.logits(frames, texts) / temperature, dim=-1)
     assert torch.allclose(again, expected.gather(-1, tokens[..., None])[..., 0], atol=1e-6)
-    assert torch.allclose(entropy, torch.distributions.Categorical(logits=expected).entropy(), atol=1e-5)
+    assert torch.allclose(
+        entropy, torch.distributions.Categorical(logits=expected).entropy(), atol=1e-5
+    )
     assert again.requires_grad and not sampled.requires_grad and not sampled.is_inference()
     other, _ = model.log_probs(frames, texts, tokens, temperature * 2)
     assert (other - sampled).abs().max() > 1e-2
@@ -146,7 +181,10 @@ def test_recomputed_log_probs_equal_the_sampled_ones(temperature):
 def test_probabilities_sum_to_one():
     model = tiny.policy()
     frames, texts = look(2)
-    total = sum(model.log_probs(frames, texts, torch.full((2, K, D), token), 1.6)[0].exp() for token in range(V))
+    total = sum(
+        model.log_probs(frames, texts, torch.full((2, K, D), token), 1.6)[0].exp()
+        for token in range(V)
+    )
     assert torch.allclose(total, torch.ones(2, K, D), atol=1e-5)
 
 
@@ -168,7 +206,9 @@ def test_sampled_frequencies_match_the_softmax(temperature):
     frames, texts = look(1)
     p = torch.softmax(model.logits(frames, texts)[0] / temperature, dim=-1).detach()  # (K, D, V)
     assert p.max() > 2 / V  # not uniform, or the test would show nothing
-    tokens, _, _ = model.act(frames.expand(count, -1, -1, -1), texts * count, temperature, generator())
+    tokens, _, _ = model.act(
+        frames.expand(count, -1, -1, -1), texts * count, temperature, generator()
+    )
     frequencies = torch.nn.functional.one_hot(tokens, V).float().mean(0)
     assert ((frequencies - p).abs() < 5 * (p * (1 - p) / count).sqrt()).all()
     joint = ((tokens[:, 0, 0] == tokens[:, 1, 0]).float().mean() - (p[0, 0] * p[1, 0]).sum()).abs()
@@ -180,7 +220,9 @@ def test_greedy_is_the_argmax():
     frames, texts = look()
     tokens, log_probs, _ = model.act(frames, texts)
     logits = model.logits(frames, texts)
-    assert torch.equal(tokens, logits.argmax(-1)) and torch.allclose(log_probs, torch.log_softmax(logits, -1).amax(-1), atol=1e-6)
+    assert torch.equal(tokens, logits.argmax(-1)) and torch.allclose(
+        log_probs, torch.log_softmax(logits, -1).amax(-1), atol=1e-6
+    )
 
 
 def test_the_seed_decides_the_tokens():
@@ -199,22 +241,30 @@ def test_rows_with_the_same_picture_are_sampled_apart():
     assert len({tuple(row.flatten().tolist()) for row in tokens}) == 8
 
 
-# ------------------------------------------------------------------------------------------------------------------------ cloning
+# ----------------------------------------------------------------------------------------- cloning
 
 
 def test_cloning_loss_by_hand():
     model = tiny.policy()
     frames, texts = look(2)
     actions = torch.from_numpy(tiny.random_actions(2, K, D))
-    log_p = torch.log_softmax(model.logits(frames, texts), -1).gather(-1, model.tokenise(actions)[..., None])[..., 0]  # (2, K, D)
+    log_p = torch.log_softmax(model.logits(frames, texts), -1).gather(
+        -1, model.tokenise(actions)[..., None]
+    )[..., 0]  # (2, K, D)
     assert torch.allclose(cloning_loss(model, frames, texts, actions)[0], -log_p.mean(), atol=1e-6)
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
-    assert torch.allclose(cloning_loss(model, frames, texts, actions, mask)[0], -(log_p[0, :3].sum() + log_p[1, :1].sum()) / (4 * D), atol=1e-6)
+    assert torch.allclose(
+        cloning_loss(model, frames, texts, actions, mask)[0],
+        -(log_p[0, :3].sum() + log_p[1, :1].sum()) / (4 * D),
+        atol=1e-6,
+    )
     assert cloning_loss(model, frames, texts, actions, torch.zeros(2, K))[0] == 0
 
 
 def test_cloning_learns_a_tiny_batch():
-    """Two pictures and two instructions, four different answers: only a policy that reads both can clone them."""
+    """Two pictures and two instructions, four different answers: only a policy that reads both can
+    clone them.
+    """
     model = tiny.policy(contrast=1.0)
     frames, _ = look(2)
     frames, texts = frames.repeat(2, 1, 1, 1), [tiny.RED] * 2 + [tiny.BLUE] * 2
@@ -230,21 +280,37 @@ def test_cloning_learns_a_tiny_batch():
     assert (model.act(frames, texts)[0] == model.tokenise(actions)).float().mean() > 0.95
 
 
-# ---------------------------------------------------------------------------------------------------------------------- contracts
+# --------------------------------------------------------------------------------------- contracts
 
 
 def test_an_environment_that_means_other_actions_is_refused():
     model, env = tiny.policy(), tiny.Counter()
     model.check_environment(env)
     env.action_names = ("joint 1", "joint 2", "joint 3", "gripper")
-    with pytest.raises(UserError, match="action statistics are for dx, dy, dz, gripper, the environment expects joint 1"):
+    with pytest.raises(
+        UserError,
+        match="action statistics are for dx, dy, dz, gripper, the environment expects joint 1",
+    ):
         model.check_environment(env)
     env.action_names, env.action_dim = ("dx", "dy", "dz", "gripper"), 7
     with pytest.raises(UserError, match="7 numbers"):
         model.check_environment(env)
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 0.0), (1.0, -1.0), (math.nan, 1.0), (-1.0, math.nan), (-math.inf, 1.0), (0.0, 1e-60), (-3e38, 3e38), (0.0, None), ("a", 1.0)])
+@pytest.mark.parametrize(
+    "low, high",
+    [
+        (0.0, 0.0),
+        (1.0, -1.0),
+        (math.nan, 1.0),
+        (-1.0, math.nan),
+        (-math.inf, 1.0),
+        (0.0, 1e-60),
+        (-3e38, 3e38),
+        (0.0, None),
+        ("a", 1.0),
+    ],
+)
 def test_a_range_that_is_none_is_refused_where_it_is_made(low, high):
     """Also in single precision, as the policy counts."""
     with pytest.raises(UserError, match="action statistics of 'gripper' have the range"):
@@ -272,7 +338,7 @@ def test_statistics_of_another_robot_are_refused():
         tiny.policy(statistics=ActionStatistics(("x", "y", "z"), (0.0,) * 3, (1.0,) * 3))
 
 
-# -------------------------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------- files
 
 
 @pytest.fixture
@@ -291,7 +357,10 @@ def test_a_saved_policy_comes_back_bit_exact(saved):
     assert again.tokenizer.to_str() == model.tokenizer.to_str()
     frames, texts = look()
     for temperature in (None, 1.6):
-        one, two = model.act(frames, texts, temperature, generator()), again.act(frames, texts, temperature, generator())
+        one, two = (
+            model.act(frames, texts, temperature, generator()),
+            again.act(frames, texts, temperature, generator()),
+        )
         assert all(torch.equal(a, b) for a, b in zip(one, two))
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}  # no pickle
 
@@ -304,7 +373,10 @@ def test_the_saved_tokenizer_is_used(saved):
     words["red"], words["blue"] = words["blue"], words["red"]
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
     frames, _ = look(1)
-    before, after = saved[0].logits(frames, [tiny.RED]), Policy.load(folder).logits(frames, [tiny.BLUE])
+    before, after = (
+        saved[0].logits(frames, [tiny.RED]),
+        Policy.load(folder).logits(frames, [tiny.BLUE]),
+    )
     assert torch.equal(before, after)
 
 
@@ -340,7 +412,14 @@ def test_a_policy_without_its_tokenizer_is_refused(saved, damage):
         Policy.load(folder)
 
 
-@pytest.mark.parametrize("values", [[], {"names": ["a"], "low": [0.0], "high": [0.0]}, {"names": ["a"], "low": 0.0, "high": [1.0]}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        {"names": ["a"], "low": [0.0], "high": [0.0]},
+        {"names": ["a"], "low": 0.0, "high": [1.0]},
+    ],
+)
 def test_statistics_that_cannot_be_used_name_their_file(saved, values):
     _, folder = saved
     (folder / "actions.json").write_text(json.dumps(values))
@@ -351,7 +430,9 @@ def test_statistics_that_cannot_be_used_name_their_file(saved, values):
 def test_statistics_of_another_length_are_refused(saved):
     """One number for four dimensions would broadcast in silence and move the robot wrongly."""
     _, folder = saved
-    (folder / "actions.json").write_text(json.dumps({"names": ["a", "b", "c", "d"], "low": [-1.0], "high": [1.0, 1.0, 1.0, 1.0]}))
+    (folder / "actions.json").write_text(
+        json.dumps({"names": ["a", "b", "c", "d"], "low": [-1.0], "high": [1.0, 1.0, 1.0, 1.0]})
+    )
     with pytest.raises(UserError):
         Policy.load(folder)
 

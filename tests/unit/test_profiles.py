@@ -1,4 +1,5 @@
 """Profiles, and the paper's sizes built without memory."""
+
 import dataclasses
 
 import pytest
@@ -20,7 +21,11 @@ def parameters(module):
 def test_paper_sizes_on_the_meta_device():
     sizes = paper_models()
     with torch.device("meta"):
-        autoencoder, world_model, reward = Autoencoder(sizes["autoencoder"]), WorldModel(sizes["world_model"]), RewardModel(sizes["reward"])
+        autoencoder, world_model, reward = (
+            Autoencoder(sizes["autoencoder"]),
+            WorldModel(sizes["world_model"]),
+            RewardModel(sizes["reward"]),
+        )
         seven = ActionStatistics(tuple("abcdefg"), (-1.0,) * 7, (1.0,) * 7)
         policy = Policy(sizes["policy"], seven)
     assert 80e6 < parameters(autoencoder) < 90e6  # SDXL's VAE has 83.7 M
@@ -30,7 +35,11 @@ def test_paper_sizes_on_the_meta_device():
     assert parameters(policy) > 5e9
     assert all(p.is_meta for p in world_model.parameters())
     paper = sizes["world_model"]  # c = 4, K = 8, 30 denoising steps; what this kit adds is off
-    assert (paper.context, paper.frames, paper.num_inference_steps) == (4, 8, 30) and not paper.reference and not paper.path
+    assert (
+        (paper.context, paper.frames, paper.num_inference_steps) == (4, 8, 30)
+        and not paper.reference
+        and not paper.path
+    )
 
 
 def test_budget_smaller_than_a_group_is_refused():
@@ -45,7 +54,11 @@ def test_unknown_profile_is_named():
 
 def test_all_tasks_have_the_same_settings():
     for name in PROFILES:
-        assert Run(task="place", profile=name).settings() == Run(task="square", profile=name).settings() == PROFILES[name]
+        assert (
+            Run(task="place", profile=name).settings()
+            == Run(task="square", profile=name).settings()
+            == PROFILES[name]
+        )
 
 
 def test_changes_come_on_top_of_the_profile():
@@ -55,6 +68,14 @@ def test_changes_come_on_top_of_the_profile():
 
 
 def test_updates_in_imagination_take_their_numbers_from_the_profile():
-    settings = dataclasses.replace(PROFILES["laptop"], groups=3, group_size=5, wmpo_lr=0.25, wmpo_decay=7, wmpo_epochs=4)
+    settings = dataclasses.replace(
+        PROFILES["laptop"], groups=3, group_size=5, wmpo_lr=0.25, wmpo_decay=7, wmpo_epochs=4
+    )
     update = settings.wmpo_update()
-    assert (update.groups, update.group_size, update.lr, update.decay, update.epochs) == (3, 5, 0.25, 7, 4)
+    assert (update.groups, update.group_size, update.lr, update.decay, update.epochs) == (
+        3,
+        5,
+        0.25,
+        7,
+        4,
+    )

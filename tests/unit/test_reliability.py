@@ -1,11 +1,14 @@
-"""The instruments of `make reliability`: a share of its damaged inputs in every run of the tests, and a table that names tests that exist."""
+"""The instruments of `make reliability`: a share of its damaged inputs in every run of the tests,
+and a table that names tests that exist.
+"""
+
 import ast
 import json
 
 import numpy as np
 import pytest
-
 from reliability import damage, fuzz, kinds
+
 from wmpo_lite.errors import UserError
 
 
@@ -31,10 +34,16 @@ def test_damaged_inputs_end_in_success_or_one_sentence_and_stay_as_they_are(soun
         assert end["end"] in ("success", "sentence"), end
 
 
-@pytest.mark.parametrize("reader, end", [
-    (lambda folder: None, "success"), (lambda folder: (_ for _ in ()).throw(UserError("it is broken; mend it")), "sentence"),
-    (lambda folder: (_ for _ in ()).throw(UserError("one\ntwo")), "several lines"), (lambda folder: {}["a"], "traceback"),
-    (lambda folder: (folder / "new").write_text("x"), "changed")])
+@pytest.mark.parametrize(
+    "reader, end",
+    [
+        (lambda folder: None, "success"),
+        (lambda folder: (_ for _ in ()).throw(UserError("it is broken; mend it")), "sentence"),
+        (lambda folder: (_ for _ in ()).throw(UserError("one\ntwo")), "several lines"),
+        (lambda folder: {}["a"], "traceback"),
+        (lambda folder: (folder / "new").write_text("x"), "changed"),
+    ],
+)
 def test_the_fuzz_test_tells_how_an_input_ended(tmp_path, monkeypatch, reader, end):
     (tmp_path / "a.json").write_text("{}")
     monkeypatch.setitem(fuzz.KINDS, "run", (None, reader))
@@ -42,26 +51,50 @@ def test_the_fuzz_test_tells_how_an_input_ended(tmp_path, monkeypatch, reader, e
 
 
 def test_a_process_that_dies_is_an_end_of_its_input_and_the_others_are_tried(monkeypatch):
-    monkeypatch.setattr(fuzz, "worker_command", lambda kind, first, count, seed: ["python3", "-c", f"""
+    monkeypatch.setattr(
+        fuzz,
+        "worker_command",
+        lambda kind, first, count, seed: [
+            "python3",
+            "-c",
+            f"""
 import json, sys
 for n in range({first}, {first + count}):
-    sys.exit(9) if n == 1 else print(json.dumps(dict(number=n, how="", end="success", said="")), flush=True)
-"""])
-    assert [end["end"] for end in fuzz.run("journal", 4)] == ["success", "died", "success", "success"]
+    end = dict(number=n, how="", end="success", said="")
+    sys.exit(9) if n == 1 else print(json.dumps(end), flush=True)
+""",
+        ],
+    )
+    assert [end["end"] for end in fuzz.run("journal", 4)] == [
+        "success",
+        "died",
+        "success",
+        "success",
+    ]
 
 
 def test_damage_is_seeded_and_harms(tmp_path):
     for name in ("a.json", "b.npz"):
-        data = json.dumps({"task": "place", "rows": [1, 2, {"x": [True, None]}]}).encode() * (1 if name == "a.json" else 40)
+        data = json.dumps({"task": "place", "rows": [1, 2, {"x": [True, None]}]}).encode() * (
+            1 if name == "a.json" else 40
+        )
         found = []
         for number in (*range(60), *range(60)):
             (tmp_path / name).write_bytes(data)
             damage.damage(tmp_path / name, np.random.default_rng(number))
-            left = (tmp_path / name).read_bytes() if (tmp_path / name).is_file() else (tmp_path / name).exists()
+            left = (
+                (tmp_path / name).read_bytes()
+                if (tmp_path / name).is_file()
+                else (tmp_path / name).exists()
+            )
             found.append(left)
             if (tmp_path / name).is_dir():
                 (tmp_path / name).rmdir()
-        assert found[:60] == found[60:] and sum(left != data for left in found) > 90 and len(set(found)) > 30
+        assert (
+            found[:60] == found[60:]
+            and sum(left != data for left in found) > 90
+            and len(set(found)) > 30
+        )
 
 
 def test_every_kind_of_trouble_has_tests_that_exist():

@@ -1,4 +1,6 @@
-"""Pictures are bit-equal whatever else draws, is closed, dropped or collected, in one thread or in many."""
+"""Pictures are bit-equal whatever else draws, is closed, dropped or collected, in one thread or in
+many.
+"""
 
 import gc
 import itertools
@@ -42,11 +44,19 @@ def look(env, states=STATES):
 @pytest.mark.parametrize("drew_last", ["the one that ends", "the other", "a third"])
 def test_the_end_of_one_environment_leaves_the_others_alone(make_env, ending, drew_last):
     """collect: the environment is part of a cycle, so that the garbage collector ends it."""
-    ends, other, third = TabletopEnv(PLACE, size=32, threads=1), make_env(), make_env(get_task("square"), 48)
+    ends, other, third = (
+        TabletopEnv(PLACE, size=32, threads=1),
+        make_env(),
+        make_env(get_task("square"), 48),
+    )
     square = initial_states(get_task("square"), "validation", np.arange(2))
     expected, of_third = look(other), look(third, square)
     assert (look(ends) == expected).all()
-    {"the one that ends": lambda: None, "the other": lambda: look(other), "a third": lambda: look(third, square)}[drew_last]()
+    {
+        "the one that ends": lambda: None,
+        "the other": lambda: look(other),
+        "a third": lambda: look(third, square),
+    }[drew_last]()
     if ending == "close":
         ends.close()
     elif ending == "collect":
@@ -54,7 +64,9 @@ def test_the_end_of_one_environment_leaves_the_others_alone(make_env, ending, dr
     del ends
     gc.collect()
     assert (look(other) == expected).all() and (look(third, square) == of_third).all()
-    assert (look(make_env()) == expected).all() and (look(other) == expected).all()  # nor do new ones disturb
+    assert (look(make_env()) == expected).all() and (
+        look(other) == expected
+    ).all()  # nor do new ones disturb
 
 
 def test_orders_of_opening_drawing_and_closing(make_env):
@@ -86,7 +98,9 @@ def test_a_foreign_renderer_that_is_closed_takes_nothing(make_env):
 
 
 def test_environments_in_threads(make_env):
-    """Each thread opens, draws, closes and drops; all of them draw with one more environment that they hand round."""
+    """Each thread opens, draws, closes and drops; all of them draw with one more environment that
+    they hand round.
+    """
     expected, shared, turn, faults = look(make_env()), make_env(), threading.Lock(), []
 
     def work(seed):
@@ -138,10 +152,17 @@ def test_scenes_with_masks_between_two_looks(make_env):
 def test_the_first_state_that_is_drawn_leaves_no_trace(make_env):
     """Two instances that were drawn first after different states show the same state alike."""
     every = Disturbance(0.02, 0.02, 1.0, 1.0, 1.0, 0.02)
-    for task, disturbance in (("place", Disturbance()), ("square", Disturbance()), ("place", every)):
+    for task, disturbance in (
+        ("place", Disturbance()),
+        ("square", Disturbance()),
+        ("place", every),
+    ):
         states = initial_states(get_task(task), "validation", np.arange(3), disturbance)
         for first in (0, 2):
-            one, two = (make_env(get_task(task), disturbance=disturbance, shadows=task == "square") for _ in range(2))
+            one, two = (
+                make_env(get_task(task), disturbance=disturbance, shadows=task == "square")
+                for _ in range(2)
+            )
             one.reset(states[[0]]), two.reset(states[[first]])
             two.step_chunk(np.tile([[[1.0, 1, -1, 1]]], (1, 2, 1)))
             assert (look(one, states[1:]) == look(two, states[1:])).all()
@@ -149,13 +170,12 @@ def test_the_first_state_that_is_drawn_leaves_no_trace(make_env):
 
 def test_an_environment_left_open_ends_in_silence():
     code = (
-        "import threading, numpy as np\n"
-        "from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states\n"
-        "from wmpo_lite.envs.tabletop.tasks import get_task\n"
-        "task = get_task('place'); envs = [TabletopEnv(task, size=16, threads=1) for _ in range(2)]\n"
-        "look = lambda env: env.reset(initial_states(task, 'demos', [0]))\n"
-        "look(envs[0]); thread = threading.Thread(target=look, args=envs[1:]); thread.start(); thread.join()\n"
-        "print('last line')"
+        "import threading, numpy as np\nfrom wmpo_lite.envs.tabletop.env import TabletopEnv,"
+        " initial_states\nfrom wmpo_lite.envs.tabletop.tasks import get_task\ntask ="
+        " get_task('place'); envs = [TabletopEnv(task, size=16, threads=1) for _ in range(2)]\nlook"
+        " = lambda env: env.reset(initial_states(task, 'demos', [0]))\nlook(envs[0]); thread ="
+        " threading.Thread(target=look, args=envs[1:]); thread.start(); thread.join()\nprint('last"
+        " line')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "last line\n", "")

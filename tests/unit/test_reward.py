@@ -1,5 +1,6 @@
-"""The success classifier: where windows end, which clips count as what, its threshold, what it takes
-over from the image tower, and that it can learn."""
+"""The success classifier: where windows end, which clips count as what, its threshold, what it
+takes over from the image tower, and that it can learn.
+"""
 
 import numpy as np
 import pytest
@@ -23,14 +24,25 @@ L = 4  # clip length of the tiny model
 
 
 def episodes(count=12, steps=20, seed=0, other="", finish=None):
-    """Frames whose every pixel is the frame's number (plus 100 in failures); even episodes are successes."""
+    """Frames whose every pixel is the frame's number (plus 100 in failures); even episodes are
+    successes.
+    """
     rng = np.random.default_rng(seed)
     success = np.arange(count) % 2 == 0
-    finish_step = np.where(success, rng.integers(2 * L, steps + 1, count) if finish is None else finish, steps)
+    finish_step = np.where(
+        success, rng.integers(2 * L, steps + 1, count) if finish is None else finish, steps
+    )
     level = np.arange(steps + 1) + 100 * ~success[:, None]
-    frames = np.broadcast_to(level[..., None, None, None], (count, steps + 1, 16, 16, 3)).astype(np.uint8)
-    return {"frames": frames, "success": success, "finish_step": finish_step, "instruction": np.array([f"task {e}" for e in range(count)]),
-            "other": np.array([other and f"{other} {e}" for e in range(count)])}
+    frames = np.broadcast_to(level[..., None, None, None], (count, steps + 1, 16, 16, 3)).astype(
+        np.uint8
+    )
+    return {
+        "frames": frames,
+        "success": success,
+        "finish_step": finish_step,
+        "instruction": np.array([f"task {e}" for e in range(count)]),
+        "other": np.array([other and f"{other} {e}" for e in range(count)]),
+    }
 
 
 def spoken(**options):
@@ -38,7 +50,7 @@ def spoken(**options):
     return {**episodes(**options), "instruction": np.array([tiny.RED] * 12)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the model
+# --------------------------------------------------------------------------------------- the model
 
 
 @pytest.mark.parametrize("steps", [L - 1, L, L + 1, 11])
@@ -49,17 +61,35 @@ def test_a_window_is_the_clip_that_ends_at_its_frame(steps):
     assert scores.shape == (2, max(0, steps - L + 1))
     for window in range(scores.shape[1]):
         end = window + L - 1
-        assert torch.allclose(scores[:, window], torch.sigmoid(model(frames[:, end - L + 1: end + 1], texts)), atol=1e-5)
+        assert torch.allclose(
+            scores[:, window],
+            torch.sigmoid(model(frames[:, end - L + 1 : end + 1], texts)),
+            atol=1e-5,
+        )
 
 
 def test_windows_on_a_stub_by_hand(monkeypatch):
-    """A model that reads out the newest pixel of a clip shows which frame ends which window, for every stride."""
+    """A model that reads out the newest pixel of a clip shows which frame ends which window, for
+    every stride.
+    """
     model = tiny.reward_model()
-    monkeypatch.setattr(RewardModel, "forward", lambda self, clips, texts: clips[:, -1, 0, 0, 0].float() + 1000 * torch.tensor([float(t) for t in texts]))
+    monkeypatch.setattr(
+        RewardModel,
+        "forward",
+        lambda self, clips, texts: (
+            clips[:, -1, 0, 0, 0].float() + 1000 * torch.tensor([float(t) for t in texts])
+        ),
+    )
     monkeypatch.setattr(torch, "sigmoid", lambda x: x)
     frames = torch.arange(9, dtype=torch.uint8).view(1, 9, 1, 1, 1).expand(2, 9, 16, 16, 3)
-    assert model.slide(frames, ["0", "1"]).tolist() == [[3, 4, 5, 6, 7, 8], [1003, 1004, 1005, 1006, 1007, 1008]]
-    assert model.slide(frames, ["0", "1"], stride=2).tolist() == [[4, 6, 8], [1004, 1006, 1008]]  # the newest is always judged
+    assert model.slide(frames, ["0", "1"]).tolist() == [
+        [3, 4, 5, 6, 7, 8],
+        [1003, 1004, 1005, 1006, 1007, 1008],
+    ]
+    assert model.slide(frames, ["0", "1"], stride=2).tolist() == [
+        [4, 6, 8],
+        [1004, 1006, 1008],
+    ]  # the newest is always judged
 
 
 def test_order_of_frames_and_words_matter():
@@ -67,13 +97,21 @@ def test_order_of_frames_and_words_matter():
     clips = torch.from_numpy(tiny.noise_frames(1, L))
     logit = model(clips, [tiny.RED])
     assert logit.shape == (1,)
-    assert abs(logit - model(clips.flip(1), [tiny.RED])) > 1e-4 and abs(logit - model(clips, [tiny.BLUE])) > 1e-3
+    assert (
+        abs(logit - model(clips.flip(1), [tiny.RED])) > 1e-4
+        and abs(logit - model(clips, [tiny.BLUE])) > 1e-3
+    )
 
 
-@pytest.mark.parametrize("text, message", [
-    ("put the purple cube on the plate", "does not know the word purple of the instruction"),
-    ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
-    ("", "an instruction is empty"), (" ?! ", "an instruction is empty")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("put the purple cube on the plate", "does not know the word purple of the instruction"),
+        ("put the cyan cube on the magenta plate", "does not know the words cyan, magenta of"),
+        ("", "an instruction is empty"),
+        (" ?! ", "an instruction is empty"),
+    ],
+)
 def test_sentences_that_the_model_cannot_read_are_refused(text, message):
     clips = torch.from_numpy(tiny.noise_frames(2, L))
     with pytest.raises(UserError, match=message):
@@ -88,7 +126,10 @@ def test_case_and_punctuation_do_not_count():
 def test_sentences_that_differ_in_the_order_of_words_alone_are_refused():
     """Their words are summed: both would be one question."""
     model, clips = tiny.reward_model(), torch.from_numpy(tiny.noise_frames(2, L))
-    one, two = "put the red block left of the white block", "put the white block left of the red block"
+    one, two = (
+        "put the red block left of the white block",
+        "put the white block left of the red block",
+    )
     message = f"does not read the order of words, so '{one}' and '{two}' are the same to it"
     with pytest.raises(UserError, match="does not read the order of words"):
         model(clips, [one, two])
@@ -113,7 +154,10 @@ def test_shorter_instructions_in_a_batch_do_not_change_the_longer_ones():
 
 def test_probabilities_in_pieces():
     model = tiny.reward_model()
-    clips, texts = torch.from_numpy(tiny.noise_frames(7, L)), [tiny.RED, tiny.BLUE, "lift"] * 2 + [tiny.RED]
+    clips, texts = (
+        torch.from_numpy(tiny.noise_frames(7, L)),
+        [tiny.RED, tiny.BLUE, "lift"] * 2 + [tiny.RED],
+    )
     whole = model.probabilities(clips, texts)
     assert torch.allclose(whole, model.probabilities(clips, texts, batch=3), atol=1e-5)
     assert whole.shape == (7,) and (whole > 0).all() and (whole < 1).all()
@@ -126,7 +170,9 @@ def test_score_is_the_best_window_and_needs_one():
     assert torch.equal(model.score(frames, texts), model.slide(frames, texts).amax(dim=1))
     with pytest.raises(UserError, match="have 3 frames, fewer than the reward model's clip of 4"):
         model.score(frames[:, :3], texts)
-    with pytest.raises(UserError, match="6 windows of the episodes are judged and 7 in a row must agree"):
+    with pytest.raises(
+        UserError, match="6 windows of the episodes are judged and 7 in a row must agree"
+    ):
         model.score(frames, texts, min_consecutive=7)
 
 
@@ -134,22 +180,38 @@ def test_a_score_judges_the_windows_that_end_at_multiples_of_the_stride():
     model, texts = tiny.reward_model(), [tiny.RED] * 3
     frames = torch.from_numpy(tiny.noise_frames(3, 11))  # numbers 0 to 10
     windows = model.slide(frames, texts)  # the first ends at frame 3
-    assert torch.allclose(model.score(frames, texts, stride=4), windows[:, [1, 5]].amax(dim=1), atol=1e-6)
-    assert torch.allclose(model.score(frames, texts, stride=3), windows[:, [0, 3, 6]].amax(dim=1), atol=1e-6)
-    assert torch.allclose(model.score(frames, texts, stride=4, min_consecutive=2), windows[:, [1, 5]].amin(dim=1), atol=1e-6)
-    with pytest.raises(UserError, match="no window of 4 frames ends at every 11th of the episodes' 11 frames"):
+    assert torch.allclose(
+        model.score(frames, texts, stride=4), windows[:, [1, 5]].amax(dim=1), atol=1e-6
+    )
+    assert torch.allclose(
+        model.score(frames, texts, stride=3), windows[:, [0, 3, 6]].amax(dim=1), atol=1e-6
+    )
+    assert torch.allclose(
+        model.score(frames, texts, stride=4, min_consecutive=2),
+        windows[:, [1, 5]].amin(dim=1),
+        atol=1e-6,
+    )
+    with pytest.raises(
+        UserError, match="no window of 4 frames ends at every 11th of the episodes' 11 frames"
+    ):
         model.score(frames, texts, stride=11)
     with pytest.raises(UserError, match="stride between judged windows is 0"):
         model.score(frames, texts, stride=0)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- clips
+# ------------------------------------------------------------------------------------------- clips
 
 
 def draw(data, half=200, seed=0, **options):
     """Clips as (episode is a success, numbers of their frames, text, label)."""
-    clips, texts, labels = sample_clips(data, RewardConfig(clip=L), np.random.default_rng(seed), half, **options)
-    assert clips.shape == (2 * half, L, 16, 16, 3) and clips.dtype == torch.uint8 and len(texts) == 2 * half
+    clips, texts, labels = sample_clips(
+        data, RewardConfig(clip=L), np.random.default_rng(seed), half, **options
+    )
+    assert (
+        clips.shape == (2 * half, L, 16, 16, 3)
+        and clips.dtype == torch.uint8
+        and len(texts) == 2 * half
+    )
     numbers = clips[:, :, 0, 0, 0].int().numpy()
     return numbers[:, 0] < 100, numbers % 100, texts, labels.numpy()
 
@@ -161,13 +223,22 @@ def test_batches_are_balanced_and_cut_where_the_paper_says(seed):
     assert labels.sum() == len(labels) / 2
     episode = np.array([int(text.split()[1]) for text in texts])
     assert (np.diff(numbers, axis=1) == 1).all()  # consecutive frames
-    assert (success == data["success"][episode]).all()  # every clip under the instruction of its own episode
+    assert (
+        success == data["success"][episode]
+    ).all()  # every clip under the instruction of its own episode
     positive = labels == 1
-    assert success[positive].all() and (numbers[positive, -1] == data["finish_step"][episode[positive]]).all()
+    assert (
+        success[positive].all()
+        and (numbers[positive, -1] == data["finish_step"][episode[positive]]).all()
+    )
     negative_success = ~positive & success
     assert negative_success.any() and (~positive & ~success).any()
-    assert (numbers[negative_success, -1] <= data["finish_step"][episode[negative_success]] - L).all()
-    assert (numbers[negative_success, -1] == data["finish_step"][episode[negative_success]] - L).any()  # the hardest ones are there
+    assert (
+        numbers[negative_success, -1] <= data["finish_step"][episode[negative_success]] - L
+    ).all()
+    assert (
+        numbers[negative_success, -1] == data["finish_step"][episode[negative_success]] - L
+    ).any()  # the hardest ones are there
     assert set(episode[positive]) == set(np.flatnonzero(data["success"]))  # every success is used
     failures = numbers[~positive & ~success]
     assert failures[:, 0].min() == 0 and failures[:, -1].max() == 20  # any clip of a failure
@@ -179,7 +250,11 @@ def test_the_other_instruction_makes_a_terminal_clip_a_negative():
     swapped = np.array([text.startswith("other") for text in texts])
     episode = np.array([int(text.split()[1]) for text in texts])
     assert 0.2 < swapped.sum() / (labels == 0).sum() < 0.4
-    assert (labels[swapped] == 0).all() and success[swapped].all() and (numbers[swapped, -1] == data["finish_step"][episode[swapped]]).all()
+    assert (
+        (labels[swapped] == 0).all()
+        and success[swapped].all()
+        and (numbers[swapped, -1] == data["finish_step"][episode[swapped]]).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,20 +266,36 @@ def test_terminal_clips_end_at_the_finish_or_up_to_so_many_frames_later(options,
     episode = np.array([int(text.split()[1]) for text in texts])
     terminal = (labels == 1) | np.array([text.startswith("other") for text in texts])
     late = numbers[terminal, -1] - data["finish_step"][episode[terminal]]
-    assert set(late) == set(range(after + 1)) and numbers.max() <= 20  # the film is over after frame 20
+    assert (
+        set(late) == set(range(after + 1)) and numbers.max() <= 20
+    )  # the film is over after frame 20
     ending = draw(episodes(finish=20), **options)[1]
     assert ending.max() == 20
 
 
 def test_early_successes_give_no_negatives_of_their_own():
-    """A success at frame 5 has no clip of 4 frames that ends 4 frames earlier: a failure serves instead."""
+    """A success at frame 5 has no clip of 4 frames that ends 4 frames earlier: a failure serves
+    instead.
+    """
     success, _, _, labels = draw(episodes(finish=5), after=0)
     assert (success == (labels == 1)).all()
-    success, numbers, _, labels = draw(episodes(finish=2 * L - 1), after=0)  # exactly one such clip, frames 0..3
-    assert (numbers[success & (labels == 0)] == np.arange(L)).all() and (success & (labels == 0)).any()
+    success, numbers, _, labels = draw(
+        episodes(finish=2 * L - 1), after=0
+    )  # exactly one such clip, frames 0..3
+    assert (numbers[success & (labels == 0)] == np.arange(L)).all() and (
+        success & (labels == 0)
+    ).any()
 
 
-@pytest.mark.parametrize("change", [dict(success=np.ones(12, bool)), dict(success=np.zeros(12, bool)), dict(finish_step=np.full(12, L - 2))], ids=["all", "none", "short"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(success=np.ones(12, bool)),
+        dict(success=np.zeros(12, bool)),
+        dict(finish_step=np.full(12, L - 2)),
+    ],
+    ids=["all", "none", "short"],
+)
 def test_both_classes_are_needed(change):
     with pytest.raises(UserError, match="needs both successes and failures"):
         draw({**episodes(), **change})
@@ -288,7 +379,7 @@ def test_frozen_layers_keep_what_they_know_while_the_others_learn(tower, layers)
     assert same == {name for name in before if name.startswith(frozen)} | {"threshold"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------- learning
+# ---------------------------------------------------------------------------------------- learning
 
 
 def test_shifted_moves_a_clip_as_a_whole_by_up_to_two_pixels_and_repeats_its_border():
@@ -299,7 +390,7 @@ def test_shifted_moves_a_clip_as_a_whole_by_up_to_two_pixels_and_repeats_its_bor
     places = set()
     for clip, wide in zip(moved.numpy(), padded):
         shifts = [(y, x) for y in range(5) for x in range(5)]
-        found = [(y, x) for y, x in shifts if np.array_equal(clip, wide[:, y: y + 16, x: x + 16])]
+        found = [(y, x) for y, x in shifts if np.array_equal(clip, wide[:, y : y + 16, x : x + 16])]
         assert len(found) == 1
         places.add(found[0])
     assert len(places) == 25  # both ways, each apart
@@ -314,7 +405,9 @@ def test_shifted_keeps_a_constant_picture():
 
 
 def test_clips_for_training_are_mirrored_and_of_other_brightness():
-    """Pictures that rise from left to right: a slope's sign tells mirrored ones, its size how bright."""
+    """Pictures that rise from left to right: a slope's sign tells mirrored ones, its size how
+    bright.
+    """
     model, data = tiny.reward_model(), spoken()
     ramp = (8 * np.arange(16) + 40).astype(np.uint8)[:, None]  # (W, 1)
     data["frames"] = np.broadcast_to(ramp, (12, 21, 16, 16, 3))
@@ -353,19 +446,34 @@ def test_the_loss_by_hand(monkeypatch, smooth, logit):
 
 
 def toy_films(count=16, steps=12, seed=0):
-    """A square that turns bright for good at the finish of a success; failures stay dark. Instructions are the same sentence."""
+    """A square that turns bright for good at the finish of a success; failures stay dark.
+    Instructions are the same sentence.
+    """
     rng = np.random.default_rng(seed)
     success = np.arange(count) % 2 == 0
     finish = np.where(success, rng.integers(8, steps + 1, count), steps)
     frames = rng.integers(0, 40, (count, steps + 1, 16, 16, 3)).astype(np.uint8)
     for e in np.flatnonzero(success):
-        frames[e, finish[e]:, 4:12, 4:12] = 220
-    return {"frames": frames, "success": success, "finish_step": finish, "instruction": np.array([tiny.RED] * count), "other": np.array([""] * count)}
+        frames[e, finish[e] :, 4:12, 4:12] = 220
+    return {
+        "frames": frames,
+        "success": success,
+        "finish_step": finish,
+        "instruction": np.array([tiny.RED] * count),
+        "other": np.array([""] * count),
+    }
 
 
 def test_it_learns_a_toy_world_and_its_threshold():
     model, films = tiny.reward_model(contrast=1.0), toy_films()
-    records = fit(model, reward_loss(model, films, half=8), FitConfig(steps=80, lr=3e-3, warmup=5), seed=0, name="toy", log_every=40)
+    records = fit(
+        model,
+        reward_loss(model, films, half=8),
+        FitConfig(steps=80, lr=3e-3, warmup=5),
+        seed=0,
+        name="toy",
+        log_every=40,
+    )
     assert records[-1]["accuracy"] > 0.9 and records[-1]["loss"] < 0.6 * records[0]["loss"]
     held_out = toy_films(seed=1)
     frames, texts = torch.from_numpy(held_out["frames"]), list(held_out["instruction"])
@@ -374,7 +482,9 @@ def test_it_learns_a_toy_world_and_its_threshold():
     over = (model.slide(frames, texts) >= model.threshold).numpy()
     for e in range(16):
         assert over[e].any() == held_out["success"][e]
-        if over[e].any():  # the first window over the threshold ends at the finish or within a clip after it
+        if over[
+            e
+        ].any():  # the first window over the threshold ends at the finish or within a clip after it
             assert 0 <= over[e].argmax() + L - 1 - held_out["finish_step"][e] < L
 
 
@@ -383,7 +493,9 @@ def test_it_overfits_two_clips():
     clips = torch.from_numpy(tiny.noise_frames(2, L))
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(80):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(clips, [tiny.RED] * 2), torch.tensor([1.0, 0.0]))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(clips, [tiny.RED] * 2), torch.tensor([1.0, 0.0])
+        )
         optimiser.zero_grad(), loss.backward(), optimiser.step()
     p = model.probabilities(clips, [tiny.RED] * 2)
     assert p[0] > 0.95 and p[1] < 0.05
@@ -391,10 +503,18 @@ def test_it_overfits_two_clips():
 
 def test_the_same_picture_can_be_a_success_for_one_sentence_only():
     model = tiny.reward_model(contrast=1.0)
-    clips, texts = torch.from_numpy(tiny.noise_frames(1, L)).expand(2, -1, -1, -1, -1), [tiny.RED, tiny.BLUE]
+    clips, texts = (
+        torch.from_numpy(tiny.noise_frames(1, L)).expand(2, -1, -1, -1, -1),
+        [
+            tiny.RED,
+            tiny.BLUE,
+        ],
+    )
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(80):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(clips, texts), torch.tensor([1.0, 0.0]))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(clips, texts), torch.tensor([1.0, 0.0])
+        )
         optimiser.zero_grad(), loss.backward(), optimiser.step()
     p = model.probabilities(clips, texts)
     assert p[0] > 0.9 and p[1] < 0.1
@@ -405,15 +525,21 @@ def test_fit_threshold_by_hand(monkeypatch):
     model = tiny.reward_model()
     monkeypatch.setattr(model, "score", lambda frames, texts: torch.tensor([0.9, 0.2, 0.6, 0.4]))
     threshold, f1 = fit_threshold(model, None, None, [True, False, True, False])
-    assert f1 == 1.0 and 0.4 < threshold <= 0.6 and float(model.threshold) == pytest.approx(threshold)
+    assert (
+        f1 == 1.0 and 0.4 < threshold <= 0.6 and float(model.threshold) == pytest.approx(threshold)
+    )
 
 
 def test_the_best_probability_lies_in_the_widest_gap_of_log_odds():
-    """Between 0.9 and 0.99 lie 2.4 log-odds, between 0.99 and 0.99999 nearly 7: the middle of those is chosen where both are perfect."""
+    """Between 0.9 and 0.99 lie 2.4 log-odds, between 0.99 and 0.99999 nearly 7: the middle of those
+    is chosen where both are perfect.
+    """
     scores, success = np.array([0.5, 0.9, 0.99, 0.99999]), [False, True, False, True]
     threshold, f1 = best_probability(scores, success)
     odds = np.log(scores / (1 - scores))
-    assert f1 == pytest.approx(0.8) and np.log(threshold / (1 - threshold)) == pytest.approx((odds[0] + odds[1]) / 2)  # two right of three
+    assert f1 == pytest.approx(0.8) and np.log(threshold / (1 - threshold)) == pytest.approx(
+        (odds[0] + odds[1]) / 2
+    )  # two right of three
     threshold, f1 = best_probability(scores, [False, False, False, True])
     assert f1 == 1 and np.log(threshold / (1 - threshold)) == pytest.approx((odds[2] + odds[3]) / 2)
 
@@ -434,7 +560,7 @@ def test_the_median_of_bootstrap_samples_jumps_less_from_draw_to_draw():
     assert best_probability(scores, success, 50) == (threshold, f1)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------- files
 
 
 def test_a_saved_model_comes_back_bit_exact_with_its_threshold(tmp_path):
@@ -444,9 +570,15 @@ def test_a_saved_model_comes_back_bit_exact_with_its_threshold(tmp_path):
     again = RewardModel.load(tmp_path / "reward")
     own, other = model.state_dict(), again.state_dict()
     assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
-    assert float(again.threshold) == pytest.approx(0.37) and again.config == model.config and not again.training
+    assert (
+        float(again.threshold) == pytest.approx(0.37)
+        and again.config == model.config
+        and not again.training
+    )
     clips = torch.from_numpy(tiny.noise_frames(2, L))
-    assert torch.equal(model.probabilities(clips, [tiny.RED] * 2), again.probabilities(clips, [tiny.RED] * 2))
+    assert torch.equal(
+        model.probabilities(clips, [tiny.RED] * 2), again.probabilities(clips, [tiny.RED] * 2)
+    )
     assert {path.suffix for path in (tmp_path / "reward").iterdir()} == {".json", ".safetensors"}
     path = tmp_path / "reward" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -459,7 +591,10 @@ def test_positions_are_saved(tmp_path):
     with torch.no_grad():
         model.encoder.embeddings.position_embeddings.add_(1.0)
     model.save(tmp_path)
-    assert torch.equal(RewardModel.load(tmp_path).encoder.embeddings.position_embeddings, model.encoder.embeddings.position_embeddings)
+    assert torch.equal(
+        RewardModel.load(tmp_path).encoder.embeddings.position_embeddings,
+        model.encoder.embeddings.position_embeddings,
+    )
 
 
 def test_the_matching_threshold_calls_as_many_a_success_as_truly_are():
@@ -468,8 +603,11 @@ def test_the_matching_threshold_calls_as_many_a_success_as_truly_are():
         success = np.arange(6) < count  # which ones they are does not matter
         threshold = matching_threshold(scores, success)
         assert (scores >= threshold).sum() == count
-    # Half-way in log-odds between the second and the third: logit(0.7) = 0.847, logit(0.99) = 4.595.
-    assert matching_threshold(scores, [True, True, False, False, False, False]) == pytest.approx(1 / (1 + np.exp(-2.721)), abs=1e-3)
+    # Half-way in log-odds between the second and the third: logit(0.7) = 0.847, logit(0.99) =
+    # 4.595.
+    assert matching_threshold(scores, [True, True, False, False, False, False]) == pytest.approx(
+        1 / (1 + np.exp(-2.721)), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("success", [[True, True], [False, False]])

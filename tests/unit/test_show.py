@@ -1,4 +1,6 @@
-"""Films, plots and the report of a small made-up run: what can be read back, what is said when something is missing."""
+"""Films, plots and the report of a small made-up run: what can be read back, what is said when
+something is missing.
+"""
 
 import dataclasses
 import io
@@ -23,7 +25,7 @@ def moving_square(frames: int, size: int, seed: int) -> np.ndarray:
     film = np.full((frames, size, size, 3), (205, 196, 180), np.uint8)
     x, y = rng.integers(0, size - size // 4, 2)
     for frame in film:
-        frame[y:y + size // 4, x:x + size // 4] = (200, 40, 40)
+        frame[y : y + size // 4, x : x + size // 4] = (200, 40, 40)
         x, y = np.clip([x, y] + rng.integers(-1, 2, 2), 0, size - size // 4)
     return film
 
@@ -32,52 +34,132 @@ def make_run(folder, *, films=2, frames=9, size=16, states=64, iterations=12, fi
     """Every file of a run folder, in the sizes asked for."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "config.json", {"task": "place", "profile": "smoke", "seed": 0,
-                                                   "rollout_budget": 128, "horizon": frames - 1,
-                                                   "chunk": 8, "grpo": {"group_size": 8, "lr": 3e-4}})
+    checkpoint.write_json(
+        folder / "config.json",
+        {
+            "task": "place",
+            "profile": "smoke",
+            "seed": 0,
+            "rollout_budget": 128,
+            "horizon": frames - 1,
+            "chunk": 8,
+            "grpo": {"group_size": 8, "lr": 3e-4},
+        },
+    )
     luck = rng.random(states)
-    outcomes = {name: luck + 0.2 * rng.random(states) < rate + 0.1 for name, rate in POLICIES.items()}
-    checkpoint.write_json(folder / "evaluation.json", {
-        "n": states,
-        "policies": {name: {"success": won.tolist(), "finish_step": np.where(won, 20, 40).tolist()}
-                     for name, won in outcomes.items()},
-        "comparisons": {}, "length_ratio": {"wmpo": 94.6},
-        "instruction_swap": {"n": 100, "as_said": 0.31, "swapped_follows_new": 0.28}})
+    outcomes = {
+        name: luck + 0.2 * rng.random(states) < rate + 0.1 for name, rate in POLICIES.items()
+    }
+    checkpoint.write_json(
+        folder / "evaluation.json",
+        {
+            "n": states,
+            "policies": {
+                name: {"success": won.tolist(), "finish_step": np.where(won, 20, 40).tolist()}
+                for name, won in outcomes.items()
+            },
+            "comparisons": {},
+            "length_ratio": {"wmpo": 94.6},
+            "instruction_swap": {"n": 100, "as_said": 0.31, "swapped_follows_new": 0.28},
+        },
+    )
     real = rng.random(states) < 0.4
     scores = np.clip(np.where(real, 0.8, 0.2) + 0.2 * rng.normal(size=states), 0, 1)
     found = agreement(real, scores, 0.5)
-    checkpoint.write_json(folder / "trust.json", {
-        "n": states, "psnr": {"horizons": [8, 16, 32, 40], "model": [29.1, 26.8, 24.9, 24.1],
-                              "copy_last": [22.0, 20.4, 18.8, 18.3]},
-        "sensitivity": {"true": 26.1, "shuffled": 21.9, "zero": 20.8, "delayed": 23.0,
-                        "shuffled_cost": 4.2, "zero_cost": 5.3, "delayed_cost": 3.1},
-        "before_alignment": {"agreement": {"auc": 0.7012, "success_agreement": 0.432}},
-        "valid_frames": 21.34,
-        "agreement": dataclasses.asdict(found), "reward_f1_real": 0.968, "reward_f1_imagined": 0.91, "threshold": 0.5,
-        "scores": scores.tolist(), "real": real.tolist()})
+    checkpoint.write_json(
+        folder / "trust.json",
+        {
+            "n": states,
+            "psnr": {
+                "horizons": [8, 16, 32, 40],
+                "model": [29.1, 26.8, 24.9, 24.1],
+                "copy_last": [22.0, 20.4, 18.8, 18.3],
+            },
+            "sensitivity": {
+                "true": 26.1,
+                "shuffled": 21.9,
+                "zero": 20.8,
+                "delayed": 23.0,
+                "shuffled_cost": 4.2,
+                "zero_cost": 5.3,
+                "delayed_cost": 3.1,
+            },
+            "before_alignment": {"agreement": {"auc": 0.7012, "success_agreement": 0.432}},
+            "valid_frames": 21.34,
+            "agreement": dataclasses.asdict(found),
+            "reward_f1_real": 0.968,
+            "reward_f1_imagined": 0.91,
+            "threshold": 0.5,
+            "scores": scores.tolist(),
+            "real": real.tolist(),
+        },
+    )
     clips = [np.stack([film(frames, size, 10 * k + i) for i in range(films)]) for k in range(4)]
     words = np.array(["put the red cube on the plate"] * films)
     flags = [np.arange(films) % 2 == k for k in (0, 1)]
-    np.savez_compressed(folder / "trust_films.npz", real=clips[0], imagined=clips[1], real_success=flags[0],
-                        scores=np.linspace(0.9, 0.1, films), instructions=words)
-    np.savez_compressed(folder / "episodes.npz", before=clips[2], after=clips[3], before_success=flags[1],
-                        after_success=flags[0], instructions=words)
-    records = [{"stage": stage, "step": 50 * i, "loss": float(np.exp(-i / 8))} for stage in ("align", "reward", "dpo")
-               for i in range(1, 9)]
+    np.savez_compressed(
+        folder / "trust_films.npz",
+        real=clips[0],
+        imagined=clips[1],
+        real_success=flags[0],
+        scores=np.linspace(0.9, 0.1, films),
+        instructions=words,
+    )
+    np.savez_compressed(
+        folder / "episodes.npz",
+        before=clips[2],
+        after=clips[3],
+        before_success=flags[1],
+        after_success=flags[0],
+        instructions=words,
+    )
+    records = [
+        {"stage": stage, "step": 50 * i, "loss": float(np.exp(-i / 8))}
+        for stage in ("align", "reward", "dpo")
+        for i in range(1, 9)
+    ]
     for stage, length in (("grpo", max(2, iterations // 8)), ("wmpo", iterations)):
         for i in range(length):
             fates = rng.multinomial(16, [0.6, 0.1, 0.2, 0.1])
-            records.append({"stage": stage, "step": i + 1, "success": 0.3 + 0.3 * i / iterations + 0.05 * rng.normal(),
-                            "entropy": 2.0 - i / iterations,
-                            "approx_kl": 0.01 + 0.002 * rng.random(), "clip_fraction": 0.05, "seconds": 9.5,
-                            "valid_fraction": 0.7,
-                            **dict(zip(("kept", "all_success", "all_failure", "out_of_range"), fates.tolist()))})
+            records.append(
+                {
+                    "stage": stage,
+                    "step": i + 1,
+                    "success": 0.3 + 0.3 * i / iterations + 0.05 * rng.normal(),
+                    "entropy": 2.0 - i / iterations,
+                    "approx_kl": 0.01 + 0.002 * rng.random(),
+                    "clip_fraction": 0.05,
+                    "seconds": 9.5,
+                    "valid_fraction": 0.7,
+                    **dict(
+                        zip(("kept", "all_success", "all_failure", "out_of_range"), fates.tolist())
+                    ),
+                }
+            )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     checkpoint.write_json(folder / "stages" / "align.json", {"result": {}, "seconds": 61.5})
-    checkpoint.write_json(folder / "seen.json", {"base": {"demonstrations": [32, 1312], "rollouts": None, "play": None},
-                                                 "world_model": {"demonstrations": [32, 1312], "rollouts": [128, 5248], "play": [7104, 348096]}})
-    checkpoint.write_json(folder / "result.json", {"task": "place", "seed": 0, "n": states, "gain": 0.24,
-                                                   "versions": {"torch": "2.13.0"}, "commit": "abc123"})
+    checkpoint.write_json(
+        folder / "seen.json",
+        {
+            "base": {"demonstrations": [32, 1312], "rollouts": None, "play": None},
+            "world_model": {
+                "demonstrations": [32, 1312],
+                "rollouts": [128, 5248],
+                "play": [7104, 348096],
+            },
+        },
+    )
+    checkpoint.write_json(
+        folder / "result.json",
+        {
+            "task": "place",
+            "seed": 0,
+            "n": states,
+            "gain": 0.24,
+            "versions": {"torch": "2.13.0"},
+            "commit": "abc123",
+        },
+    )
     return folder
 
 
@@ -88,15 +170,19 @@ def full_run(tmp_path_factory):
 
 def decode(data: bytes, folder) -> tuple[dict, np.ndarray]:
     import imageio_ffmpeg
+
     path = folder / "film.mp4"
     path.write_bytes(data)
     reader = imageio_ffmpeg.read_frames(str(path))
     facts = next(reader)
     width, height = facts["size"]
-    return facts, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+    return facts, np.stack(
+        [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- films
+# ------------------------------------------------------------------------------------------- films
+
 
 def test_side_by_side_places_films_borders_and_labels():
     films = [np.full((3, 4, 6, 3), 10, np.uint8), np.full((5, 4, 6, 3), 200, np.uint8)]
@@ -104,20 +190,24 @@ def test_side_by_side_places_films_borders_and_labels():
     bar, edge, gap = show.LABEL_HEIGHT, show.BORDER, show.GAP
     cell = 18 + 2 * edge
     assert page.dtype == np.uint8 and page.shape == (5, bar + 12 + 2 * edge, 2 * cell + gap, 3)
-    assert (page[:, bar + edge:-edge, edge:edge + 18] == 10).all()
-    assert (page[:, bar + edge:-edge, cell + gap + edge:-edge] == 200).all()
-    assert (page[:, bar:bar + edge, :cell] == show.SUCCESS).all()
-    assert (page[:, bar:bar + edge, cell + gap:] == show.FAILURE).all()
-    assert (page[:, :, cell:cell + gap] == 255).all()
-    assert (page[:, :bar, :cell] < 255).any() and (page[:, :bar, :cell] != page[:, :bar, cell + gap:]).any()
+    assert (page[:, bar + edge : -edge, edge : edge + 18] == 10).all()
+    assert (page[:, bar + edge : -edge, cell + gap + edge : -edge] == 200).all()
+    assert (page[:, bar : bar + edge, :cell] == show.SUCCESS).all()
+    assert (page[:, bar : bar + edge, cell + gap :] == show.FAILURE).all()
+    assert (page[:, :, cell : cell + gap] == 255).all()
+    assert (page[:, :bar, :cell] < 255).any() and (
+        page[:, :bar, :cell] != page[:, :bar, cell + gap :]
+    ).any()
 
 
 def test_a_shorter_film_holds_its_last_frame_and_borders_are_grey_without_an_outcome():
     short, long = moving_square(2, 8, 0), moving_square(6, 8, 1)
     page = show.film_grid([short, long], columns=1, scale=1)
     edge = show.BORDER
-    assert (page[2:, edge:edge + 8, edge:edge + 8] == short[-1]).all()
-    assert (page[:, -edge - 8:-edge, edge:edge + 8] == long).all() and (page[:, :edge, :8] == show.NEUTRAL).all()
+    assert (page[2:, edge : edge + 8, edge : edge + 8] == short[-1]).all()
+    assert (page[:, -edge - 8 : -edge, edge : edge + 8] == long).all() and (
+        page[:, :edge, :8] == show.NEUTRAL
+    ).all()
 
 
 def test_film_grid_counts_rows_and_enlarges_each_pixel():
@@ -125,15 +215,17 @@ def test_film_grid_counts_rows_and_enlarges_each_pixel():
     page = show.film_grid(films, columns=3, scale=2)
     cell = 16 + 2 * show.BORDER
     assert page.shape == (2, 2 * cell + show.GAP, 3 * cell + 2 * show.GAP, 3)
-    assert (page[:, cell + show.GAP:, 2 * (cell + show.GAP):] == 255).all()  # the sixth place is empty
-    inner = page[:, show.BORDER:show.BORDER + 16, show.BORDER:show.BORDER + 16]
+    assert (
+        page[:, cell + show.GAP :, 2 * (cell + show.GAP) :] == 255
+    ).all()  # the sixth place is empty
+    inner = page[:, show.BORDER : show.BORDER + 16, show.BORDER : show.BORDER + 16]
     assert (inner[:, ::2, ::2] == films[0]).all() and (inner[:, 1::2, 1::2] == films[0]).all()
 
 
 def test_long_labels_stay_inside_their_film():
     films = [np.zeros((1, 20, 20, 3), np.uint8)] * 2
     page = show.side_by_side(films, ["a label much longer than the picture below it", ""], scale=1)
-    assert (page[:, :show.LABEL_HEIGHT, 20 + 2 * show.BORDER:] == 255).all()
+    assert (page[:, : show.LABEL_HEIGHT, 20 + 2 * show.BORDER :] == 255).all()
 
 
 def test_film_strip_takes_every_nth_frame_and_the_last():
@@ -141,21 +233,26 @@ def test_film_strip_takes_every_nth_frame_and_the_last():
     strip = show.film_strip(film, every=5, scale=2)
     cell = 16 + 2 * show.BORDER
     assert strip.shape == (show.LABEL_HEIGHT + cell, 4 * cell + 3 * show.GAP, 3)
-    assert [int(strip[-show.BORDER - 1, i * (cell + show.GAP) + cell // 2, 0]) for i in range(4)] == [0, 5, 10, 11]
+    assert [
+        int(strip[-show.BORDER - 1, i * (cell + show.GAP) + cell // 2, 0]) for i in range(4)
+    ] == [0, 5, 10, 11]
 
 
-@pytest.mark.parametrize("call", [
-    lambda film: show.side_by_side([film.astype(float)], ["a"]),
-    lambda film: show.side_by_side([film[0]], ["a"]),
-    lambda film: show.side_by_side([film[:0]], ["a"]),
-    lambda film: show.side_by_side([film, film[:, :4]], ["a", "b"]),
-    lambda film: show.side_by_side([film], ["a", "b"]),
-    lambda film: show.side_by_side([film], ["a"], success=[True, False]),
-    lambda film: show.side_by_side([film], ["a"], scale=0),
-    lambda film: show.side_by_side([], []),
-    lambda film: show.film_strip(film, every=0),
-    lambda film: show.to_mp4(film[..., :1]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda film: show.side_by_side([film.astype(float)], ["a"]),
+        lambda film: show.side_by_side([film[0]], ["a"]),
+        lambda film: show.side_by_side([film[:0]], ["a"]),
+        lambda film: show.side_by_side([film, film[:, :4]], ["a", "b"]),
+        lambda film: show.side_by_side([film], ["a", "b"]),
+        lambda film: show.side_by_side([film], ["a"], success=[True, False]),
+        lambda film: show.side_by_side([film], ["a"], scale=0),
+        lambda film: show.side_by_side([], []),
+        lambda film: show.film_strip(film, every=0),
+        lambda film: show.to_mp4(film[..., :1]),
+    ],
+)
 def test_wrong_films_are_refused_in_one_sentence(call):
     with pytest.raises(UserError) as error:
         call(moving_square(3, 8, 0))
@@ -169,13 +266,14 @@ def test_mp4_is_h264_yuv420p_with_even_sides_and_the_same_pictures(tmp_path):
     facts, decoded = decode(data, tmp_path)
     assert facts["codec"] == "h264" and facts["pix_fmt"].startswith("yuv420p") and facts["fps"] == 5
     assert decoded.shape[1] % 2 == 0 and decoded.shape[2] % 2 == 0 and len(decoded) == 7
-    error = np.abs(decoded[:, :film.shape[1], :film.shape[2]].astype(int) - film)
+    error = np.abs(decoded[:, : film.shape[1], : film.shape[2]].astype(int) - film)
     assert error.mean() < 6
     assert data == show.to_mp4(film, fps=5)
 
 
 def test_gif_keeps_frames_colours_and_speed():
     from PIL import Image
+
     film = show.side_by_side([moving_square(6, 8, 3)], ["one"], success=[False])
     picture = Image.open(io.BytesIO(show.to_gif(film, fps=4)))
     times = []
@@ -189,28 +287,50 @@ def test_gif_keeps_frames_colours_and_speed():
 
 def test_html_carries_its_data():
     video = show.video_html(moving_square(3, 8, 0), alt='a "film"')
-    assert video.startswith("<video ") and 'src="data:video/mp4;base64,' in video and "&quot;film&quot;" in video
+    assert (
+        video.startswith("<video ")
+        and 'src="data:video/mp4;base64,' in video
+        and "&quot;film&quot;" in video
+    )
     assert 'src="data:image/png;base64,' in show.image_html(moving_square(1, 8, 0)[0])
 
 
 def run_python(code: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
 def test_importing_show_is_light():
     heavy = ("matplotlib", "torch", "scipy", "PIL", "imageio_ffmpeg")
-    assert run_python(f"import sys, wmpo_lite.show, wmpo_lite.plots; print([name for name in {heavy} if name in sys.modules])") == "[]"
+    assert (
+        run_python(
+            f"import sys, wmpo_lite.show, wmpo_lite.plots; print([name for name in {heavy} if name"
+            " in sys.modules])"
+        )
+        == "[]"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- plots
+# ------------------------------------------------------------------------------------------- plots
+
 
 def test_success_bars_show_rates_and_wilson_intervals():
-    figure = plots.success_bars({"policies": {"wmpo": {"success": [True] * 6 + [False] * 4},
-                                             "base": {"success": [False] * 10}}})
+    figure = plots.success_bars(
+        {
+            "policies": {
+                "wmpo": {"success": [True] * 6 + [False] * 4},
+                "base": {"success": [False] * 10},
+            }
+        }
+    )
     axes = figure.axes[0]
     assert [patch.get_height() for patch in axes.patches] == [0, 60]  # base first
-    assert "60.0 %" in [text.get_text() for text in axes.texts] and "6 of 10" in axes.get_xticklabels()[1].get_text()
+    assert (
+        "60.0 %" in [text.get_text() for text in axes.texts]
+        and "6 of 10" in axes.get_xticklabels()[1].get_text()
+    )
     segments = axes.collections[0].get_segments()
     assert segments[1][:, 1] == pytest.approx([31.27, 83.18], abs=0.01)
     with pytest.raises(UserError):
@@ -220,9 +340,15 @@ def test_success_bars_show_rates_and_wilson_intervals():
 def test_learning_curves_draw_what_was_recorded(full_run):
     figure = plots.learning_curves(report.read_metrics(full_run / "metrics.jsonl"))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[4:7] == ["Loss: align", "Loss: reward", "Loss: dpo"] and len(titles) == 8  # the eighth place is empty
-    only_fit = plots.learning_curves([{"stage": "align", "step": 1, "loss": 0.5},
-                                     {"stage": "align", "step": 2, "loss": float("nan")}])
+    assert (
+        titles[4:7] == ["Loss: align", "Loss: reward", "Loss: dpo"] and len(titles) == 8
+    )  # the eighth place is empty
+    only_fit = plots.learning_curves(
+        [
+            {"stage": "align", "step": 1, "loss": 0.5},
+            {"stage": "align", "step": 2, "loss": float("nan")},
+        ]
+    )
     assert len(only_fit.axes) == 1 and list(only_fit.axes[0].lines[0].get_ydata()) == [0.5]
     for nothing in ([], [{"stage": "align", "step": 1}], [{"step": 1}]):
         with pytest.raises(UserError):
@@ -232,8 +358,10 @@ def test_learning_curves_draw_what_was_recorded(full_run):
 def test_success_in_the_real_environment_is_drawn_with_its_intervals():
     imagined = [{"stage": "wmpo", "step": i, "success": 0.5, "entropy": 1.0} for i in range(1, 8)]
     assert not plots.learning_curves(imagined).axes[0].containers
-    real = [{"stage": "real", "step": step, "success": rate, "n": 10}
-            for step, rate in ((0, 0.0), (7, 0.6))]
+    real = [
+        {"stage": "real", "step": step, "success": rate, "n": 10}
+        for step, rate in ((0, 0.0), (7, 0.6))
+    ]
     axes = plots.learning_curves(imagined + real).axes[0]
     line, _, (bars,) = axes.containers[0]
     assert line.get_xdata().tolist() == [0, 7] and line.get_ydata().tolist() == [0, 60]
@@ -254,7 +382,7 @@ def test_every_kind_of_wrong_actions_that_was_measured_has_a_bar(full_run):
 
 def test_trust_plot_says_which_parts_are_missing(full_run):
     trust = checkpoint.read_json(full_run / "trust.json")
-    words = lambda figure: " ".join(text.get_text() for axes in figure.axes for text in axes.texts)  # noqa: E731
+    words = lambda figure: " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
     full = words(plots.trust_plot(trust))
     assert "not recorded" not in full and f"AUC {trust['agreement']['auc']:.3f}" in full
     assert words(plots.trust_plot({})).count("not recorded") == 6
@@ -275,29 +403,47 @@ def test_the_roc_curve_spans_the_area_of_the_auc():
 
 def test_every_word_of_the_methods_picture_stays_in_its_box_and_in_the_picture():
     from matplotlib.patches import FancyBboxPatch
+
     figure = plots.method_loop()
     figure.canvas.draw()
     axes, page = figure.axes[0], figure.bbox
-    boxes = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    boxes = [
+        patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)
+    ]
     words = [text.get_window_extent() for text in axes.texts]
-    inside = lambda small, large: large.x0 <= small.x0 and small.x1 <= large.x1 and large.y0 <= small.y0 and small.y1 <= large.y1  # noqa: E731
-    assert len(boxes) == 9 and all(inside(text, box) for text, box in zip(words, boxes)) and all(inside(text, page) for text in words)
+    inside = lambda small, large: (
+        large.x0 <= small.x0
+        and small.x1 <= large.x1
+        and large.y0 <= small.y0
+        and small.y1 <= large.y1
+    )
+    assert (
+        len(boxes) == 9
+        and all(inside(text, box) for text, box in zip(words, boxes))
+        and all(inside(text, page) for text in words)
+    )
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_plots_leave_no_global_state(tmp_path):
-    code = ("import sys; from wmpo_lite import plots; "
-            "plots.success_bars({'policies': {'base': {'success': [True, False]}}}).savefig(sys.argv[1]); "
-            "print('matplotlib.pyplot' in sys.modules)")
+    code = (
+        "import sys; from wmpo_lite import plots; plots.success_bars({'policies': {'base':"
+        " {'success': [True, False]}}}).savefig(sys.argv[1]); print('matplotlib.pyplot' in"
+        " sys.modules)"
+    )
     assert run_python(code, str(tmp_path / "bars.png")) == "False"
 
 
-# --------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------ report
+
 
 def outside(page: str) -> list[str]:
     """Addresses the page would fetch: every src, href and url() that carries no data of its own."""
-    return [address for address in re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)""", page)
-            if not any(part.startswith("data:") for part in address)]
+    return [
+        address
+        for address in re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)""", page)
+        if not any(part.startswith("data:") for part in address)
+    ]
 
 
 def test_a_full_run_gives_a_self_contained_report(full_run):
@@ -309,9 +455,19 @@ def test_a_full_run_gives_a_self_contained_report(full_run):
     assert page.count("<video ") == 4 and page.count("<img ") == 3
     evaluation = checkpoint.read_json(full_run / "evaluation.json")
     rate = 100 * np.mean(evaluation["policies"]["wmpo"]["success"])
-    assert f"<b>{rate:.1f}&nbsp;%</b> of 64 held-out initial states" in page and "128 real rollouts" in page
-    for words in ("WMPO against offline DPO", "put the red cube on the plate", "94.6", "abc123", "2.13.0",
-                  "31.0 % [22.8, 40.6] (n=100)", "Time of each stage"):
+    assert (
+        f"<b>{rate:.1f}&nbsp;%</b> of 64 held-out initial states" in page
+        and "128 real rollouts" in page
+    )
+    for words in (
+        "WMPO against offline DPO",
+        "put the red cube on the plate",
+        "94.6",
+        "abc123",
+        "2.13.0",
+        "31.0 % [22.8, 40.6] (n=100)",
+        "Time of each stage",
+    ):
         assert words in page
     values = dict(re.findall(r"<tr><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", page))
     assert values["AUC before alignment"] == "0.701"
@@ -329,8 +485,19 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(show, "image_html", lambda image, alt="": f'<img alt="{alt}">')
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "trust.json", "trust_films.npz", "evaluation.json",
-                                  "episodes.npz", "result.json", "seen.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "metrics.jsonl",
+        "trust.json",
+        "trust_films.npz",
+        "evaluation.json",
+        "episodes.npz",
+        "result.json",
+        "seen.json",
+    ],
+)
 def test_a_truncated_file_is_named_and_the_rest_is_shown(tmp_path, undrawn, name):
     run = make_run(tmp_path / "run", films=1, frames=2, states=8)
     (run / name).write_bytes((run / name).read_bytes()[:20])
@@ -346,9 +513,13 @@ def test_an_empty_run_is_reported_and_no_run_is_refused(tmp_path):
 
 
 def headline(tmp_path, base, wmpo):
-    checkpoint.write_json(tmp_path / "evaluation.json", {"policies": {"base": {"success": base},
-                                                                      "wmpo": {"success": wmpo}}})
-    return re.search(r'class="headline">(.*?)</p>', report.write_report(tmp_path).read_text()).group(1)
+    checkpoint.write_json(
+        tmp_path / "evaluation.json",
+        {"policies": {"base": {"success": base}, "wmpo": {"success": wmpo}}},
+    )
+    return re.search(
+        r'class="headline">(.*?)</p>', report.write_report(tmp_path).read_text()
+    ).group(1)
 
 
 def test_the_headline_claims_no_more_than_the_interval(tmp_path, undrawn):
@@ -361,17 +532,27 @@ def test_the_headline_claims_no_more_than_the_interval(tmp_path, undrawn):
 
 
 def test_metrics_survive_a_kill_and_a_resume(tmp_path):
-    lines = ['{"stage": "wmpo", "step": 1, "success": 0.1}', '{"stage": "wmpo", "step": 2, "success": 0.2}',
-             '{"stage": "wmpo", "step": 2, "success": 0.3}', '[1]', '{"stage": "wmpo", "st']
+    lines = [
+        '{"stage": "wmpo", "step": 1, "success": 0.1}',
+        '{"stage": "wmpo", "step": 2, "success": 0.2}',
+        '{"stage": "wmpo", "step": 2, "success": 0.3}',
+        "[1]",
+        '{"stage": "wmpo", "st',
+    ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert [record["success"] for record in report.read_metrics(tmp_path / "metrics.jsonl")] == [0.1, 0.3]
+    assert [record["success"] for record in report.read_metrics(tmp_path / "metrics.jsonl")] == [
+        0.1,
+        0.3,
+    ]
     with pytest.raises(UserError):
         report.read_metrics(tmp_path / "none.jsonl")
 
 
 def test_words_from_a_run_cannot_become_markup(tmp_path, undrawn):
     run = make_run(tmp_path / "run", films=1, frames=2, states=8)
-    checkpoint.write_json(run / "config.json", {"task": "<script>alert(1)</script>", "note": {"<b>": "<i>"}})
+    checkpoint.write_json(
+        run / "config.json", {"task": "<script>alert(1)</script>", "note": {"<b>": "<i>"}}
+    )
     page = report.write_report(run).read_text()
     assert "<script" not in page and "<i>" not in page
 

@@ -1,4 +1,5 @@
 """The `square` task: the expert solves it, a bad descent collides, a corrected one succeeds."""
+
 import dataclasses
 
 import numpy as np
@@ -51,13 +52,17 @@ def test_a_descent_beside_the_peg_collides(env):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_corrected_descent_succeeds(env, axis):
-    """The same descent, 12 mm off, by an expert that notices the collision, lifts and descends anew; without that it fails."""
+    """The same descent, 12 mm off, by an expert that notices the collision, lifts and descends
+    anew; without that it fails.
+    """
     outcome = {}
     for recover in (True, False):
         env.reset(states(16))
         expert = PickAndPlace(16, place_offset=0.012 * np.eye(3)[axis], recover=recover)
         for _ in range(SQUARE.horizon):
-            done = env.step_chunk(expert.act(env, *SQUARE.goal(env))[:, None], every_frame=False)[1][:, -1]
+            done = env.step_chunk(expert.act(env, *SQUARE.goal(env))[:, None], every_frame=False)[
+                1
+            ][:, -1]
         outcome[recover] = done.mean()
         assert expert.collided.all() == recover
     assert outcome[True] >= 0.9 and outcome[False] == 0
@@ -69,7 +74,9 @@ def test_demonstrations_of_a_bad_descent_recover(env):
     assert set(found) == {"frames", "executed", "intended", "done"} and found["done"][:, -1].all()
     env.reset(part)
     qpos = env.step_chunk(found["executed"], every_frame=None)[2]["states"]  # (8, T, nq)
-    column = [env.model.joint("nut_b" if row[-1] else "nut_a").qposadr[0] + 2 for row in part.states]
+    column = [
+        env.model.joint("nut_b" if row[-1] else "nut_a").qposadr[0] + 2 for row in part.states
+    ]
     heights = qpos[np.arange(8), :, column]  # of the named nut, (8, T)
     lifts = (np.diff((heights > 0.06).astype(int), axis=1) == 1).sum(axis=1)
     assert (heights[:, -1] < 0.02).all()
@@ -85,7 +92,9 @@ def test_the_wrong_nut_is_no_success(env):
         return other.copy(), np.concatenate([aim, np.full((6, 1), 0.014)], axis=1)
 
     done = drive(env, 6, 40, goal=wrong)
-    assert (SQUARE.over_peg(env, "nut_a") | SQUARE.over_peg(env, "nut_b")).mean() > 0.8 and not done.any()
+    assert (
+        SQUARE.over_peg(env, "nut_a") | SQUARE.over_peg(env, "nut_b")
+    ).mean() > 0.8 and not done.any()
 
 
 def test_initial_states_are_fair():
@@ -95,7 +104,9 @@ def test_initial_states_are_fair():
         assert np.linalg.norm(x - y, axis=1).min() > 0.075
     for text, row in zip(part.instructions, part.states):
         assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} nut over the peg"
-    assert 0.35 < part.states[:, -1].mean() < 0.65 and (part.states[:, -3] != part.states[:, -2]).all()
+    assert (
+        0.35 < part.states[:, -1].mean() < 0.65 and (part.states[:, -3] != part.states[:, -2]).all()
+    )
     swapped = SQUARE.swap_instruction(part.states)
     assert all(SQUARE.instruction(row) != text for row, text in zip(swapped, part.instructions))
 
@@ -108,13 +119,28 @@ def test_objects_rest_until_touched(env):
 
 
 def test_physics_looks_the_same_in_a_mirror(env):
-    """What mirrored clips of the reward model rest on: everything is symmetric about the plane y = 0, collisions too."""
+    """What mirrored clips of the reward model rest on: everything is symmetric about the plane y =
+    0, collisions too.
+    """
     ordinary = states(16)
-    beside = np.where(np.arange(16)[:, None] % 2, [0.012, 0, 0], [0, 0.012, 0])  # every nut comes down on the peg
-    actions = demonstrate(env, ordinary, np.random.default_rng(0), offsets=(0.0, beside))["executed"]
+    beside = np.where(
+        np.arange(16)[:, None] % 2, [0.012, 0, 0], [0, 0.012, 0]
+    )  # every nut comes down on the peg
+    actions = demonstrate(env, ordinary, np.random.default_rng(0), offsets=(0.0, beside))[
+        "executed"
+    ]
     other = ordinary.states.copy()
-    start = lambda name: env.model.joint(name).qposadr[0]  # noqa: E731
-    other[:, [start("shoulder_pan"), start("wrist_roll"), start("nut_a") + 1, start("nut_b") + 1, start("peg_y")]] *= -1
+    start = lambda name: env.model.joint(name).qposadr[0]
+    other[
+        :,
+        [
+            start("shoulder_pan"),
+            start("wrist_roll"),
+            start("nut_a") + 1,
+            start("nut_b") + 1,
+            start("peg_y"),
+        ],
+    ] *= -1
 
     def end(states, actions):
         env.reset(states)
@@ -123,5 +149,7 @@ def test_physics_looks_the_same_in_a_mirror(env):
 
     points = end(ordinary, actions)
     mirrored = end(dataclasses.replace(ordinary, states=other), actions * [1, -1, 1, 1])
-    near = np.abs(points[:, :3] - points[:, 3:4])[..., :2].max(axis=-1) < 0.025  # some lie on the peg
+    near = (
+        np.abs(points[:, :3] - points[:, 3:4])[..., :2].max(axis=-1) < 0.025
+    )  # some lie on the peg
     assert near.sum() >= 8 and np.abs(points * [1, -1, 1] - mirrored).max() < 1e-4

@@ -1,17 +1,29 @@
-"""The embedded simulator, on real MuJoCo physics: kinematics, splits, the environment contract, success."""
+"""The embedded simulator, on real MuJoCo physics: kinematics, splits, the environment contract,
+success.
+"""
 
 import numpy as np
 import pytest
 
 from wmpo_lite.envs.tabletop import arm, scene
-from wmpo_lite.envs.tabletop.env import ACTION_DIM, HOME, SPLITS, WORKSPACE, Disturbance, TabletopEnv, initial_states
+from wmpo_lite.envs.tabletop.env import (
+    ACTION_DIM,
+    HOME,
+    SPLITS,
+    WORKSPACE,
+    Disturbance,
+    TabletopEnv,
+    initial_states,
+)
 from wmpo_lite.envs.tabletop.expert import OPEN, PickAndPlace, demonstrate, labels
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import NAMES, get_task, pair
 from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
-REACH = 0.247  # m from the pan axis: up to here a gripper that points straight down gets everywhere in the workspace
+# m from the pan axis: up to here a gripper that points straight down gets everywhere in the
+# workspace
+REACH = 0.247
 SO101 = {  # degrees, from the arm's published model (joint ranges in rad there)
     "shoulder_pan": (-110, 110),
     "shoulder_lift": (-100, 100),
@@ -23,7 +35,9 @@ SO101 = {  # degrees, from the arm's published model (joint ranges in rad there)
 
 @pytest.fixture
 def make_env():
-    """A factory of environments (32 x 32 pixels, one thread), closed before the interpreter unloads OpenGL."""
+    """A factory of environments (32 x 32 pixels, one thread), closed before the interpreter unloads
+    OpenGL.
+    """
     made = []
 
     def make(**options):
@@ -49,7 +63,9 @@ def random_actions(batch, steps, seed=0):
 
 
 def run_expert(env, batch, steps=40, change=lambda expert, action: action, goal=None):
-    """Drive the expert; `change` may alter its actions. Returns done (B,) and success judged now (B,)."""
+    """Drive the expert; `change` may alter its actions. Returns done (B,) and success judged now
+    (B,).
+    """
     expert, done = PickAndPlace(batch), np.zeros(batch, bool)
     for _ in range(steps):
         action = change(expert, expert.act(env, *(goal or env.task.goal)(env)))
@@ -57,16 +73,20 @@ def run_expert(env, batch, steps=40, change=lambda expert, action: action, goal=
     return done, env.task.success(env)
 
 
-# ----------------------------------------------------------------------------------------------------------- kinematics
+# -------------------------------------------------------------------------------------- kinematics
 
 
 def test_inverse_kinematics_and_back_on_reachable_points():
     points = np.random.default_rng(0).uniform(WORKSPACE[:, 0], WORKSPACE[:, 1], (4000, 3))
     points = points[np.hypot(points[:, 0], points[:, 1]) < REACH]
-    assert len(points) > 2500 and REACH > np.hypot(*PLACE.AREA[:, 1])  # most of the workspace, and all that tasks use
+    assert len(points) > 2500 and REACH > np.hypot(
+        *PLACE.AREA[:, 1]
+    )  # most of the workspace, and all that tasks use
     joints = arm.inverse_kinematics(points)
     assert np.abs(arm.forward_kinematics(joints) - points).max() < 1e-9
-    np.testing.assert_allclose(joints[:, 1:4].sum(axis=1), np.pi / 2)  # the gripper points straight down
+    np.testing.assert_allclose(
+        joints[:, 1:4].sum(axis=1), np.pi / 2
+    )  # the gripper points straight down
     np.testing.assert_allclose(joints[:, 4], joints[:, 0])  # and its jaws stay along world y
     assert ((joints > arm.LIMITS[:, 0]) & (joints < arm.LIMITS[:, 1])).all()
 
@@ -83,7 +103,9 @@ def test_forward_kinematics_is_mujocos(env):
 
     data, rng = mujoco.MjData(env.model), np.random.default_rng(1)
     columns = [env.model.joint(name).qposadr[0] for name in arm.JOINTS]
-    joints = rng.uniform(arm.LIMITS[:, 0], arm.LIMITS[:, 1], (200, 5))  # anywhere, not only straight down
+    joints = rng.uniform(
+        arm.LIMITS[:, 0], arm.LIMITS[:, 1], (200, 5)
+    )  # anywhere, not only straight down
     for row in joints:
         data.qpos[columns] = row
         mujoco.mj_forward(env.model, data)
@@ -107,30 +129,41 @@ def test_commands_move_the_tip_as_they_say(env):
     np.testing.assert_allclose(env.tip - start, [[0.030, 0, 0]], atol=0.002)
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
+# ------------------------------------------------------------------------------------------ splits
 
 
 def test_splits_share_no_state_and_repeat_themselves():
     every = {split: initial_states(PLACE, split, np.arange(300)) for split in SPLITS}
     rows = [row.tobytes() for part in every.values() for row in part.states]
     assert len(set(rows)) == len(rows) == 300 * len(SPLITS)
-    positions = np.concatenate([part.states[:, 7:9] for part in every.values()])  # first cube: not only the bits differ
+    positions = np.concatenate(
+        [part.states[:, 7:9] for part in every.values()]
+    )  # first cube: not only the bits differ
     assert len(np.unique(positions.round(9), axis=0)) == len(positions)
     for split, part in every.items():
         again = initial_states(PLACE, split, [7, 250, 3])
         np.testing.assert_array_equal(again.states, part.states[[7, 250, 3]])
-        assert again.instructions == tuple(part.instructions[i] for i in (7, 250, 3)) and again.split == split
+        assert (
+            again.instructions == tuple(part.instructions[i] for i in (7, 250, 3))
+            and again.split == split
+        )
 
 
 def test_initial_states_are_fair():
-    """Names, colours and the goal vary; no state is solved, and objects start apart and within reach."""
+    """Names, colours and the goal vary; no state is solved, and objects start apart and within
+    reach.
+    """
     part = initial_states(PLACE, "evaluation", np.arange(400))
     colours, named = part.states[:, -3:-1].astype(int), part.states[:, -1]
-    assert (colours[:, 0] != colours[:, 1]).all() and len(np.unique(colours, axis=0)) == 6 and 0.4 < named.mean() < 0.6
+    assert (
+        (colours[:, 0] != colours[:, 1]).all()
+        and len(np.unique(colours, axis=0)) == 6
+        and 0.4 < named.mean() < 0.6
+    )
     for text, row in zip(part.instructions, part.states):
         assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} cube on the plate"
     a, b, plate = part.states[:, 7:9], part.states[:, 14:16], part.states[:, 21:23]
-    distance = lambda x, y: np.linalg.norm(x - y, axis=1).min()  # noqa: E731
+    distance = lambda x, y: np.linalg.norm(x - y, axis=1).min()
     assert (
         distance(a, b) > 2 * np.sqrt(2) * scene.CUBE_HALF
         and min(distance(a, plate), distance(b, plate)) > PLACE.PLATE_RADIUS + scene.CUBE_HALF
@@ -147,7 +180,7 @@ def test_unknown_names_are_user_errors():
     assert all(get_task(name).name == name for name in NAMES)
 
 
-# ------------------------------------------------------------------------------------------------------------- contract
+# ---------------------------------------------------------------------------------------- contract
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -157,7 +190,9 @@ def test_contract(make_env, size):
     part = states(3)
     frames = env.reset(part)
     assert (
-        frames.shape == (3, size, size, 3) and frames.dtype == np.uint8 and env.instructions == list(part.instructions)
+        frames.shape == (3, size, size, 3)
+        and frames.dtype == np.uint8
+        and env.instructions == list(part.instructions)
     )
     assert all(picture.std() > 10 for picture in frames)  # something is drawn
     for steps in (1, 8):
@@ -170,11 +205,16 @@ def test_contract(make_env, size):
 
 
 def test_a_state_of_its_own_colours_and_place(env):
-    """Each episode of a batch is drawn in its own colours: the named cube shows up where the state says."""
+    """Each episode of a batch is drawn in its own colours: the named cube shows up where the state
+    says.
+    """
     part = states(12)
     frames = env.reset(part).astype(int)
     for picture, row in zip(frames, part.states):
-        dominant = [(picture[..., c] > picture[..., [i for i in range(3) if i != c]].max(-1) + 50) for c in range(3)]
+        dominant = [
+            (picture[..., c] > picture[..., [i for i in range(3) if i != c]].max(-1) + 50)
+            for c in range(3)
+        ]
         present = {int(colour) for colour in row[-3:-1]}
         for colour in (1, 2):  # green and blue; the arm itself is reddish
             assert bool(dominant[colour].sum() > 3) == (colour in present)
@@ -205,19 +245,33 @@ def test_chunking_and_a_second_reset_change_no_bit(env):
     whole, done, _ = env.step_chunk(actions)
     first = env.reset(part)
     pieces = [env.step_chunk(actions[:, k : k + 2]) for k in range(0, 8, 2)]
-    np.testing.assert_array_equal(whole, np.concatenate([frames for frames, _, _ in pieces], axis=1))
+    np.testing.assert_array_equal(
+        whole, np.concatenate([frames for frames, _, _ in pieces], axis=1)
+    )
     np.testing.assert_array_equal(done, np.concatenate([flags for _, flags, _ in pieces], axis=1))
     np.testing.assert_array_equal(first, env.reset(part))
 
 
 def test_newest_frame_only_is_the_last_of_all(make_env):
-    full, quick, blind, part, actions = make_env(), make_env(), make_env(), states(3), random_actions(3, 8)
+    full, quick, blind, part, actions = (
+        make_env(),
+        make_env(),
+        make_env(),
+        states(3),
+        random_actions(3, 8),
+    )
     full.reset(part), quick.reset(part), blind.reset(part)
     for k in (0, 4):
         frames, done, info = full.step_chunk(actions[:, k : k + 4])
         newest, flags, quick_info = quick.step_chunk(actions[:, k : k + 4], every_frame=False)
-        blind_frames, blind_flags, blind_info = blind.step_chunk(actions[:, k : k + 4], every_frame=None)
-        assert blind_frames.shape == (3, 0, 32, 32, 3) and (blind_flags == flags).all() and (blind_info["states"] == quick_info["states"]).all()
+        blind_frames, blind_flags, blind_info = blind.step_chunk(
+            actions[:, k : k + 4], every_frame=None
+        )
+        assert (
+            blind_frames.shape == (3, 0, 32, 32, 3)
+            and (blind_flags == flags).all()
+            and (blind_info["states"] == quick_info["states"]).all()
+        )
         assert newest.shape == (3, 1, 32, 32, 3)
         np.testing.assert_array_equal(newest[:, 0], frames[:, -1])
         np.testing.assert_array_equal(flags, done)
@@ -232,19 +286,25 @@ def test_actions_are_clipped_to_the_unit_range(make_env):
 
 def test_the_tip_stays_in_the_workspace_and_a_press_does_not_wind_up(env):
     env.reset(states(2))
-    env.step_chunk(np.tile(np.float32([0, 0, -1, 1]), (2, 20, 1)), every_frame=False)  # press on the table
+    env.step_chunk(
+        np.tile(np.float32([0, 0, -1, 1]), (2, 20, 1)), every_frame=False
+    )  # press on the table
     assert (env.tip[:, 2] > 0).all()
     low = env.tip[:, 2].copy()
     env.step_chunk(np.tile(np.float32([0, 0, 1, 1]), (2, 2, 1)), every_frame=False)
     assert (env.tip[:, 2] > low + 0.03).all()  # two steps up lift at once
     for corner in ([-1, 1, -1, 1], [-1, -1, 1, -1]):  # near ones
         env.step_chunk(np.tile(np.float32(corner), (2, 20, 1)), every_frame=False)
-        assert (env.tip < WORKSPACE[:, 1] + 0.004).all() and (env.tip > WORKSPACE[:, 0] - 0.004).all()
+        assert (env.tip < WORKSPACE[:, 1] + 0.004).all() and (
+            env.tip > WORKSPACE[:, 0] - 0.004
+        ).all()
 
 
 def test_the_hand_points_down_in_the_far_corners_too(env):
     env.reset(states(2))
-    env.step_chunk(np.tile(np.float32([[[1, 1, 1, 1]], [[1, -1, 1, 1]]]), (1, 20, 1)), every_frame=False)
+    env.step_chunk(
+        np.tile(np.float32([[[1, 1, 1, 1]], [[1, -1, 1, 1]]]), (1, 20, 1)), every_frame=False
+    )
     assert (env.tip < WORKSPACE[:, 1] + 0.004).all() and (env.tip > WORKSPACE[:, 0] - 0.004).all()
     np.testing.assert_allclose(env.qpos[:, 1:4].sum(axis=1), np.pi / 2, atol=0.05)
 
@@ -260,7 +320,9 @@ def test_actions_that_are_no_numbers_are_user_errors(env, value):
     np.testing.assert_array_equal(env.qpos, before)  # refused before anything moved
 
 
-@pytest.mark.parametrize("change", [lambda s: s[:, :-1], lambda s: np.concatenate([s, s[:, :1]], axis=1)])
+@pytest.mark.parametrize(
+    "change", [lambda s: s[:, :-1], lambda s: np.concatenate([s, s[:, :1]], axis=1)]
+)
 def test_states_of_another_width_are_user_errors(env, change):
     part = states(2)
     wrong = type(part)(change(part.states), None, part.instructions, part.split, part.indices)
@@ -268,7 +330,7 @@ def test_states_of_another_width_are_user_errors(env, change):
         env.reset(wrong)
 
 
-# --------------------------------------------------------------------------------------------------------------- expert
+# ------------------------------------------------------------------------------------------ expert
 
 
 def test_expert_solves_at_least_95_per_cent(env):
@@ -279,7 +341,8 @@ def test_expert_solves_at_least_95_per_cent(env):
 
 def test_noise_is_executed_but_not_recorded_as_intended(env):
     quiet, noisy = (
-        demonstrate(env, states(2), np.random.default_rng(0), noise=noise, horizon=6) for noise in (0.0, 0.3)
+        demonstrate(env, states(2), np.random.default_rng(0), noise=noise, horizon=6)
+        for noise in (0.0, 0.3)
     )
     np.testing.assert_array_equal(quiet["executed"], quiet["intended"])
     assert np.abs(noisy["executed"] - noisy["intended"])[..., :3].mean() > 0.05
@@ -290,7 +353,9 @@ def test_noise_is_executed_but_not_recorded_as_intended(env):
 
 
 def test_success_needs_release_and_withdrawal(env):
-    """Cube held on the plate: no. Released with the hand still there: no. Hand lifted: yes, and it stays so."""
+    """Cube held on the plate: no. Released with the hand still there: no. Hand lifted: yes, and it
+    stays so.
+    """
     env.reset(states(4))
 
     def hold(expert, action):
@@ -299,12 +364,16 @@ def test_success_needs_release_and_withdrawal(env):
         return action
 
     done, now = run_expert(env, 4, change=hold)
-    named = np.where(env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_b"), PLACE.on_plate(env, "cube_a"))
+    named = np.where(
+        env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_b"), PLACE.on_plate(env, "cube_a")
+    )
     height = PLACE.named_cube(env)[:, 2] - (PLACE.PLATE_HEIGHT + scene.CUBE_HALF)
     assert (np.abs(height) < 0.02).all() and named.any() and not done.any() and not now.any()
     release, up = np.float32([0, 0, 0, -1]), np.float32([0, 0, 1, -1])
     done = env.step_chunk(np.tile(release, (4, 5, 1)), every_frame=False)[1]
-    lies = np.where(env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_b"), PLACE.on_plate(env, "cube_a"))
+    lies = np.where(
+        env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_b"), PLACE.on_plate(env, "cube_a")
+    )
     assert lies.all() and not done.any()  # on the plate and let go, but the hand is still around it
     done = env.step_chunk(np.tile(up, (4, 4, 1)), every_frame=False)[1]
     assert done[:, -1].all() and not done[:, 0].any()
@@ -316,7 +385,11 @@ def test_done_stays_after_the_cube_is_gone_again(env):
     assert run_expert(env, 1)[0].all()
     expert, away = PickAndPlace(1), np.array([[0.20, 0.0, 0.05]])
     for _ in range(25):
-        action = expert.act(env, PLACE.named_cube(env), away + [[0, np.sign(-env.position("plate")[0, 1]) * 0.07, 0]])
+        action = expert.act(
+            env,
+            PLACE.named_cube(env),
+            away + [[0, np.sign(-env.position("plate")[0, 1]) * 0.07, 0]],
+        )
         done = env.step_chunk(action[:, None], every_frame=False)[1]
         assert done.all()
     assert not PLACE.success(env).any()
@@ -327,10 +400,15 @@ def test_the_wrong_cube_on_the_plate_is_no_success(env):
 
     def wrong(env):
         pick, place = PLACE.goal(env)
-        return np.where(env.parameters[:, 2:3] > 0.5, env.position("cube_a"), env.position("cube_b")), place
+        return (
+            np.where(env.parameters[:, 2:3] > 0.5, env.position("cube_a"), env.position("cube_b")),
+            place,
+        )
 
     done, now = run_expert(env, 6, goal=wrong)
-    other = np.where(env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_a"), PLACE.on_plate(env, "cube_b"))
+    other = np.where(
+        env.parameters[:, 2] > 0.5, PLACE.on_plate(env, "cube_a"), PLACE.on_plate(env, "cube_b")
+    )
     assert other.sum() >= 5 and not done.any() and not now.any()
 
 
@@ -340,7 +418,10 @@ def test_objects_rest_and_the_plate_cannot_be_pushed(env):
     still = np.tile(np.float32([0, 0, 0, -1]), (8, 10, 1))
     env.step_chunk(still, every_frame=False)
     start = part.states[:, 7 : env.model.nq]
-    assert np.abs(env.qpos[:, 7:][:, [0, 1, 7, 8, 14, 15]] - start[:, [0, 1, 7, 8, 14, 15]]).max() < 1e-3
+    assert (
+        np.abs(env.qpos[:, 7:][:, [0, 1, 7, 8, 14, 15]] - start[:, [0, 1, 7, 8, 14, 15]]).max()
+        < 1e-3
+    )
     assert max(env.speed("cube_a").max(), env.speed("cube_b").max()) < 0.01
     plate = env.position("plate").copy()
     for _ in range(12):  # drive the closed fingers against its rim
@@ -351,7 +432,7 @@ def test_objects_rest_and_the_plate_cannot_be_pushed(env):
     assert np.abs(env.position("plate") - plate).max() < 0.004
 
 
-# --------------------------------------------------------------------------------------------------------- disturbances
+# ------------------------------------------------------------------------------------ disturbances
 
 
 @pytest.mark.parametrize("switch", ["background", "texture", "lighting", "camera"])
@@ -363,9 +444,13 @@ def test_a_disturbance_changes_the_picture_and_nothing_else(make_env, switch):
     changed = disturbed.reset(part)
     assert all((a != b).mean() > 0.01 for a, b in zip(before, changed))
     moved = plain.step_chunk(actions)[2]["states"]
-    np.testing.assert_array_equal(disturbed.step_chunk(actions)[2]["states"], moved)  # physics is the same
+    np.testing.assert_array_equal(
+        disturbed.step_chunk(actions)[2]["states"], moved
+    )  # physics is the same
     np.testing.assert_array_equal(plain.reset(part), before)  # the plain scene is what it was,
-    np.testing.assert_array_equal(make_env().reset(part), before)  # also in an environment made later
+    np.testing.assert_array_equal(
+        make_env().reset(part), before
+    )  # also in an environment made later
 
 
 @pytest.mark.parametrize("switch", ["background", "texture", "lighting", "camera"])
@@ -392,13 +477,20 @@ def test_home_is_reachable_and_inside_the_workspace():
 
 
 def test_labels_say_what_lies_where(env):
-    """Points of red, green, blue, target and hand; a color that is not in the scene is absent and zero."""
+    """Points of red, green, blue, target and hand; a color that is not in the scene is absent and
+    zero.
+    """
     env.reset(states(6))
     found = labels(env)
     assert (found["points"][:, 4] == env.tip.astype(np.float32)).all()
-    assert np.allclose(found["points"][:, 3, :2], env.position("plate")) and np.allclose(found["opening"], 1)
+    assert np.allclose(found["points"][:, 3, :2], env.position("plate")) and np.allclose(
+        found["opening"], 1
+    )
     for b, colours in enumerate(env.parameters[:, :2].astype(int)):
-        assert found["present"][b].tolist() == [colour in colours for colour in range(3)] + [True, True]
+        assert found["present"][b].tolist() == [colour in colours for colour in range(3)] + [
+            True,
+            True,
+        ]
         for cube, colour in zip(PLACE.CUBES, colours):
             assert np.allclose(found["points"][b, colour], env.position(cube)[b])
         (missing,) = {0, 1, 2} - set(colours)
@@ -419,12 +511,16 @@ def test_labelled_scenes_show_what_they_say():
 
 
 def test_another_colour_is_another_one_and_both_occur():
-    found = {pair.with_another_colour("put the red cube on the plate", number) for number in range(4)}
+    found = {
+        pair.with_another_colour("put the red cube on the plate", number) for number in range(4)
+    }
     assert found == {"put the green cube on the plate", "put the blue cube on the plate"}
     assert pair.with_another_colour("open the drawer", 0) == ""
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 7), (3, 4, 3), (1, 4, 4), (4, 4, 4), (3, 4), (3, 0, 4), (4, 4)]
+)
 def test_actions_of_another_size_or_batch_are_refused_before_anything_moves(env, shape):
     """A row too few would be broadcast to all episodes, a number too many ignored."""
     env.reset(states(3))

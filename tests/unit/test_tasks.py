@@ -1,4 +1,5 @@
 """Tasks by name: both simulators behind the same four questions."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,25 +15,42 @@ def test_table_top_tasks_by_name():
     task = tasks.get_task("place")
     env = tasks.make_env(task, threads=1)
     states = tasks.initial_states(task, env, "validation", [3, 4])
-    assert env.reset(states).shape == (2, 64, 64, 3) and states.split == "validation" and states.indices.tolist() == [3, 4]
+    assert (
+        env.reset(states).shape == (2, 64, 64, 3)
+        and states.split == "validation"
+        and states.indices.tolist() == [3, 4]
+    )
     env.close()
 
 
-@pytest.mark.parametrize("name, message", [("juggle", "juggle"), ("libero_object/first", "libero_object/0"), ("libero_object/", "libero_object/0"),
-                                           ("libero_soup/1", "no suite 'libero_soup'")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("juggle", "juggle"),
+        ("libero_object/first", "libero_object/0"),
+        ("libero_object/", "libero_object/0"),
+        ("libero_soup/1", "no suite 'libero_soup'"),
+    ],
+)
 def test_unknown_tasks_are_named(name, message):
     with pytest.raises(UserError, match=message):
         tasks.get_task(name)
 
 
 def test_folders_of_tasks():
-    assert [tasks.folder_name(name) for name in ("place", "libero_object/0")] == ["place", "libero_object-0"]
+    assert [tasks.folder_name(name) for name in ("place", "libero_object/0")] == [
+        "place",
+        "libero_object-0",
+    ]
 
 
 def test_the_other_sentence_names_the_other_object_of_the_same_scene():
     task = tasks.get_task("square")
     states = tasks.initial_states(task, None, "demos", np.arange(8))
     other = tasks.with_other_sentence(task, states)
-    assert all(a != b for a, b in zip(states.instructions, other.instructions)) and (states.states[:, :-1] == other.states[:, :-1]).all()
+    assert (
+        all(a != b for a, b in zip(states.instructions, other.instructions))
+        and (states.states[:, :-1] == other.states[:, :-1]).all()
+    )
     assert tasks.with_other_sentence(task, other).instructions == states.instructions
     assert tasks.has_other_sentence(task) and not tasks.has_other_sentence(ELSEWHERE)

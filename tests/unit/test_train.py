@@ -1,4 +1,6 @@
-"""The training loop: exact resume, averaged weights, what else belongs to a checkpoint, refusals."""
+"""The training loop: exact resume, averaged weights, what else belongs to
+a checkpoint, refusals.
+"""
 
 import contextlib
 import dataclasses
@@ -18,7 +20,9 @@ CONFIG = FitConfig(steps=24, lr=1e-2, warmup=4, ema=0.9, save_every=5)
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 1))  # batch norm: a module with buffers
+    return nn.Sequential(
+        nn.Linear(3, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 1)
+    )  # batch norm: a module with buffers
 
 
 def regression(module, stop_at=None):
@@ -36,7 +40,16 @@ def regression(module, stop_at=None):
 
 def run(folder=None, stop_at=None, config=CONFIG, seed=0, **options):
     module = network()
-    records = fit(module, regression(module, stop_at), config, seed=seed, name="stage", folder=folder, log_every=5, **options)
+    records = fit(
+        module,
+        regression(module, stop_at),
+        config,
+        seed=seed,
+        name="stage",
+        folder=folder,
+        log_every=5,
+        **options,
+    )
     return module, records
 
 
@@ -49,7 +62,7 @@ def without_time(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- resume
+# ------------------------------------------------------------------------------------------ resume
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -76,7 +89,14 @@ def test_resume_starts_at_the_last_checkpoint(tmp_path):
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 10
     module, steps = network(), []
     loss_fn = regression(module)
-    fit(module, lambda g, r, step: steps.append(step) or loss_fn(g, r, step), CONFIG, seed=0, name="stage", folder=tmp_path)
+    fit(
+        module,
+        lambda g, r, step: steps.append(step) or loss_fn(g, r, step),
+        CONFIG,
+        seed=0,
+        name="stage",
+        folder=tmp_path,
+    )
     assert steps == list(range(10, 24))
 
 
@@ -88,11 +108,15 @@ def test_a_finished_run_is_loaded_and_not_continued(tmp_path):
 
 def test_one_checkpoint_is_kept_and_none_is_pickled(tmp_path):
     run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.json", "state_24.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "progress.json",
+        "state_24.safetensors",
+    ]
 
 
 def test_a_kill_between_the_two_files_falls_back_to_the_older_pair(tmp_path, monkeypatch):
     from wmpo_lite import train
+
     write, saves = train.checkpoint.write_json, []
 
     def fail_second(path, value):
@@ -124,26 +148,53 @@ def test_a_checkpoint_of_another_model_is_a_user_error(tmp_path):
     run(tmp_path)
     module = nn.Linear(2, 2)
     with pytest.raises(UserError):
-        fit(module, lambda *_: (module.weight.sum(), {}), CONFIG, seed=0, name="stage", folder=tmp_path)
+        fit(
+            module,
+            lambda *_: (module.weight.sum(), {}),
+            CONFIG,
+            seed=0,
+            name="stage",
+            folder=tmp_path,
+        )
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(seed=1), "seed: 0 there, 1 here"), (dict(name="other"), "name: stage there, other here"), (dict(lr=2e-2), "lr: 0.01 there, 0.02 here"),
-    (dict(ema=0.5), "ema: 0.9 there, 0.5 here"), (dict(ema=0.0), "ema: 0.9 there, 0.0 here"), (dict(weight_decay=0.0), "weight_decay"), (dict(warmup=5), "warmup"),
-    (dict(steps=30), "steps: 24 there, 30 here"), (dict(steps=12), "steps: 24 there, 12 here"), (dict(made_from={"data": "b"}), "data: a there, b here"),
-    (dict(made_from={}), "data: a there, None here")], ids=str)
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(seed=1), "seed: 0 there, 1 here"),
+        (dict(name="other"), "name: stage there, other here"),
+        (dict(lr=2e-2), "lr: 0.01 there, 0.02 here"),
+        (dict(ema=0.5), "ema: 0.9 there, 0.5 here"),
+        (dict(ema=0.0), "ema: 0.9 there, 0.0 here"),
+        (dict(weight_decay=0.0), "weight_decay"),
+        (dict(warmup=5), "warmup"),
+        (dict(steps=30), "steps: 24 there, 30 here"),
+        (dict(steps=12), "steps: 24 there, 12 here"),
+        (dict(made_from={"data": "b"}), "data: a there, b here"),
+        (dict(made_from={}), "data: a there, None here"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("stop_at", [None, 13])
 def test_a_training_made_from_something_else_is_refused_and_kept(tmp_path, change, said, stop_at):
     def attempt(stop_at=None, **change):
         options = dict(seed=0, name="stage", made_from={"data": "a"})
         options |= {key: change.pop(key) for key in options if key in change}
         module = network()
-        return module, fit(module, regression(module, stop_at), dataclasses.replace(CONFIG, **change), folder=tmp_path, **options)
+        return module, fit(
+            module,
+            regression(module, stop_at),
+            dataclasses.replace(CONFIG, **change),
+            folder=tmp_path,
+            **options,
+        )
 
     with contextlib.suppress(KeyboardInterrupt):
         attempt(stop_at)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=f"holds a training that was made from something else .{said}"):
+    with pytest.raises(
+        UserError, match=f"holds a training that was made from something else .{said}"
+    ):
         attempt(**change)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
     assert equal(attempt(save_every=3)[0], run()[0])  # when to save is no part of the result
@@ -162,6 +213,7 @@ def test_other_weights_to_begin_with_are_refused_and_leave_the_module_as_it_was(
 
 def test_buffers_that_are_not_saved_belong_to_what_a_training_began_with(tmp_path):
     """Such as a policy's action range: other tokens would be learnt."""
+
     def build(high):
         module = network()
         module.register_buffer("high", torch.tensor(high), persistent=False)
@@ -188,7 +240,10 @@ def freeze(module, *names):
 
 
 def test_a_training_of_other_parameters_is_refused(tmp_path):
-    """Of equal shapes, so that by position one layer would start with another's moments in silence."""
+    """Of equal shapes, so that by position one layer would start with another's
+    moments in silence.
+    """
+
     def attempt(*frozen):
         torch.manual_seed(0)
         module = freeze(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)), *frozen)
@@ -202,22 +257,37 @@ def test_a_training_of_other_parameters_is_refused(tmp_path):
 
 
 def test_the_optimisers_state_goes_by_name(tmp_path):
-    """The same parameters in another order of registration, as another version of a model may have."""
+    """The same parameters in another order of registration, as another version of a
+    model may have.
+    """
+
     def build(order):
         torch.manual_seed(0)
         layers = {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}
         module = nn.ModuleDict({key: layers[key] for key in order})
-        loss = lambda g, r, step: ((module["b"](module["a"](x := torch.randn(8, 3, generator=g))) - x).square().mean(), {})  # noqa: E731
+        loss = lambda g, r, step: (
+            (module["b"](module["a"](x := torch.randn(8, 3, generator=g))) - x).square().mean(),
+            {},
+        )
         return module, loss
 
     def attempt(order, steps, folder=None):
         module, loss = build(order)
-        fit(module, loss, dataclasses.replace(CONFIG, steps=steps, decay=0.0, ema=0.0, grad_clip=1e6), seed=0, name="stage", folder=folder)
+        fit(
+            module,
+            loss,
+            dataclasses.replace(CONFIG, steps=steps, decay=0.0, ema=0.0, grad_clip=1e6),
+            seed=0,
+            name="stage",
+            folder=folder,
+        )
         return module
 
     attempt("ab", 10, tmp_path)
     resumed, whole = attempt("ba", 24, tmp_path), attempt("ab", 24)
-    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
+    assert all(
+        torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items()
+    )
 
 
 def test_a_training_that_does_not_say_what_it_was_made_from_is_refused(tmp_path):
@@ -252,22 +322,29 @@ def walk(extra, stop_at=None, folder=None):
 
 @pytest.mark.parametrize("stop_at", [5, 13])
 def test_what_a_loss_carries_along_belongs_to_the_checkpoint(tmp_path, stop_at):
-    start = lambda: {"place": torch.ones(3), "count": torch.zeros(1, dtype=torch.long)}  # noqa: E731
+    start = lambda: {
+        "place": torch.ones(3),
+        "count": torch.zeros(1, dtype=torch.long),
+    }
     whole, resumed = start(), start()
     expected = walk(whole)
     with pytest.raises(KeyboardInterrupt):
         walk(start(), stop_at, tmp_path)
     assert equal(expected, walk(resumed, folder=tmp_path))
-    assert torch.equal(whole["place"], resumed["place"]) and whole["count"] == resumed["count"] == 24
+    assert (
+        torch.equal(whole["place"], resumed["place"]) and whole["count"] == resumed["count"] == 24
+    )
 
 
 def test_a_checkpoint_without_what_the_loss_carries_is_a_user_error(tmp_path):
     run(tmp_path)
-    with pytest.raises(UserError, match="unfinished training of another kind \\(it lacks 'place'\\)"):
+    with pytest.raises(
+        UserError, match="unfinished training of another kind \\(it lacks 'place'\\)"
+    ):
         walk({"place": torch.ones(3), "count": torch.zeros(1)}, folder=tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- the loop
+# ---------------------------------------------------------------------------------------- the loop
 
 
 def test_the_seed_decides_the_weights():
@@ -282,7 +359,10 @@ def test_every_step_has_its_own_random_numbers():
             draws.add((float(torch.rand(1, generator=generator)), float(rng.random())))
     assert len(draws) == 60 and len({a for a, _ in draws}) == 60
     one, two = generators(3, 4), generators(3, 4)
-    assert torch.equal(torch.rand(4, generator=one[0]), torch.rand(4, generator=two[0])) and one[1].random() == two[1].random()
+    assert (
+        torch.equal(torch.rand(4, generator=one[0]), torch.rand(4, generator=two[0]))
+        and one[1].random() == two[1].random()
+    )
 
 
 def test_it_learns_and_leaves_the_module_in_evaluation_mode():
@@ -292,7 +372,9 @@ def test_it_learns_and_leaves_the_module_in_evaluation_mode():
         x = torch.randn(16, 3, generator=generator)
         return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-    records = fit(module, loss_fn, FitConfig(steps=150, lr=3e-2, warmup=5, ema=0.9), seed=0, name="stage")
+    records = fit(
+        module, loss_fn, FitConfig(steps=150, lr=3e-2, warmup=5, ema=0.9), seed=0, name="stage"
+    )
     assert records[-1]["loss"] < 0.01 * records[0]["loss"] and not module.training
     assert torch.allclose(module.weight, torch.ones(1, 3), atol=0.1)
 
@@ -310,12 +392,16 @@ def test_records_are_means_over_the_steps_between():
     records = fit(module, spy, CONFIG, seed=0, name="stage", log_every=5, on_log=seen.append)
     assert [record["step"] for record in records] == [5, 10, 15, 20, 24] and seen == records
     assert all(record["stage"] == "stage" and record["seconds"] >= 0 for record in records)
-    assert records[0]["loss"] == pytest.approx(np.mean(losses[:5])) and records[-1]["loss"] == pytest.approx(np.mean(losses[20:]))
+    assert records[0]["loss"] == pytest.approx(np.mean(losses[:5])) and records[-1][
+        "loss"
+    ] == pytest.approx(np.mean(losses[20:]))
     assert records[2]["double"] == pytest.approx(2 * records[2]["loss"], rel=1e-5)
 
 
 def test_the_average_by_hand():
-    """decay_s = min(ema, (s + 1) / (s + 10)); average <- average + (1 - decay) (weight - average); the average is what is left in the module."""
+    """decay_s = min(ema, (s + 1) / (s + 10)); average <- average + (1 - decay) (weight - average);
+    the average is what is left in the module.
+    """
     module = nn.Linear(1, 1, bias=False)
     weights = [float(module.weight.detach())]
 
@@ -345,8 +431,21 @@ def test_frozen_parameters_stay():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_stage_and_step(value, tmp_path):
     module = nn.Linear(1, 1)
-    with pytest.raises(UserError, match=r"the loss of 'world model' became (nan|-?inf) at step 7; lower its learning rate \(0.01\)"):
-        fit(module, lambda g, r, step: (module.weight.sum() * (value if step == 7 else 1.0), {}), CONFIG, seed=0, name="world model", folder=tmp_path)
+    with pytest.raises(
+        UserError,
+        match=(
+            r"the loss of 'world model' became (nan|-?inf) at step 7; lower its learning rate"
+            r" \(0.01\)"
+        ),
+    ):
+        fit(
+            module,
+            lambda g, r, step: (module.weight.sum() * (value if step == 7 else 1.0), {}),
+            CONFIG,
+            seed=0,
+            name="world model",
+            folder=tmp_path,
+        )
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 5
 
 
@@ -354,33 +453,77 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path):
     """sqrt at 0 has a finite value and an infinite slope."""
     module = nn.Linear(1, 1)
     with pytest.raises(UserError, match="'stage'.*step 7"):
-        fit(module, lambda g, r, step: ((module.weight.sum() * 0).sqrt() if step == 7 else module.weight.sum(), {}), CONFIG, seed=0, name="stage", folder=tmp_path)
+        fit(
+            module,
+            lambda g, r, step: (
+                (module.weight.sum() * 0).sqrt() if step == 7 else module.weight.sum(),
+                {},
+            ),
+            CONFIG,
+            seed=0,
+            name="stage",
+            folder=tmp_path,
+        )
     assert torch.isfinite(module.weight).all()
 
 
 def test_learning_rate_by_hand():
     """Ten steps of warm-up, then flat, then from step 70 linearly down to a twentieth."""
     c = FitConfig(steps=100, lr=2.0, warmup=10, decay=0.3)
-    for step, factor in {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 50: 1.0, 70: 1.0, 85: 0.525, 99: 0.05 + 0.95 / 30, 100: 0.05}.items():
+    for step, factor in {
+        0: 0.1,
+        4: 0.5,
+        9: 1.0,
+        10: 1.0,
+        50: 1.0,
+        70: 1.0,
+        85: 0.525,
+        99: 0.05 + 0.95 / 30,
+        100: 0.05,
+    }.items():
         assert learning_rate(step, c) == pytest.approx(2.0 * factor), step
-    assert [learning_rate(step, FitConfig(steps=10, lr=1.0, warmup=0, decay=0.0)) for step in range(10)] == [1.0] * 10
-    rates = [learning_rate(step, FitConfig(steps=10, lr=1.0, warmup=0, decay=1.0)) for step in range(11)]
+    assert [
+        learning_rate(step, FitConfig(steps=10, lr=1.0, warmup=0, decay=0.0)) for step in range(10)
+    ] == [1.0] * 10
+    rates = [
+        learning_rate(step, FitConfig(steps=10, lr=1.0, warmup=0, decay=1.0)) for step in range(11)
+    ]
     assert np.allclose(rates, np.linspace(1, 0.05, 11))
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
     log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
-    log({"stage": "a", "loss": math.nan, "kept": np.int64(3)}), log({"stage": "b", "rate": np.float32(0.5)})
-    assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
-        {"stage": "a", "loss": None, "kept": 3}, {"stage": "b", "rate": 0.5}]
+    (
+        log({"stage": "a", "loss": math.nan, "kept": np.int64(3)}),
+        log({"stage": "b", "rate": np.float32(0.5)}),
+    )
+    assert [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ] == [{"stage": "a", "loss": None, "kept": 3}, {"stage": "b", "rate": 0.5}]
 
 
-@pytest.mark.parametrize("value", [math.nan, np.float32("inf"), np.float64("nan"), [0.5, math.nan], {"x": [-math.inf]}, np.array([math.nan])])
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        np.float32("inf"),
+        np.float64("nan"),
+        [0.5, math.nan],
+        {"x": [-math.inf]},
+        np.array([math.nan]),
+    ],
+)
 def test_numbers_that_are_none_are_valid_json_and_found_by_the_doctor(tmp_path, value):
     from wmpo_lite.diagnosis import diagnose
+
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log({"stage": "align", "step": 1, "loss": value}), log({"stage": "reward", "step": 1, "loss": 0.5})
+    (
+        log({"stage": "align", "step": 1, "loss": value}),
+        log({"stage": "reward", "step": 1, "loss": 0.5}),
+    )
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text and "null" in text
     found = [f for f in diagnose(tmp_path) if f.topic == "metrics"]
-    assert [f.level for f in found] == ["problem"] and "stage align logged NaN or infinity" in found[0].message
+    assert [f.level for f in found] == [
+        "problem"
+    ] and "stage align logged NaN or infinity" in found[0].message

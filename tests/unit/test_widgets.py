@@ -1,11 +1,14 @@
-"""Widgets without a front end: driving by hand, sliders over figures, and what stands in for a widget that cannot be shown."""
+"""Widgets without a front end: driving by hand, sliders over figures, and what stands in for a
+widget that cannot be shown.
+"""
+
 import asyncio
 import threading
 
 import numpy as np
 import pytest
-
 import tiny
+
 from wmpo_lite import widgets
 from wmpo_lite.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
@@ -47,13 +50,19 @@ def test_success_and_the_horizon_end_an_episode_and_restart_begins_anew():
     driver.press("near")
     assert len(driver.actions) == length
     trajectory = driver.trajectory()
-    assert trajectory.success and trajectory.finish_step == driver.done.index(True) + 1 and len(trajectory) == length
+    assert (
+        trajectory.success
+        and trajectory.finish_step == driver.done.index(True) + 1
+        and len(trajectory) == length
+    )
     driver.press("restart")
     assert not driver.actions and not driver.success and len(driver.frames) == 1
     slow = counter(hold=2, horizon=5)
     for _ in range(4):
         slow.press("wait")
-    assert len(slow.actions) == 4 and "time is up" in slow.caption() and not slow.trajectory().success
+    assert (
+        len(slow.actions) == 4 and "time is up" in slow.caption() and not slow.trajectory().success
+    )
 
 
 def test_the_same_presses_drive_the_world_model():
@@ -69,13 +78,16 @@ def test_the_same_presses_drive_the_world_model():
     assert (films[0][0] == films[1][0]).all() and (films[0] != films[1]).any()
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Driver(tiny.Counter(), tiny.states(2)), "one episode and got 2"),
-    (lambda: counter(hold=0), "hold is 0"),
-    (lambda: counter(hold=9, horizon=8), "horizon 8"),
-    (lambda: counter().press("jump"), "no button 'jump'"),
-    (lambda: counter().trajectory(), "nothing was driven"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Driver(tiny.Counter(), tiny.states(2)), "one episode and got 2"),
+        (lambda: counter(hold=0), "hold is 0"),
+        (lambda: counter(hold=9, horizon=8), "horizon 8"),
+        (lambda: counter().press("jump"), "no button 'jump'"),
+        (lambda: counter().trajectory(), "nothing was driven"),
+    ],
+)
 def test_bad_input_gets_one_sentence(make, message):
     with pytest.raises(UserError, match=message):
         make()
@@ -99,7 +111,10 @@ def test_the_pad_follows_messages_of_its_front_end():
 
 
 def test_a_press_that_a_kernel_hears_elsewhere_is_done_where_the_pad_was_made():
-    """Rendering belongs to the thread that made the environment, and recent kernels hear a front end in threads of their own."""
+    """Rendering belongs to the thread that made the environment, and recent kernels hear a front
+    end in threads of their own.
+    """
+
     class Noted(tiny.Counter):
         def step_chunk(self, actions, every_frame=True):
             threads.append(threading.current_thread())
@@ -120,7 +135,9 @@ def test_without_a_front_end_the_presses_are_shown_as_a_strip(monkeypatch):
     monkeypatch.setenv("WMPO_STATIC", "1")
     driver = counter()
     shown = widgets.drive(driver, "near near grip")
-    assert len(driver.actions) == 6 and shown.data.startswith("<img") and "step 6 of 40" in shown.data
+    assert (
+        len(driver.actions) == 6 and shown.data.startswith("<img") and "step 6 of 40" in shown.data
+    )
 
 
 def line(slope, kind="solid"):
@@ -134,7 +151,9 @@ def test_sliders_redraw_their_figure(monkeypatch):
     slope, kind, output = box.children
     assert (slope.value, slope.min, slope.max, kind.options) == (1.0, 0.0, 2.0, ("solid", "dashed"))
     drawn = []
-    again = widgets.explore(lambda **chosen: drawn.append(chosen) or line(**chosen), slope=(1.0, 0.0, 2.0, 0.1))
+    again = widgets.explore(
+        lambda **chosen: drawn.append(chosen) or line(**chosen), slope=(1.0, 0.0, 2.0, 0.1)
+    )
     again.children[0].value = 1.5
     assert drawn == [{"slope": 1.0}, {"slope": 1.5}]
     monkeypatch.setenv("WMPO_STATIC", "1")
@@ -142,9 +161,12 @@ def test_sliders_redraw_their_figure(monkeypatch):
 
 
 def test_driving_the_simulator_moves_the_arm_where_the_button_says():
-    """As the camera sees it: 'right' moves the arm's orange pixels to the right, 'up' away from the table's front edge."""
+    """As the camera sees it: 'right' moves the arm's orange pixels to the right, 'up' away from the
+    table's front edge.
+    """
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.tasks import get_task
+
     task = get_task("place")
     env = TabletopEnv(task, size=32, threads=1)
     driver = Driver(env, initial_states(task, "demos", np.arange(1)))
@@ -156,5 +178,10 @@ def test_driving_the_simulator_moves_the_arm_where_the_button_says():
         tips[name] = env.tip[0] - start
     env.close()
     assert tips["right"][1] > 0.02 > -0.02 > tips["left"][1]
-    assert tips["near"][0] > 0.01 and tips["away"][0] < -0.01 and tips["up"][2] > 0.01 and tips["down"][2] < -0.01
+    assert (
+        tips["near"][0] > 0.01
+        and tips["away"][0] < -0.01
+        and tips["up"][2] > 0.01
+        and tips["down"][2] < -0.01
+    )
     assert driver.states.instructions[0] in driver.caption()

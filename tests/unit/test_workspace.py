@@ -158,10 +158,18 @@ def test_a_task_of_libero_is_refused_until_there_is_a_world_model_of_its_picture
 
 
 def test_a_folder_that_another_process_works_in_is_refused_and_left_alone(workspace, run, tmp_path):
-    script = "import sys; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print(); input()"
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "other")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    script = (
+        "import sys; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print(); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "other")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
         process.stdout.readline()
-        with pytest.raises(UserError, match=f"other is in use by another process .process {process.pid}"):
+        with pytest.raises(
+            UserError, match=f"other is in use by another process .process {process.pid}"
+        ):
             Workspace(run, tmp_path / "other")
         assert [path.name for path in (tmp_path / "other").iterdir()] == [".owner"]
         process.communicate(b"\n")
@@ -169,17 +177,35 @@ def test_a_folder_that_another_process_works_in_is_refused_and_left_alone(worksp
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("broken", ["tabletop/world_model/model.safetensors", "tabletop/autoencoder/config.json", "place/demos.hdf5", "place/policy/actions.json"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "tabletop/world_model/model.safetensors",
+        "tabletop/autoencoder/config.json",
+        "place/demos.hdf5",
+        "place/policy/actions.json",
+    ],
+)
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_broken_assets_are_found_before_anything_is_written(run, tmp_path, broken, how):
     path = tmp_path / "assets" / broken
     path.write_bytes(path.read_bytes()[:20]) if how == "cut" else path.unlink()
-    with pytest.raises(UserError, match=path.name if how == "cut" else "model.safetensors|missing|exist|weights"):
+    with pytest.raises(
+        UserError, match=path.name if how == "cut" else "model.safetensors|missing|exist|weights"
+    ):
         Workspace(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name, text", [("config.json", "[]"), ("config.json", "{"), ("stages/align.json", "[]"), ("stages/align.json", '{"result": 3}')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", "[]"),
+        ("config.json", "{"),
+        ("stages/align.json", "[]"),
+        ("stages/align.json", '{"result": 3}'),
+    ],
+)
 def test_a_run_folder_with_files_of_another_shape_is_refused_by_name(workspace, run, name, text):
     workspace.stage("align", dict)
     (workspace.folder / name).write_text(text)
@@ -195,9 +221,24 @@ def test_a_clock_that_is_set_back_takes_no_time_away(workspace, monkeypatch):
     assert workspace.seconds() == 2.5
 
 
-@pytest.mark.parametrize("budget, successes, enough", [(5, 0, False), (5, 1, True), (8, 2, False), (8, 4, True), (8, 8, False), (9, 1, True), (32, 3, False), (32, 4, True),
-                                                       (128, 125, True), (128, 128, False)])
-def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(budget, successes, enough):
+@pytest.mark.parametrize(
+    "budget, successes, enough",
+    [
+        (5, 0, False),
+        (5, 1, True),
+        (8, 2, False),
+        (8, 4, True),
+        (8, 8, False),
+        (9, 1, True),
+        (32, 3, False),
+        (32, 4, True),
+        (128, 125, True),
+        (128, 128, False),
+    ],
+)
+def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(
+    budget, successes, enough
+):
     rollouts = [SimpleNamespace(success=i < successes) for i in range(budget)]
     for seed in range(5):
         fitted, held = main_job.split_rollouts([t.success for t in rollouts], seed)
@@ -206,7 +247,12 @@ def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(budg
     if enough:
         main_job.require_outcomes(rollouts)
         return
-    with pytest.raises(UserError, match=f"succeeded in {successes} of {budget}.*raise --rollout-budget or take another --seed"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"succeeded in {successes} of {budget}.*raise --rollout-budget or take another --seed"
+        ),
+    ):
         main_job.require_outcomes(rollouts)
 
 
@@ -328,10 +374,14 @@ def test_demonstrations_without_a_simulator_state_are_imagined_beside_rollouts(j
     from wmpo_lite.recipes.pretrain import demonstration_trajectories
 
     workspace, _ = judged
-    demos = demonstration_trajectories({
-        "frames": tiny.noise_frames(2, 9), "executed": tiny.random_actions(2, 8, tiny.ACTIONS),
-        "done": np.ones((2, 8), bool), "instruction": np.array([tiny.RED, tiny.BLUE]),
-    })  # fmt: skip
+    demos = demonstration_trajectories(
+        {
+            "frames": tiny.noise_frames(2, 9),
+            "executed": tiny.random_actions(2, 8, tiny.ACTIONS),
+            "done": np.ones((2, 8), bool),
+            "instruction": np.array([tiny.RED, tiny.BLUE]),
+        }
+    )
     films = main_job.replay_in(
         imagined_env(workspace, 0, judged=False), tiny.trajectories(2) + demos
     )
@@ -393,15 +443,15 @@ def test_the_true_world_has_the_best_marks(judged, monkeypatch):
     assert found["latent_error"]["copy_last"][0] > 0 and found["valid_frames"] == 8
 
 
-def test_the_trust_stage_measures_before_and_after_alignment_on_fresh_rollouts(
-    judged, monkeypatch
-):
+def test_the_trust_stage_measures_before_and_after_alignment_on_fresh_rollouts(judged, monkeypatch):
     workspace, reward = judged
     real, asked = tiny.trajectories(12, seed=6), []
     monkeypatch.setattr(workspace, "states", lambda *which: asked.append(which))
     monkeypatch.setattr("wmpo_lite.rollout.rollout", lambda *_, **options: real)
     returned = trust(workspace)
-    assert asked == [("validation", 1000, 24)]  # apart from what anything is trained or evaluated on
+    assert asked == [
+        ("validation", 1000, 24)
+    ]  # apart from what anything is trained or evaluated on
     found = checkpoint.read_json(workspace.folder / "trust.json")
     assert all(found[key] == value for key, value in checkpoint.plain(returned).items())
     truth = np.stack([t.frames for t in real])

@@ -123,7 +123,7 @@ def test_an_untrained_model_shows_the_first_frame_forever(options):
 def test_the_generator_decides_what_is_imagined(options):
     model = tiny.world_model(**options)
     state = model.init_state(latents(B))
-    run = lambda seed: model.next_frames(state, actions(), seeded(seed))  # noqa: E731
+    run = lambda seed: model.next_frames(state, actions(), seeded(seed))
     (one, end), (two, same_end), (other, _) = run(0), run(0), run(1)
     assert one.shape == (B, 4, *SHAPE) and not one.requires_grad
     assert torch.equal(one, two) and same(end, same_end) and not torch.equal(one, other)
@@ -183,7 +183,7 @@ def test_episodes_of_a_batch_do_not_see_each_other():
 def test_more_inference_steps_change_what_is_imagined():
     model = tiny.world_model(num_inference_steps=3)
     state = model.init_state(latents(B))
-    run = lambda steps=None: model.next_frames(state, actions(), seeded(), steps)[0]  # noqa: E731
+    run = lambda steps=None: model.next_frames(state, actions(), seeded(), steps)[0]
     assert torch.equal(run(), run(3)) and not torch.allclose(run(), run(1), atol=1e-3)
 
 
@@ -287,7 +287,7 @@ def test_the_loss_is_reproducible_and_trains_every_parameter(options):
     model = tiny.world_model(**options).train()
     state, target = model.init_state(latents(B)), latents(B, 2, seed=1)
     level = torch.full((B,), 0.1)
-    run = lambda seed: model.loss(state, actions(B, 2), target, seeded(seed), level=level)  # noqa: E731
+    run = lambda seed: model.loss(state, actions(B, 2), target, seeded(seed), level=level)
     loss, x0, _ = run(3)
     assert torch.equal(loss, run(3)[0]) and not torch.equal(loss, run(4)[0])
     assert not x0.requires_grad

@@ -1,8 +1,12 @@
-"""Six servos on one serial line, through Feetech's SDK: registers, one fast question for the state of all, and faults told apart.
+"""Six servos on one serial line, through Feetech's SDK: registers, one fast question for the state
+of all, and faults told apart.
 
-The SDK leaves three things to its caller: it waits in a busy loop, it never gives up on a line that only chatters, and a cable that is pulled shows as
-whatever the operating system raises at that moment. The port below waits in the system and stops listening to chatter, and the bus raises `BusGone`.
+The SDK leaves three things to its caller: it waits in a busy loop, it never gives up on a line that
+only chatters, and a cable that is pulled shows as whatever the operating system raises at that
+moment. The port below waits in the system and stops listening to chatter, and the bus raises
+`BusGone`.
 """
+
 import threading
 import time
 from contextlib import contextmanager
@@ -16,7 +20,12 @@ from wmpo_lite.arms.interface import JOINTS
 from wmpo_lite.errors import UserError
 
 BAUD_RATE = 1_000_000
-PATIENCE, CALM = 0.010, 0.030  # s that an answer may take beyond its bytes on the line: while the arm moves, and before and after
+PATIENCE, CALM = (
+    0.010,
+    0.030,
+    # s that an answer may take beyond its bytes on the line: while the arm moves, and before and
+    # after
+)
 TRIES = 3  # questions before an answer counts as lost
 TOO_HOT, VOLTAGE = 65, (4.5, 13.5)  # Celsius, V: outside an arm is not switched on
 CHATTER = 1024  # bytes in one answer's time that only a line full of noise can have
@@ -37,8 +46,10 @@ class ServoError(BusError):
 
 @dataclass(frozen=True)
 class State:
-    """What six servos told, int64 (6,) each: position in ticks, velocity in ticks/s, load in 1/1000 of the limit, voltage in 0.1 V, temperature in Celsius,
-    errors as bits; time: seconds of `time.monotonic` at which the last answer came."""
+    """What six servos told, int64 (6,) each: position in ticks, velocity in ticks/s, load in 1/1000
+    of the limit, voltage in 0.1 V, temperature in Celsius, errors as bits; time: seconds of
+    `time.monotonic` at which the last answer came.
+    """
 
     position: np.ndarray
     velocity: np.ndarray
@@ -50,22 +61,42 @@ class State:
 
     def check(self) -> None:
         """ServoError if any servo reports an error."""
-        told = [protocol.sentence(joint, int(bits)) for joint, bits in zip(JOINTS, self.errors) if bits]
+        told = [
+            protocol.sentence(joint, int(bits)) for joint, bits in zip(JOINTS, self.errors) if bits
+        ]
         if told:
-            raise ServoError("; ".join(told) + "; switch the arm off, find the cause and start again")
+            raise ServoError(
+                "; ".join(told) + "; switch the arm off, find the cause and start again"
+            )
 
 
 class FeetechBus:
-    """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the line.
+    """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the
+    line.
 
-    patience, calm: seconds an answer of all and of one servo may take; tries: questions before BusError. A call takes at most tries x (patience + the time
-    of its bytes).
-    seconds: time spent on the line since it was opened; retries: answers that had to be asked for again.
+    patience, calm: seconds an answer of all and of one servo may take; tries: questions before
+    BusError. A call takes at most tries x (patience + the time of its bytes). seconds: time spent
+    on the line since it was opened; retries: answers that had to be asked for again.
     """
 
-    def __init__(self, port: str, ids, *, patience: float = PATIENCE, calm: float = CALM, tries: int = TRIES, exclusive: bool = True):
+    def __init__(
+        self,
+        port: str,
+        ids,
+        *,
+        patience: float = PATIENCE,
+        calm: float = CALM,
+        tries: int = TRIES,
+        exclusive: bool = True,
+    ):
         self.exclusive = exclusive
-        self.port, self.ids, self.patience, self.calm, self.tries = str(port), [int(i) for i in ids], patience, calm, tries
+        self.port, self.ids, self.patience, self.calm, self.tries = (
+            str(port),
+            [int(i) for i in ids],
+            patience,
+            calm,
+            tries,
+        )
         self.seconds, self.retries = 0.0, 0
         self._line, self._lock = None, threading.RLock()
 
@@ -75,14 +106,22 @@ class FeetechBus:
             import scservo_sdk
             import serial
         except ImportError as error:
-            raise UserError(f"the SO-101 needs Feetech's SDK and pyserial, and {error.name} is not installed; run: pip install 'wmpo_lite[arm]'") from None
+            raise UserError(
+                f"the SO-101 needs Feetech's SDK and pyserial, and {error.name} is not installed;"
+                " run: pip install 'wmpo_lite[arm]'"
+            ) from None
         try:
             self._line = _port_class(scservo_sdk, serial)(self.port, self.patience, self.exclusive)
             self._line.openPort()
-        except Exception as error:  # SerialException, OSError, ValueError, termios.error: each says why
+        except (
+            Exception
+        ) as error:  # SerialException, OSError, ValueError, termios.error: each says why
             self._line = None
-            raise UserError(f"cannot open the serial port {self.port} ({error}); check the cable, the name of the port (Linux: ls /dev/ttyACM*), the right to "
-                            "use it (sudo usermod -aG dialout $USER, then log in again) and that no other program has it open") from None
+            raise UserError(
+                f"cannot open the serial port {self.port} ({error}); check the cable, the name of"
+                " the port (Linux: ls /dev/ttyACM*), the right to use it (sudo usermod -aG dialout"
+                " $USER, then log in again) and that no other program has it open"
+            ) from None
         self._packets = scservo_sdk.PacketHandler(0)
         self.seconds, self.retries = 0.0, 0
 
@@ -93,19 +132,26 @@ class FeetechBus:
             if line is not None:
                 try:
                     line.closePort()
-                except Exception:  # a pulled cable may fail here too, and there is nothing left to release
+                except (
+                    Exception
+                ):  # a pulled cable may fail here too, and there is nothing left to release
                     pass
 
     @property
     def is_open(self) -> bool:
         return self._line is not None
 
-    # -- registers of one servo ---------------------------------------------------------------------------------------------------------------
+    # -- registers of one servo --------------------------------------------------------------------
 
     def read(self, name: str, joint: int) -> int:
         """A register of the servo of joint number `joint`."""
         address, size = protocol.REGISTERS[name]
-        data, _ = self._asked(joint, name, size, lambda: self._packets.readTxRx(self._line, self.ids[joint], address, size))
+        data, _ = self._asked(
+            joint,
+            name,
+            size,
+            lambda: self._packets.readTxRx(self._line, self.ids[joint], address, size),
+        )
         return protocol.decode(name, bytes(data))
 
     def write(self, name: str, joint: int, value: int) -> None:
@@ -114,15 +160,20 @@ class FeetechBus:
         address = protocol.REGISTERS[name][0]
 
         def once():
-            result, error = self._packets.writeTxRx(self._line, self.ids[joint], address, len(data), data)
+            result, error = self._packets.writeTxRx(
+                self._line, self.ids[joint], address, len(data), data
+            )
             return [], result, error
 
         self._asked(joint, name, 0, once)
 
     def ping(self, joint: int) -> int:
         """Whether a servo is there: its model number."""
+
         def once():
-            _, result, error = self._packets.txRxPacket(self._line, [0, 0, self.ids[joint], 2, protocol.PING, 0])
+            _, result, error = self._packets.txRxPacket(
+                self._line, [0, 0, self.ids[joint], 2, protocol.PING, 0]
+            )
             return [], result, error
 
         self._asked(joint, "ping", 0, once)
@@ -135,27 +186,40 @@ class FeetechBus:
                 data, result, error = once()
             sound = result == 0 and len(data) == size
             if attempt or not sound:
-                time.sleep(self.calm)  # answers to earlier tries may be on their way: they come now, and are not taken for one to the next question
+                time.sleep(
+                    self.calm
+                    # answers to earlier tries may be on their way: they come now, and are not taken
+                    # for one to the next question
+                )
             if sound:
                 return data, error
             self.retries += 1
-        raise BusError(f"no answer from the servo of {JOINTS[joint]} (id {self.ids[joint]}) on {self.port} ({name}); check its cable and the power supply")
+        raise BusError(
+            f"no answer from the servo of {JOINTS[joint]} (id {self.ids[joint]}) on {self.port}"
+            f" ({name}); check its cable and the power supply"
+        )
 
-    # -- all servos at once -------------------------------------------------------------------------------------------------------------------
+    # -- all servos at once ------------------------------------------------------------------------
 
     def write_all(self, name: str, values) -> None:
         """Write a register of all six in one packet; servos do not answer it."""
         address, size = protocol.REGISTERS[name]
-        data = [byte for ident, value in zip(self.ids, values) for byte in (ident, *protocol.encode(name, int(value)))]
+        data = [
+            byte
+            for ident, value in zip(self.ids, values)
+            for byte in (ident, *protocol.encode(name, int(value)))
+        ]
         with self._turn():
             if self._packets.syncWriteTxOnly(self._line, address, size, data, len(data)) != 0:
                 raise BusError(f"the packet for {name} could not be sent on {self.port}")
 
     def state(self, tries: int | None = None) -> State:
-        """Ask all six in one packet, again for those whose answer is missing or broken; BusError names who stays silent."""
+        """Ask all six in one packet, again for those whose answer is missing or broken; BusError
+        names who stays silent.
+        """
         address, size = protocol.REGISTERS[BLOCK[0]][0], BLOCK[1]
         answers: dict[int, tuple[int, bytes]] = {}
-        for attempt in range(tries or self.tries):
+        for _ in range(tries or self.tries):
             missing = [ident for ident in self.ids if ident not in answers]
             with self._turn():
                 if self._packets.syncReadTx(self._line, address, size, missing, len(missing)) != 0:
@@ -171,21 +235,35 @@ class FeetechBus:
             self.retries += 1
         else:
             silent = [joint for joint, ident in zip(JOINTS, self.ids) if ident not in answers]
-            who = "all six servos" if len(silent) == len(JOINTS) else f"the servo of {', '.join(silent)}"
-            raise BusError(f"no sound answer from {who} on {self.port}; check the cables and the power supply")
+            who = (
+                "all six servos"
+                if len(silent) == len(JOINTS)
+                else f"the servo of {', '.join(silent)}"
+            )
+            raise BusError(
+                f"no sound answer from {who} on {self.port}; check the cables and the power supply"
+            )
         rows = [answers[ident] for ident in self.ids]
 
         def column(name):
             start, length = protocol.REGISTERS[name][0] - address, protocol.REGISTERS[name][1]
-            return np.array([protocol.decode(name, data[start: start + length]) for _, data in rows])
+            return np.array(
+                [protocol.decode(name, data[start : start + length]) for _, data in rows]
+            )
 
         errors = column("status") | np.array([error for error, _ in rows])
-        return State(*(column(name) for name in ("position", "velocity", "load", "voltage", "temperature")), errors, time.monotonic())
+        return State(
+            *(column(name) for name in ("position", "velocity", "load", "voltage", "temperature")),
+            errors,
+            time.monotonic(),
+        )
 
-    # -- the arm ------------------------------------------------------------------------------------------------------------------------------
+    # -- the arm -----------------------------------------------------------------------------------
 
     def check(self, calibration: Calibration) -> State:
-        """Six servos of the right model with one firmware, healthy, calibrated as the file says: their state. UserError where not."""
+        """Six servos of the right model with one firmware, healthy, calibrated as the file says:
+        their state. UserError where not.
+        """
         silent, models = [], []
         for joint, name in enumerate(JOINTS):
             try:
@@ -195,21 +273,39 @@ class FeetechBus:
             except BusError:
                 silent.append(f"{name} (id {self.ids[joint]})")
         if silent:
-            raise UserError(f"no answer on {self.port} from {', '.join(silent)}; check the power supply, the cables between the servos and their ids")
+            raise UserError(
+                f"no answer on {self.port} from {', '.join(silent)}; check the power supply, the"
+                " cables between the servos and their ids"
+            )
         for name, model in zip(JOINTS, models):
             if model not in protocol.MODELS:
-                raise UserError(f"the servo of {name} is model {model}, expected {' or '.join(f'{k} ({v})' for k, v in protocol.MODELS.items())}: "
-                                "is this an SO-101 follower?")
-        firmware = {(self.read("firmware_major", joint), self.read("firmware_minor", joint)) for joint in range(len(JOINTS))}
+                raise UserError(
+                    f"the servo of {name} is model {model}, expected"
+                    f" {' or '.join(f'{k} ({v})' for k, v in protocol.MODELS.items())}: is this an"
+                    " SO-101 follower?"
+                )
+        firmware = {
+            (self.read("firmware_major", joint), self.read("firmware_minor", joint))
+            for joint in range(len(JOINTS))
+        }
         if len(firmware) > 1:
-            raise UserError(f"the servos have different firmware ({', '.join(f'{a}.{b}' for a, b in sorted(firmware))}), and LeRobot refuses such an arm too; "
-                            "update them with Feetech's software")
+            raise UserError(
+                "the servos have different firmware"
+                f" ({', '.join(f'{a}.{b}' for a, b in sorted(firmware))}), and LeRobot refuses such"
+                " an arm too; update them with Feetech's software"
+            )
         state = self.state()
         for name, voltage, temperature in zip(JOINTS, state.voltage / 10, state.temperature):
             if not VOLTAGE[0] <= voltage <= VOLTAGE[1]:
-                raise UserError(f"the servo of {name} has {voltage:.1f} V, expected {VOLTAGE[0]} to {VOLTAGE[1]}; check the power supply")
+                raise UserError(
+                    f"the servo of {name} has {voltage:.1f} V, expected {VOLTAGE[0]} to"
+                    f" {VOLTAGE[1]}; check the power supply"
+                )
             if temperature > TOO_HOT:
-                raise UserError(f"the servo of {name} is at {temperature} degrees Celsius, more than {TOO_HOT}; let the arm cool down")
+                raise UserError(
+                    f"the servo of {name} is at {temperature} degrees Celsius, more than {TOO_HOT};"
+                    " let the arm cool down"
+                )
         try:
             state.check()
         except ServoError as error:
@@ -217,8 +313,12 @@ class FeetechBus:
         for joint, name in enumerate(JOINTS):
             for register, wanted in self._calibrated(calibration, joint):
                 if (found := self.read(register, joint)) != wanted:
-                    raise UserError(f"the servo of {name} holds {register} {found} and {calibration.source} says {wanted}: the file is of another arm or an older "
-                                    "calibration; run `lerobot-calibrate`, or write the file into the servos with write_calibration=True if it is right")
+                    raise UserError(
+                        f"the servo of {name} holds {register} {found} and {calibration.source}"
+                        f" says {wanted}: the file is of another arm or an older calibration; run"
+                        " `lerobot-calibrate`, or write the file into the servos with"
+                        " write_calibration=True if it is right"
+                    )
         return state
 
     def write_calibration(self, calibration: Calibration) -> None:
@@ -227,8 +327,10 @@ class FeetechBus:
             self._store(joint, self._calibrated(calibration, joint))
 
     def configure(self, *, velocity, torque, acceleration: int) -> None:
-        """Torque off, position mode with LeRobot's gains, and the limits: velocity (6,) ticks/s, torque (6,) shares of the servo's own, acceleration in
-        100 ticks/s^2 (0 to 254). Lasting registers are only written where they differ, because they wear out."""
+        """Torque off, position mode with LeRobot's gains, and the limits: velocity (6,) ticks/s,
+        torque (6,) shares of the servo's own, acceleration in 100 ticks/s^2 (0 to 254). Lasting
+        registers are only written where they differ, because they wear out.
+        """
         for joint in range(len(JOINTS)):
             self._store(joint, [("return_delay", 0), ("mode", 0), ("p", 16), ("i", 0), ("d", 32)])
             self.write("acceleration", joint, acceleration)
@@ -236,13 +338,18 @@ class FeetechBus:
             self.write("torque_limit", joint, round(1000 * torque[joint]))
 
     def torque(self, on: bool) -> None:
-        """Torque of all six, each asked until it has answered; off is tried on every servo before an error is raised."""
+        """Torque of all six, each asked until it has answered; off is tried on every servo before
+        an error is raised.
+        """
         if on:
             for joint in range(len(JOINTS)):
                 self.write("torque_enable", joint, 1)
             return
         failed = None
-        for attempt in (lambda: self.write_all("torque_enable", [0] * len(JOINTS)), *(lambda j=j: self.write("torque_enable", j, 0) for j in range(len(JOINTS)))):
+        for attempt in (
+            lambda: self.write_all("torque_enable", [0] * len(JOINTS)),
+            *(lambda j=j: self.write("torque_enable", j, 0) for j in range(len(JOINTS))),
+        ):
             try:
                 attempt()
             except BusGone:
@@ -254,8 +361,11 @@ class FeetechBus:
 
     @staticmethod
     def _calibrated(calibration, joint):
-        return (("homing_offset", int(calibration.homing_offset[joint])), ("min_position", int(calibration.range_min[joint])),
-                ("max_position", int(calibration.range_max[joint])))
+        return (
+            ("homing_offset", int(calibration.homing_offset[joint])),
+            ("min_position", int(calibration.range_min[joint])),
+            ("max_position", int(calibration.range_max[joint])),
+        )
 
     def _store(self, joint, registers):
         self.write("torque_enable", joint, 0)
@@ -268,7 +378,9 @@ class FeetechBus:
 
     @contextmanager
     def _turn(self, patience: float | None = None):
-        """One turn on the line: alone, timed, and with everything that a pulled cable raises turned into BusGone."""
+        """One turn on the line: alone, timed, and with everything that a pulled cable raises turned
+        into BusGone.
+        """
         with self._lock:
             if self._line is None:
                 raise BusGone(f"the serial port {self.port} is closed")
@@ -279,7 +391,10 @@ class FeetechBus:
             except Exception as error:
                 if isinstance(error, BusError) or not _is_serial(error):
                     raise
-                raise BusGone(f"the serial port {self.port} has gone ({error}); was the cable pulled or the power cut?") from error
+                raise BusGone(
+                    f"the serial port {self.port} has gone ({error}); was the cable pulled or the"
+                    " power cut?"
+                ) from error
             finally:
                 self._line.is_using = False  # the SDK forgets this on its way out of an error
                 self.seconds += time.perf_counter() - begin
@@ -290,22 +405,39 @@ def _is_serial(error) -> bool:
 
 
 def _port_class(sdk, serial):
-    """The SDK's port, waiting in the operating system instead of a busy loop, with a clock that nobody sets and a deadline that holds."""
+    """The SDK's port, waiting in the operating system instead of a busy loop, with a clock that
+    nobody sets and a deadline that holds.
+    """
 
     class Port(sdk.PortHandler):
         def __init__(self, name, patience, exclusive):
             super().__init__(name)
-            self.baudrate, self.patience, self._deadline, self._heard = BAUD_RATE, 1000 * patience, 0.0, 0
+            self.baudrate, self.patience, self._deadline, self._heard = (
+                BAUD_RATE,
+                1000 * patience,
+                0.0,
+                0,
+            )
             self.exclusive = exclusive
 
         def setupPort(self, _):
             # 2 ms a read: long enough to sleep in, short enough to keep the deadline.
-            self.ser = serial.Serial(self.port_name, self.baudrate, timeout=0.002, write_timeout=0.05, exclusive=self.exclusive or None)
+            self.ser = serial.Serial(
+                self.port_name,
+                self.baudrate,
+                timeout=0.002,
+                write_timeout=0.05,
+                exclusive=self.exclusive or None,
+            )
             self.is_open, self.tx_time_per_byte = True, 10 * 1000.0 / self.baudrate
             self.ser.reset_input_buffer()
             return True
 
-        def clearPort(self):  # called before every packet: a late answer to an earlier question is no answer to this one
+        def clearPort(
+            self,
+            # called before every packet: a late answer to an earlier question is no answer to this
+            # one
+        ):
             self.ser.reset_input_buffer()
 
         def getCurrentTime(self):

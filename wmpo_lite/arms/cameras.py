@@ -1,4 +1,5 @@
 """Cameras: whatever gives the newest square picture and says when it was taken."""
+
 import mmap
 import threading
 import time
@@ -20,31 +21,52 @@ class Camera(ABC):
 
     @abstractmethod
     def read(self) -> tuple[np.ndarray, float]:
-        """The newest picture, uint8 (size, size, 3), and when it was taken, seconds of `time.monotonic`. Never waits for the next one."""
+        """The newest picture, uint8 (size, size, 3), and when it was taken, seconds of
+        `time.monotonic`. Never waits for the next one.
+        """
 
     def close(self) -> None:
         """Release the camera."""
 
 
 def square(frame: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of a picture (H, W, 3) in `size` x `size` pixels, averaged over the pixels that each covers."""
+    """The middle square of a picture (H, W, 3) in `size` x `size` pixels, averaged over the pixels
+    that each covers.
+    """
     from PIL import Image
+
     height, width = frame.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    cut = np.ascontiguousarray(frame[top: top + side, left: left + side, :3])
-    return cut if side == size else np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR))
+    cut = np.ascontiguousarray(frame[top : top + side, left : left + side, :3])
+    return (
+        cut
+        if side == size
+        else np.asarray(
+            Image.fromarray(cut).resize(
+                (size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
+            )
+        )
+    )
 
 
 class VideoCamera(Camera):
-    """A camera of this computer, or a video file that plays in its place: a number (0 is the first camera), a device or a path.
+    """A camera of this computer, or a video file that plays in its place: a number (0 is the first
+    camera), a device or a path.
 
-    A thread reads picture after picture, so that `read` always has the newest. OpenCV where it is installed, else imageio's ffmpeg.
+    A thread reads picture after picture, so that `read` always has the newest. OpenCV where it is
+    installed, else imageio's ffmpeg.
     """
 
     def __init__(self, source=0, size: int = 64):
         self.source, self.size = int(source) if str(source).isdigit() else str(source), size
-        self._newest, self._error, self._ended, self._thread, self._first = None, None, threading.Event(), None, threading.Event()
+        self._newest, self._error, self._ended, self._thread, self._first = (
+            None,
+            None,
+            threading.Event(),
+            None,
+            threading.Event(),
+        )
 
     def open(self) -> None:
         self._newest, self._error = None, None
@@ -54,8 +76,12 @@ class VideoCamera(Camera):
         self._first.wait(FIRST_PICTURE)
         if self._newest is None:
             self.close()
-            raise UserError(f"camera {self.source} gives no picture ({self._error or f'none within {FIRST_PICTURE:.0f} s'}); check the cable and the number "
-                            "(0 is the first camera), that no other program uses it, or install OpenCV: pip install opencv-python-headless")
+            raise UserError(
+                f"camera {self.source} gives no picture"
+                f" ({self._error or f'none within {FIRST_PICTURE:.0f} s'}); check the cable and the"
+                " number (0 is the first camera), that no other program uses it, or install"
+                " OpenCV: pip install opencv-python-headless"
+            )
 
     def read(self) -> tuple[np.ndarray, float]:
         if self._newest is None:
@@ -75,7 +101,9 @@ class VideoCamera(Camera):
                 self._first.set()
                 if self._ended.is_set():
                     return
-        except Exception as error:  # many libraries, many exceptions: all mean that no more pictures come, and the arm notices that by itself
+        # many libraries, many exceptions: all mean that no more pictures come, and the arm notices
+        # that by itself
+        except Exception as error:
             self._error = error
         finally:
             self._first.set()
@@ -92,16 +120,28 @@ class VideoCamera(Camera):
             while True:
                 good, frame = capture.read()
                 if not good:
-                    raise OSError("it has no more pictures" if self._newest is not None else "it cannot be opened")
+                    raise OSError(
+                        "it has no more pictures"
+                        if self._newest is not None
+                        else "it cannot be opened"
+                    )
                 yield frame[..., ::-1]
         finally:
             capture.release()
 
     def _imageio_frames(self):
         import imageio
-        reader = imageio.get_reader(f"<video{self.source}>" if isinstance(self.source, int) else self.source, format="FFMPEG")
+
+        reader = imageio.get_reader(
+            f"<video{self.source}>" if isinstance(self.source, int) else self.source,
+            format="FFMPEG",
+        )
         try:
-            pause = 0.0 if isinstance(self.source, int) or self.source.startswith("/dev/") else 1 / reader.get_meta_data()["fps"]
+            pause = (
+                0.0
+                if isinstance(self.source, int) or self.source.startswith("/dev/")
+                else 1 / reader.get_meta_data()["fps"]
+            )
             for frame in reader:
                 yield frame
                 if pause and self._ended.wait(pause):
@@ -111,7 +151,9 @@ class VideoCamera(Camera):
 
 
 class SharedCamera(Camera):
-    """Pictures that another process of this computer shows through a shared file: two places for a picture, the newer one is counted by the first number."""
+    """Pictures that another process of this computer shows through a shared file: two places for a
+    picture, the newer one is counted by the first number.
+    """
 
     def __init__(self, path, writable: bool = False):
         self.path, self.writable, self._map = Path(path), writable, None
@@ -121,19 +163,31 @@ class SharedCamera(Camera):
     @staticmethod
     def create(path, size: int) -> None:
         """An empty file for pictures of `size` x `size` pixels."""
-        Path(path).write_bytes(np.array([0, size], dtype=np.int64).tobytes() + bytes(2 * (8 + 3 * size * size)))
+        Path(path).write_bytes(
+            np.array([0, size], dtype=np.int64).tobytes() + bytes(2 * (8 + 3 * size * size))
+        )
 
     def open(self) -> None:
         try:
             with open(self.path, "r+b" if self.writable else "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ)
+                self._map = mmap.mmap(
+                    file.fileno(),
+                    0,
+                    access=mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ,
+                )
         except OSError as error:
-            raise UserError(f"there are no pictures at {self.path} ({error.strerror}); is the emulator still running?") from None
+            raise UserError(
+                f"there are no pictures at {self.path} ({error.strerror}); is the emulator still"
+                " running?"
+            ) from None
         self._count = np.ndarray(1, np.int64, self._map)
         self._size = int(np.ndarray(1, np.int64, self._map, 8)[0])
         places = [16 + n * (8 + 3 * self._size**2) for n in range(2)]
         self._times = [np.ndarray(1, np.float64, self._map, place) for place in places]
-        self._pictures = [np.ndarray((self._size, self._size, 3), np.uint8, self._map, place + 8) for place in places]
+        self._pictures = [
+            np.ndarray((self._size, self._size, 3), np.uint8, self._map, place + 8)
+            for place in places
+        ]
 
     def read(self) -> tuple[np.ndarray, float]:
         if self._map is None:

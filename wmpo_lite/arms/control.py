@@ -1,4 +1,7 @@
-"""From what a policy says five times a second to what an arm is told fifty times a second, with the arithmetic of the training environment."""
+"""From what a policy says five times a second to what an arm is told fifty times a second, with the
+arithmetic of the training environment.
+"""
+
 import numpy as np
 
 from wmpo_lite.arms.interface import LIMITS, ArmStopped, check_joints
@@ -7,22 +10,29 @@ from wmpo_lite.envs.tabletop.env import ACTION_DIM, CONTROL_PERIOD, HOME, MAX_ST
 from wmpo_lite.errors import UserError
 
 RATE = 50.0  # Hz of joint targets
-RAMP = 0.7  # share of the control period after which a target is reached; the arm settles in the rest
+RAMP = (
+    0.7  # share of the control period after which a target is reached; the arm settles in the rest
+)
 IN_RANGE = 1e-4  # by which an action may pass 1: rounding
 
 
 class Commander:
-    """Actions (4,) in [-1, 1] at the control rate -> joint targets (n, 6) at `rate` Hz, n of them a control period.
+    """Actions (4,) in [-1, 1] at the control rate -> joint targets (n, 6) at `rate` Hz, n of them a
+    control period.
 
-    As in TabletopEnv: the action moves a commanded tip, which stays within a step and a half of the measured tip, inside the box and within reach; the
-    joints that put the tip there, and the gripper, are the goal; targets run straight from the last goal to this one. Each target is meant to hold from
-    its moment until the next, so it is the ramp's value half-way between.
+    As in TabletopEnv: the action moves a commanded tip, which stays within a step and a half of the
+    measured tip, inside the box and within reach; the joints that put the tip there, and the
+    gripper, are the goal; targets run straight from the last goal to this one. Each target is meant
+    to hold from its moment until the next, so it is the ramp's value half-way between.
     """
 
     def __init__(self, rate: float = RATE):
         self.steps = round(rate * CONTROL_PERIOD)
         if self.steps < 2:
-            raise UserError(f"the rate of joint targets is {rate} Hz; expected at least {2 / CONTROL_PERIOD:g} Hz, two targets a control period")
+            raise UserError(
+                f"the rate of joint targets is {rate} Hz; expected at least {2 / CONTROL_PERIOD:g}"
+                " Hz, two targets a control period"
+            )
         self._ramp = np.minimum((np.arange(self.steps) + 0.5) / (RAMP * self.steps), 1.0)[:, None]
         self._goal = None
 
@@ -37,14 +47,20 @@ class Commander:
         return self._goal.copy()
 
     def targets(self, action, joints) -> np.ndarray:
-        """Joint targets (n, 6) of one control period for `action` (4,), with the arm measured at `joints` (6,).
+        """Joint targets (n, 6) of one control period for `action` (4,), with the arm measured at
+        `joints` (6,).
 
-        Raises ArmStopped for NaN, infinity or an action outside [-1, 1]: whoever made it has gone wrong, and the caller stops the arm.
+        Raises ArmStopped for NaN, infinity or an action outside [-1, 1]: whoever made it has gone
+        wrong, and the caller stops the arm.
         """
         if self._goal is None:
-            raise UserError("the commander does not know where the arm is; call `reset` with its joints first")
+            raise UserError(
+                "the commander does not know where the arm is; call `reset` with its joints first"
+            )
         action = check_action(action)
-        self.commanded = lead(self.commanded, arm.forward_kinematics(np.asarray(joints, dtype=np.float64)[:5]), action)
+        self.commanded = lead(
+            self.commanded, arm.forward_kinematics(np.asarray(joints, dtype=np.float64)[:5]), action
+        )
         goal = np.append(arm.inverse_kinematics(self.commanded), (1 - action[3]) / 2)
         made = self._goal * (1 - self._ramp) + goal * self._ramp
         self._goal = goal
@@ -52,10 +68,14 @@ class Commander:
 
 
 def check_action(action) -> np.ndarray:
-    """One action as float64 (4,) in [-1, 1]; ArmStopped for NaN, infinity or anything farther out than rounding explains."""
+    """One action as float64 (4,) in [-1, 1]; ArmStopped for NaN, infinity or anything farther out
+    than rounding explains.
+    """
     action = np.asarray(action, dtype=np.float64)
     if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
-        raise ArmStopped(f"the policy's action is not {ACTION_DIM} finite numbers: {action.tolist()}")
+        raise ArmStopped(
+            f"the policy's action is not {ACTION_DIM} finite numbers: {action.tolist()}"
+        )
     if np.abs(action).max() > 1 + IN_RANGE:
         raise ArmStopped(f"the policy's action is outside [-1, 1]: {action.round(3).tolist()}")
     return np.clip(action, -1, 1)
@@ -70,5 +90,7 @@ def lead(commanded, tip, action) -> np.ndarray:
 
 
 def home() -> np.ndarray:
-    """Joints (6,) of the posture in which episodes begin: tips over the middle of the desk, gripper open."""
+    """Joints (6,) of the posture in which episodes begin: tips over the middle of the desk, gripper
+    open.
+    """
     return np.append(arm.inverse_kinematics(HOME), 1.0).clip(LIMITS[:, 0], LIMITS[:, 1])

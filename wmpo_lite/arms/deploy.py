@@ -1,4 +1,7 @@
-"""A policy in closed loop with an arm: chunks of actions as a stream of joint targets, the next chunk thought out while the arm moves, everything recorded."""
+"""A policy in closed loop with an arm: chunks of actions as a stream of joint targets, the next
+chunk thought out while the arm moves, everything recorded.
+"""
+
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,9 @@ from wmpo_lite.arms.settings import AHEAD
 from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
 from wmpo_lite.errors import UserError
 
-HURRY = 1.5  # a policy that is slower is asked earlier: this many times as long before the chunk's end as it has just needed
+# a policy that is slower is asked earlier: this many times as long before the chunk's end as it has
+# just needed
+HURRY = 1.5
 LATEST = 0.9  # control steps to which that leads at most
 THINK_LIMIT = 5.0  # s after which a policy that says nothing has hung
 NEAR = 0.1  # rad by which a joint may miss that posture
@@ -24,7 +29,9 @@ HOME_SPEED = 0.5  # rad/s, and openings a second, on the way to the first postur
 
 @dataclass
 class Pace:
-    """How well the loop kept time, wall clock seconds: begins of control steps, times to think, times the arm held still because no chunk was ready, and bus time."""
+    """How well the loop kept time, wall clock seconds: begins of control steps, times to think,
+    times the arm held still because no chunk was ready, and bus time.
+    """
 
     begins: list = field(default_factory=list)
     thinking: list = field(default_factory=list)
@@ -32,31 +39,78 @@ class Pace:
     bus: float | None = None
 
     def measures(self, period: float) -> dict:
-        """period_s; p50_jitter_s and p99_jitter_s: deviation of a control step's length from it; inference p50 and longest; waits of the arm; bus_s a control step."""
+        """period_s; p50_jitter_s and p99_jitter_s: deviation of a control step's length from it;
+        inference p50 and longest; waits of the arm; bus_s a control step.
+        """
         off = np.abs(np.diff(self.begins) - period)
-        at = lambda values, q: float(np.percentile(values, q)) if len(values) else None  # noqa: E731
-        return {"period_s": period, "steps": len(self.begins), "p50_jitter_s": at(off, 50), "p99_jitter_s": at(off, 99), "jitter_s": [round(float(x), 6) for x in off],
-                "inference_s": at(self.thinking, 50), "inference_worst_s": at(self.thinking, 100), "waits": len(self.waits), "waited_s": float(np.sum(self.waits)),
-                "bus_s": None if self.bus is None or not self.begins else self.bus / len(self.begins)}
+        at = lambda values, q: float(np.percentile(values, q)) if len(values) else None
+        return {
+            "period_s": period,
+            "steps": len(self.begins),
+            "p50_jitter_s": at(off, 50),
+            "p99_jitter_s": at(off, 99),
+            "jitter_s": [round(float(x), 6) for x in off],
+            "inference_s": at(self.thinking, 50),
+            "inference_worst_s": at(self.thinking, 100),
+            "waits": len(self.waits),
+            "waited_s": float(np.sum(self.waits)),
+            "bus_s": None if self.bus is None or not self.begins else self.bus / len(self.begins),
+        }
 
 
-def deploy(policy, arm, instruction: str, *, horizon: int, folder=None, number: int = 0, task: str = "place", about: dict | None = None, **options):
-    """One episode of `policy` on a connected `arm`: returns its Trajectory, and with `folder` saves it there first, whatever happened (see `records.save_episode`).
+def deploy(
+    policy,
+    arm,
+    instruction: str,
+    *,
+    horizon: int,
+    folder=None,
+    number: int = 0,
+    task: str = "place",
+    about: dict | None = None,
+    **options,
+):
+    """One episode of `policy` on a connected `arm`: returns its Trajectory, and with `folder` saves
+    it there first, whatever happened (see `records.save_episode`).
 
-    options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a failure, and says why in its file; what ended it otherwise
-    (Ctrl-C, a fault in the policy) is raised after it is saved.
+    options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a
+    failure, and says why in its file; what ended it otherwise (Ctrl-C, a fault in the policy) is
+    raised after it is saved.
     """
     if folder is None:
         episode = run_episode(policy, arm, instruction, horizon=horizon, **options)
     else:
-        episode, _ = record_episode(policy, arm, instruction, horizon=horizon, folder=folder, number=number, task=task, about=about, **options)
+        episode, _ = record_episode(
+            policy,
+            arm,
+            instruction,
+            horizon=horizon,
+            folder=folder,
+            number=number,
+            task=task,
+            about=about,
+            **options,
+        )
     if episode.error is not None:
         raise episode.error
     return episode.trajectory
 
 
-def record_episode(policy, arm, instruction: str, *, horizon: int, folder, number: int, task: str, about: dict | None = None, **options) -> tuple[Episode, Path]:
-    """`run_episode`, with a journal while it runs and a file in `folder` after it, whatever happened: the Episode and the path. The arm holds still meanwhile."""
+def record_episode(
+    policy,
+    arm,
+    instruction: str,
+    *,
+    horizon: int,
+    folder,
+    number: int,
+    task: str,
+    about: dict | None = None,
+    **options,
+) -> tuple[Episode, Path]:
+    """`run_episode`, with a journal while it runs and a file in `folder` after it, whatever
+    happened: the Episode and the path. The arm holds still meanwhile.
+    """
     journal = Path(folder) / f"episode_{number:04d}.journal"
     episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
     with ExitStack() as stack:
@@ -66,26 +120,51 @@ def record_episode(policy, arm, instruction: str, *, horizon: int, folder, numbe
         try:
             path = save_episode(folder, number, episode, task=task, about=about or {})
         except UserError as error:
-            raise UserError(f"{error}; the episode is kept in {journal} and saved by the next deployment under this name") from error
+            raise UserError(
+                f"{error}; the episode is kept in {journal} and saved by the next deployment under"
+                " this name"
+            ) from error
         journal.unlink(missing_ok=True)
     return episode, path
 
 
-def run_episode(policy, arm, instruction: str, *, horizon: int, temperature: float | None = None, seed: int = 0, ahead: float = AHEAD, rate: float = RATE,
-                success=None, mark=None, initial_state=None, split: str = "desk", index: int = 0, journal=None) -> Episode:
-    """The closed loop itself: `horizon` control steps of CONTROL_PERIOD (shorter by the factor `arm.speed` where the arm's world runs faster than the clock).
+def run_episode(
+    policy,
+    arm,
+    instruction: str,
+    *,
+    horizon: int,
+    temperature: float | None = None,
+    seed: int = 0,
+    ahead: float = AHEAD,
+    rate: float = RATE,
+    success=None,
+    mark=None,
+    initial_state=None,
+    split: str = "desk",
+    index: int = 0,
+    journal=None,
+) -> Episode:
+    """The closed loop itself: `horizon` control steps of CONTROL_PERIOD (shorter by the factor
+    `arm.speed` where the arm's world runs faster than the clock).
 
-    ahead: control steps before the end of the running chunk at which the next one's picture is taken, earlier (up to LATEST) if the policy turns out to be
-    slow; 0: afterwards, as in training, while the arm waits. Of 384 held-out states the shipped policy solved 54 % at 0, 51 % at 0.3, 51 % at 0.5 and 52 % at 1,
-    each +-5: what an older picture costs is less than that can tell.
-    success: called at the end of every control step, the task's own test. mark: called at the end with (frames uint8 (T + 1, H, W, 3), instruction); returns the
-    frame from which on it is a success, or 0. Without both the episode counts as a failure. journal: a file that holds the episode until it is saved.
-    Tokens and log-probabilities are recorded for ahead < 1: the frame at a chunk's beginning is then the very picture that the chunk was chosen on.
-    Never raises for what happens in the loop: see `Episode`.
+    ahead: control steps before the end of the running chunk at which the next one's picture is
+    taken, earlier (up to LATEST) if the policy turns out to be slow; 0: afterwards, as in training,
+    while the arm waits. Of 384 held-out states the shipped policy solved 54 % at 0, 51 % at 0.3, 51
+    % at 0.5 and 52 % at 1, each +-5: what an older picture costs is less than that can tell.
+    success: called at the end of every control step, the task's own test. mark: called at the end
+    with (frames uint8 (T + 1, H, W, 3), instruction); returns the frame from which on it is a
+    success, or 0. Without both the episode counts as a failure. journal: a file that holds the
+    episode until it is saved. Tokens and log-probabilities are recorded for ahead < 1: the frame at
+    a chunk's beginning is then the very picture that the chunk was chosen on. Never raises for what
+    happens in the loop: see `Episode`.
     """
     chunk = policy.config.chunk
     if not (horizon >= 1 and 0 <= ahead < chunk):
-        raise UserError(f"horizon is {horizon} and ahead {ahead}; expected 1 control step or more, and between 0 and the chunk of {chunk}")
+        raise UserError(
+            f"horizon is {horizon} and ahead {ahead}; expected 1 control step or more, and between"
+            f" 0 and the chunk of {chunk}"
+        )
     loop = _Loop(policy, arm, instruction, ahead, rate, temperature, seed)
     try:
         recording = loop.begin(initial_state, split, index, journal)
@@ -110,14 +189,18 @@ def run_episode(policy, arm, instruction: str, *, horizon: int, temperature: flo
         try:
             with Hold(arm, loop.commander.goal):
                 finish = mark(np.stack(recording.frames), instruction)
-        except BaseException as error:  # the episode itself is over and whole, but nobody can say how it ended
+        except (
+            BaseException
+        ) as error:  # the episode itself is over and whole, but nobody can say how it ended
             finish, reason, problem = 0, f"no success mark: {_reason(error)}", error
     trajectory = recording.trajectory(finish=finish, tokens=ahead < 1)
     return Episode(trajectory, reason, loop.pace.measures(loop.period), problem)
 
 
 class Hold:
-    """While the context is open the arm is told again and again to stay at `joints` (6,): between two episodes, so that the watchdog does not stop it."""
+    """While the context is open the arm is told again and again to stay at `joints` (6,): between
+    two episodes, so that the watchdog does not stop it.
+    """
 
     def __init__(self, arm, joints):
         self.arm, self.joints, self._ended = arm, np.array(joints), threading.Event()
@@ -142,7 +225,9 @@ class Hold:
 
 
 def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
-    """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin; ArmStopped if it does not get there."""
+    """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin;
+    ArmStopped if it does not get there.
+    """
     begin, goal = arm.observe().joints.clip(*LIMITS.T), home()
     steps = max(2, int(np.ceil(np.abs(goal - begin).max() / speed * rate)))
     clock = time.monotonic()
@@ -159,7 +244,14 @@ def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
 class _Loop:
     def __init__(self, policy, arm, instruction, ahead, rate, temperature, seed):
         import torch
-        self.policy, self.arm, self.instruction, self.ahead, self.temperature = policy.eval(), arm, instruction, ahead, temperature
+
+        self.policy, self.arm, self.instruction, self.ahead, self.temperature = (
+            policy.eval(),
+            arm,
+            instruction,
+            ahead,
+            temperature,
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.commander, self.pace = Commander(rate), Pace()
         self.period = CONTROL_PERIOD / getattr(arm, "speed", 1.0)
@@ -182,16 +274,23 @@ class _Loop:
         self.pending = self.think(seen.frame)
         if initial_state is None:
             initial_state = seen.joints
-        return Recording(self.instruction, initial_state, seen.frame, split, index, self.chunk, journal)
+        return Recording(
+            self.instruction, initial_state, seen.frame, split, index, self.chunk, journal
+        )
 
     def think(self, frame):
-        """Begin to choose the chunk for this picture in the worker thread: a future of (actions, tokens, log_probs), each (K, D)."""
+        """Begin to choose the chunk for this picture in the worker thread: a future of (actions,
+        tokens, log_probs), each (K, D).
+        """
         import torch
+
         picture = torch.from_numpy(np.ascontiguousarray(frame))[None]
 
         def choose():
             begin = time.monotonic()
-            tokens, log_p, actions = self.policy.act(picture, [self.instruction], self.temperature, self.generator)
+            tokens, log_p, actions = self.policy.act(
+                picture, [self.instruction], self.temperature, self.generator
+            )
             self.pace.thinking.append(time.monotonic() - begin)
             return tuple(part[0].cpu().numpy() for part in (actions, tokens, log_p))
 
@@ -226,13 +325,17 @@ class _Loop:
                         self.pending = self.think(frame)
                     elif self.ahead < 1:
                         frame = self.picture
-                recording.step(frame, *(part[inside] for part in chosen), success is not None and success())
+                recording.step(
+                    frame, *(part[inside] for part in chosen), success is not None and success()
+                )
         finally:
             if bus is not None:
                 self.pace.bus = arm.bus_seconds - bus
 
     def receive(self):
-        """The chunk that was being chosen; the arm holds still until it is there. Every action is checked before any is carried out."""
+        """The chunk that was being chosen; the arm holds still until it is there. Every action is
+        checked before any is carried out.
+        """
         begin = time.monotonic()
         while not self.pending.done():
             if time.monotonic() - begin > THINK_LIMIT:
@@ -247,7 +350,9 @@ class _Loop:
         return chosen
 
     def wait_for_tick(self):
-        """Sleep until the next joint target is due. A short delay is caught up with; after a long one the clock starts anew, since a burst would be a leap."""
+        """Sleep until the next joint target is due. A short delay is caught up with; after a long
+        one the clock starts anew, since a burst would be a leap.
+        """
         late = time.monotonic() - self.clock
         if late > self.period / 2:
             self.clock += late
@@ -268,4 +373,8 @@ def _reason(error: BaseException) -> str:
         return error.reason
     if isinstance(error, UserError):
         return str(error)
-    return "stopped by Ctrl-C or a signal" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+    return (
+        "stopped by Ctrl-C or a signal"
+        if isinstance(error, KeyboardInterrupt)
+        else f"{type(error).__name__}: {error}"
+    )

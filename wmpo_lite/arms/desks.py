@@ -1,4 +1,7 @@
-"""What a deployment starts from and is judged by: a policy by its name, initial states for an instruction, what is known of a real desk, the reward model's mark."""
+"""What a deployment starts from and is judged by: a policy by its name, initial states for an
+instruction, what is known of a real desk, the reward model's mark.
+"""
+
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +12,44 @@ SEARCH = 1_000  # states that are looked through for an instruction
 
 
 def load_policy(name: str, task: str, collecting: bool = False):
-    """The policy called `name`: a checkpoint folder, a folder that holds one (policy, policies/wmpo), a run's folder or its name under runs/, or one that ships:
-    base, grpo, dpo, wmpo. By default wmpo, and base for collecting, because the main job starts from that one."""
+    """The policy called `name`: a checkpoint folder, a folder that holds one (policy,
+    policies/wmpo), a run's folder or its name under runs/, or one that ships: base, grpo, dpo,
+    wmpo. By default wmpo, and base for collecting, because the main job starts from that one.
+    """
     from wmpo_lite import policy
     from wmpo_lite.shipped import POLICIES, Shipped
+
     name = str(name or ("base" if collecting else "wmpo"))
-    for folder in (Path(name), Path(name) / "policies" / "wmpo", Path(name) / "policy", Path("runs") / name / "policies" / "wmpo"):
+    for folder in (
+        Path(name),
+        Path(name) / "policies" / "wmpo",
+        Path(name) / "policy",
+        Path("runs") / name / "policies" / "wmpo",
+    ):
         if (folder / "actions.json").exists():
             return policy.load_policy(folder)
     if name in ("base", *POLICIES):
         return Shipped(task).policy(name)
-    raise UserError(f"there is no policy at '{name}'; give a checkpoint folder, the name of a run under runs/, or one of base, {', '.join(POLICIES)}")
+    raise UserError(
+        f"there is no policy at '{name}'; give a checkpoint folder, the name of a run under runs/,"
+        f" or one of base, {', '.join(POLICIES)}"
+    )
 
 
 def sentences(task, row) -> tuple[str, str]:
-    """What may be said of an initial state: its own instruction, and the one that names the other object."""
+    """What may be said of an initial state: its own instruction, and the one that names the other
+    object.
+    """
     return task.instruction(row), task.instruction(task.swap_instruction(row[None])[0])
 
 
 def find_states(task, instruction: str, split: str, first: int, count: int):
-    """`count` initial states from number `first` of a split on, in which `instruction` can be followed ('' for each state's own): (InitialStates)."""
+    """`count` initial states from number `first` of a split on, in which `instruction` can be
+    followed ('' for each state's own): (InitialStates).
+    """
     from wmpo_lite.envs.tabletop.env import initial_states
     from wmpo_lite.trajectory import InitialStates
+
     if not instruction:
         return initial_states(task, split, np.arange(first, first + count))
     found = []
@@ -42,31 +61,45 @@ def find_states(task, instruction: str, split: str, first: int, count: int):
             found.append(InitialStates(rows, None, (instruction,), split, state.indices))
         if len(found) == count:
             return InitialStates.concat(found)
-    raise UserError(f"the task '{task.name}' never says '{instruction}'; say it like '{own}', or leave --instruction out")
+    raise UserError(
+        f"the task '{task.name}' never says '{instruction}'; say it like '{own}', or leave"
+        " --instruction out"
+    )
 
 
 def desk_state(task, instruction: str, other: str, joints) -> np.ndarray:
-    """What is known of the initial state of a real desk, in the layout of the simulator's: the arm's joints and the two colours, NaN for where things lie.
+    """What is known of the initial state of a real desk, in the layout of the simulator's: the
+    arm's joints and the two colours, NaN for where things lie.
 
-    The main job needs no more: it imagines from recorded pictures, and only makes the second sentence from the colours.
+    The main job needs no more: it imagines from recorded pictures, and only makes the second
+    sentence from the colours.
     """
     from wmpo_lite.envs.tabletop import scene
     from wmpo_lite.envs.tabletop.env import Disturbance
     from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
+
     rng = np.random.default_rng(0)
     state = np.full_like(task.sample(rng, Disturbance(), "demos"), np.nan)
     named = next((colour for colour in COLOURS if task.sentence(colour) == instruction), None)
     if named is None or other not in COLOURS or other == named:
-        raise UserError(f"to collect on a real desk give --instruction like '{task.sentence('red')}' and --other, the colour of the second object "
-                        f"({', '.join(COLOURS)}); got '{instruction}' and '{other}'")
+        raise UserError(
+            f"to collect on a real desk give --instruction like '{task.sentence('red')}' and"
+            f" --other, the colour of the second object ({', '.join(COLOURS)}); got '{instruction}'"
+            f" and '{other}'"
+        )
     state[:7] = np.append(joints[:5], np.full(2, joints[5] * scene.FINGER_TRAVEL))
     state[-3:] = COLOURS.index(named), COLOURS.index(other), 0
     return state
 
 
 def mark_by_reward(model, frames: np.ndarray, instruction: str) -> int:
-    """The first frame (1..T) of frames uint8 (T + 1, H, W, 3) at which the reward model's window reaches its threshold, or 0."""
+    """The first frame (1..T) of frames uint8 (T + 1, H, W, 3) at which the reward model's window
+    reaches its threshold, or 0.
+    """
     import torch
-    scores = model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[0].numpy()
+
+    scores = model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[
+        0
+    ].numpy()
     over = np.flatnonzero(scores >= float(model.threshold))
     return int(over[0]) + model.config.clip - 1 if len(over) else 0

@@ -1,4 +1,7 @@
-"""A dry run: what the policy would do with the arm from here, in words and over the camera's picture. Nothing moves."""
+"""A dry run: what the policy would do with the arm from here, in words and over the camera's
+picture. Nothing moves.
+"""
+
 import io
 from pathlib import Path
 
@@ -14,12 +17,19 @@ OPEN, CLOSED, INK = (30, 110, 220), (205, 62, 70), (35, 38, 43)  # RGB
 
 
 def plan(policy, arm, instruction: str, temperature: float | None = None, seed: int = 0) -> dict:
-    """The next chunk from what the arm sees now: frame uint8 (H, W, 3), actions (K, 4), tips (K + 1, 3) in metres as they would be commanded if the arm
-    followed to the letter, the first one being where the tips are. Raises ArmStopped where `deploy` would stop the arm."""
+    """The next chunk from what the arm sees now: frame uint8 (H, W, 3), actions (K, 4), tips (K +
+    1, 3) in metres as they would be commanded if the arm followed to the letter, the first one
+    being where the tips are. Raises ArmStopped where `deploy` would stop the arm.
+    """
     import torch
+
     seen = arm.observe()
     frames = torch.from_numpy(np.ascontiguousarray(seen.frame))[None]
-    actions = policy.act(frames, [instruction], temperature, torch.Generator().manual_seed(seed))[2][0].cpu().numpy()
+    actions = (
+        policy.act(frames, [instruction], temperature, torch.Generator().manual_seed(seed))[2][0]
+        .cpu()
+        .numpy()
+    )
     tips = [kinematics.forward_kinematics(seen.joints[:5])]
     for action in actions:
         tips.append(lead(tips[-1], tips[-1], check_action(action)))
@@ -28,21 +38,32 @@ def plan(policy, arm, instruction: str, temperature: float | None = None, seed: 
 
 def describe(planned: dict, instruction: str) -> str:
     """The plan as lines of text."""
-    lines = [f"dry run, nothing moves: '{instruction}'", "step   dx     dy     dz  gripper   tip commanded to (mm)"]
+    lines = [
+        f"dry run, nothing moves: '{instruction}'",
+        "step   dx     dy     dz  gripper   tip commanded to (mm)",
+    ]
     for k, (action, tip) in enumerate(zip(planned["actions"], planned["tips"][1:]), start=1):
         dx, dy, dz, grip = action
-        lines.append(f"{k:4d} {dx:+6.2f} {dy:+6.2f} {dz:+6.2f}  {'close' if grip > 0 else 'open ':6s}  " + " ".join(f"{1000 * v:7.1f}" for v in tip))
+        lines.append(
+            f"{k:4d} {dx:+6.2f} {dy:+6.2f} {dz:+6.2f}  {'close' if grip > 0 else 'open ':6s}  "
+            + " ".join(f"{1000 * v:7.1f}" for v in tip)
+        )
     return "\n".join(lines)
 
 
 def draw(planned: dict, path) -> Path:
-    """The path of the tips over the camera's picture as a PNG: a ring where they are, a dot a step, blue with the gripper open and red with it closed, and its
-    shadow on the table. Drawn for a camera that stands where the simulator's does."""
+    """The path of the tips over the camera's picture as a PNG: a ring where they are, a dot a step,
+    blue with the gripper open and red with it closed, and its shadow on the table. Drawn for a
+    camera that stands where the simulator's does.
+    """
     from PIL import Image, ImageDraw
+
     frame = planned["frame"]
     picture = Image.fromarray(frame.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
     pen = ImageDraw.Draw(picture)
-    spots, shadow = (_pixels(points, frame.shape) for points in (planned["tips"], planned["tips"] * [1, 1, 0]))
+    spots, shadow = (
+        _pixels(points, frame.shape) for points in (planned["tips"], planned["tips"] * [1, 1, 0])
+    )
     pen.line([tuple(p) for p in shadow], fill=INK, width=1)
     pen.line([tuple(p) for p in spots], fill=OPEN, width=2)
     for k, (x, y) in enumerate(spots):
@@ -59,5 +80,7 @@ def draw(planned: dict, path) -> Path:
 
 def _pixels(points, shape) -> np.ndarray:
     """Points (N, 3) of the room in metres -> places (N, 2) in the drawing, right and down."""
-    seen = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ scene.camera_matrix().T.astype(np.float64)
+    seen = np.concatenate(
+        [points, np.ones((len(points), 1))], axis=1
+    ) @ scene.camera_matrix().T.astype(np.float64)
     return (seen[:, :2] / seen[:, 2:] + 1) / 2 * np.array([shape[1], shape[0]]) * SCALE

@@ -1,4 +1,7 @@
-"""The process behind `emulator.Emulator`: servos that answer on a pseudo-terminal in one thread, the scene and its camera in the other."""
+"""The process behind `emulator.Emulator`: servos that answer on a pseudo-terminal in one thread,
+the scene and its camera in the other.
+"""
+
 import json
 import os
 import select
@@ -21,8 +24,23 @@ TICK = 0.005  # s between two looks of the physics at the servos
 BYTE = 1e-5  # s on the line
 UNLOADING = 4 | 8 | 32  # errors at which a servo lets go: heat, current, overload
 UNLIMITED = 1e6  # ticks/s where no speed limit is set: how fast a servo can be is not emulated
-SETTINGS = {"firmware_major": 3, "firmware_minor": 10, "model": 777, "return_delay": 250, "answers": 1, "max_temperature": 70, "max_voltage": 80, "min_voltage": 40,
-            "max_torque": 1000, "p": 32, "d": 32, "torque_limit": 1000, "lock": 1, "voltage": 74, "temperature": 31}
+SETTINGS = {
+    "firmware_major": 3,
+    "firmware_minor": 10,
+    "model": 777,
+    "return_delay": 250,
+    "answers": 1,
+    "max_temperature": 70,
+    "max_voltage": 80,
+    "min_voltage": 40,
+    "max_torque": 1000,
+    "p": 32,
+    "d": 32,
+    "torque_limit": 1000,
+    "lock": 1,
+    "voltage": 74,
+    "temperature": 31,
+}
 STILL = (0.02, 0.05, 0.1)  # rad/s: speeds whose last time is remembered
 
 
@@ -31,16 +49,22 @@ class Servo:
 
     def __init__(self, ident: int, offset: int, low: int, high: int):
         self.table, self.waiting, self.fault = bytearray(128), None, 0
-        for name, value in {**SETTINGS, "id": ident, "homing_offset": offset, "min_position": low, "max_position": high}.items():
+        for name, value in {
+            **SETTINGS,
+            "id": ident,
+            "homing_offset": offset,
+            "min_position": low,
+            "max_position": high,
+        }.items():
             self[name] = value
 
     def __getitem__(self, name: str) -> int:
         address, size = protocol.REGISTERS[name]
-        return protocol.decode(name, self.table[address: address + size])
+        return protocol.decode(name, self.table[address : address + size])
 
     def __setitem__(self, name: str, value: int):
         address, size = protocol.REGISTERS[name]
-        self.table[address: address + size] = protocol.encode(name, value)
+        self.table[address : address + size] = protocol.encode(name, value)
 
     def store(self, address: int, data: bytes):
         """What WRITE does: everything but read-only registers."""
@@ -49,14 +73,20 @@ class Servo:
                 self.table[address + n] = byte
 
 
-FIXED = {protocol.REGISTERS[name][0] + n for name in protocol.READ_ONLY for n in range(protocol.REGISTERS[name][1])}
+FIXED = {
+    protocol.REGISTERS[name][0] + n
+    for name in protocol.READ_ONLY
+    for n in range(protocol.REGISTERS[name][1])
+}
 
 
 class Servos:
     """All servos of one line: packets in, answers out. Faults lie on the answers."""
 
     def __init__(self, calibration: Calibration, seed: int = 0):
-        rows = zip(calibration.id, calibration.homing_offset, calibration.range_min, calibration.range_max)
+        rows = zip(
+            calibration.id, calibration.homing_offset, calibration.range_min, calibration.range_max
+        )
         self.all = [Servo(*map(int, row)) for row in rows]
         self.lock, self.rng = threading.Lock(), np.random.default_rng([11, seed])
         self.heal()
@@ -69,24 +99,30 @@ class Servos:
     def answer(self, ident: int, instruction: int, data: bytes) -> bytes:
         """All status packets that the line carries after one instruction, faults included."""
         with self.lock:
-            return b"".join(self._spoil(packet) for packet in self._answers(ident, instruction, data))
+            return b"".join(
+                self._spoil(packet) for packet in self._answers(ident, instruction, data)
+            )
 
     def _answers(self, ident, instruction, data):
         meant = [servo for servo in self.all if ident in (servo["id"], protocol.BROADCAST)]
         if instruction == protocol.SYNC_READ and ident == protocol.BROADCAST and len(data) >= 2:
             named = {servo["id"]: servo for servo in self.all}
-            return [self._status(named[i], named[i].table[data[0]: data[0] + data[1]]) for i in data[2:] if i in named]
+            return [
+                self._status(named[i], named[i].table[data[0] : data[0] + data[1]])
+                for i in data[2:]
+                if i in named
+            ]
         if instruction == protocol.SYNC_WRITE and len(data) >= 2:
             address, size = data[0], data[1]
             for start in range(2, len(data) - size, size + 1):
                 for servo in self.all:
                     if servo["id"] == data[start]:
-                        servo.store(address, data[start + 1: start + 1 + size])
+                        servo.store(address, data[start + 1 : start + 1 + size])
             return []
         replies = []
         for servo in meant:
             if instruction == protocol.READ and len(data) == 2:
-                replies.append(self._status(servo, servo.table[data[0]: data[0] + data[1]]))
+                replies.append(self._status(servo, servo.table[data[0] : data[0] + data[1]]))
                 continue
             if instruction == protocol.WRITE and data:
                 servo.store(data[0], data[1:])
@@ -99,7 +135,9 @@ class Servos:
             elif instruction != protocol.PING:
                 continue
             replies.append(self._status(servo))
-        return replies if ident != protocol.BROADCAST else []  # all at once they would drown each other
+        return (
+            replies if ident != protocol.BROADCAST else []
+        )  # all at once they would drown each other
 
     def _status(self, servo, data=b""):
         return protocol.packet(servo["id"], servo.fault, bytes(data))
@@ -120,7 +158,9 @@ class Servos:
 
 
 class Port:
-    """The pseudo-terminal and the thread that answers on it. `pull` is what a pulled cable does; the link `path` leads to the present terminal."""
+    """The pseudo-terminal and the thread that answers on it. `pull` is what a pulled cable does;
+    the link `path` leads to the present terminal.
+    """
 
     def __init__(self, path: Path, servos: Servos):
         self.path, self.servos, self.master = path, servos, None
@@ -128,6 +168,7 @@ class Port:
 
     def plug(self):
         import tty
+
         if self.master is not None:
             return
         self.master, slave = os.openpty()
@@ -167,30 +208,50 @@ class Port:
 
 
 class Desk:
-    """The scene: follows the servos' registers in real time, tells them where the joints are, and takes pictures."""
+    """The scene: follows the servos' registers in real time, tells them where the joints are, and
+    takes pictures.
+    """
 
     def __init__(self, folder, task, size, disturbance, seed, fps, **start):
         from wmpo_lite.arms.world import World
         from wmpo_lite.envs.tabletop.env import Disturbance
         from wmpo_lite.envs.tabletop.tasks import get_task
+
         folder = Path(folder)
         self.calibration = load_calibration(folder / "calibration.json")
         self.offsets = self.calibration.homing_offset
-        self.world = World(get_task(task), size=size, disturbance=Disturbance(**disturbance), seed=seed)
+        self.world = World(
+            get_task(task), size=size, disturbance=Disturbance(**disturbance), seed=seed
+        )
         self.servos = Servos(self.calibration, seed)
         self.folder = folder
-        self.port, self.pictures, self.pause = Port(folder / "port", self.servos), SharedCamera(folder / "pictures", writable=True), 1 / fps
-        self.camera_fault, self.picture, self.moved, self.next_picture = None, None, dict.fromkeys(STILL, 0.0), 0.0
+        self.port, self.pictures, self.pause = (
+            Port(folder / "port", self.servos),
+            SharedCamera(folder / "pictures", writable=True),
+            1 / fps,
+        )
+        self.camera_fault, self.picture, self.moved, self.next_picture = (
+            None,
+            None,
+            dict.fromkeys(STILL, 0.0),
+            0.0,
+        )
         self.reset(**start)
         self.port.plug()
 
     def reset(self, states, instructions, split, indices, row):
         from wmpo_lite.trajectory import InitialStates
-        self.world.reset(InitialStates(np.array(states), None, tuple(instructions), split, np.array(indices)), row)
+
+        self.world.reset(
+            InitialStates(np.array(states), None, tuple(instructions), split, np.array(indices)),
+            row,
+        )
         self.clock, self.next_picture = time.monotonic(), 0.0
         with self.servos.lock:
             self._tell()
-            self.points = np.array([servo["position"] for servo in self.servos.all], dtype=float)  # where each servo's own ramp is
+            self.points = np.array(
+                [servo["position"] for servo in self.servos.all], dtype=float
+            )  # where each servo's own ramp is
             for servo, point in zip(self.servos.all, self.points):
                 servo["goal_position"] = int(point)
         self._photograph(time.monotonic())
@@ -204,7 +265,9 @@ class Desk:
         shift = self._shift()
         joints = self.calibration.from_ticks(self.points - shift)
         self.world.torque(bool(holding.any()))
-        self.world.target(np.where(holding, joints, np.clip(self.world.joints, LIMITS[:, 0], LIMITS[:, 1])))
+        self.world.target(
+            np.where(holding, joints, np.clip(self.world.joints, LIMITS[:, 0], LIMITS[:, 1]))
+        )
         self.world.advance(seconds)
         speed = np.abs(self.world.velocities).max()
         for limit in STILL:
@@ -217,12 +280,19 @@ class Desk:
             self._photograph(now)
 
     def _shift(self):
-        """Ticks by which servos tell more than the file's calibration says, because their homing offset was changed."""
+        """Ticks by which servos tell more than the file's calibration says, because their homing
+        offset was changed.
+        """
         return self.offsets - np.array([servo["homing_offset"] for servo in self.servos.all])
 
     def _follow(self, seconds):
         """Move each servo's ramp towards its goal at its speed limit; which (6,) servos hold."""
-        holding = np.array([servo["torque_enable"] == 1 and not servo.fault & UNLOADING for servo in self.servos.all])
+        holding = np.array(
+            [
+                servo["torque_enable"] == 1 and not servo.fault & UNLOADING
+                for servo in self.servos.all
+            ]
+        )
         for n, servo in enumerate(self.servos.all):
             if holding[n]:
                 goal = np.clip(servo["goal_position"], servo["min_position"], servo["max_position"])
@@ -236,7 +306,11 @@ class Desk:
         ticks = self.calibration.to_ticks(self.world.joints) + self._shift()
         speed, load = self.world.velocities * self.calibration.ticks_per_unit, self.world.loads
         for n, servo in enumerate(self.servos.all):
-            servo["position"], servo["velocity"], servo["load"] = int(ticks[n]), int(np.clip(speed[n], -32767, 32767)), int(1000 * np.clip(load[n], -1, 1))
+            servo["position"], servo["velocity"], servo["load"] = (
+                int(ticks[n]),
+                int(np.clip(speed[n], -32767, 32767)),
+                int(1000 * np.clip(load[n], -1, 1)),
+            )
             servo["moving"], servo["status"] = int(abs(speed[n]) > 10), servo.fault
 
     def _photograph(self, now):
@@ -249,7 +323,10 @@ class Desk:
     def fault(self, name, joint=None, bits=4, how="stop", count=None, share=None):
         begin = time.monotonic()
         if name in ("drop", "corrupt"):
-            self.servos.faults[name] = {"count": count or 0, "share": (0.0 if count else 1.0) if share is None else share}
+            self.servos.faults[name] = {
+                "count": count or 0,
+                "share": (0.0 if count else 1.0) if share is None else share,
+            }
         elif name == "error":
             self.servos.all[joint].fault = bits
         elif name == "camera":
@@ -265,8 +342,13 @@ class Desk:
     def do(self, do, **what):
         if do == "last_motion":
             return self.moved[what["faster"]]
-        known = {"reset": self.reset, "fault": self.fault, "success": self.world.success, "joints": lambda: self.world.joints.tolist(),
-                 "moving": lambda: self.world.velocities.tolist()}
+        known = {
+            "reset": self.reset,
+            "fault": self.fault,
+            "success": self.world.success,
+            "joints": lambda: self.world.joints.tolist(),
+            "moving": lambda: self.world.velocities.tolist(),
+        }
         return known[do](**what)
 
     def close(self):

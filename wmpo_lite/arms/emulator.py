@@ -1,11 +1,15 @@
-"""An SO-101 without the SO-101: a process with a serial port (a pseudo-terminal) on which six servos answer, and the MuJoCo arm moves behind them.
+"""An SO-101 without the SO-101: a process with a serial port (a pseudo-terminal) on which six
+servos answer, and the MuJoCo arm moves behind them.
 
-    with Emulator(get_task("place"), states) as desk, SO101(desk.port, desk.calibration, desk.camera()) as arm: ...
+    with Emulator(get_task("place"), states) as desk, SO101(desk.port, desk.calibration,
+    desk.camera()) as arm: ...
 
-Emulated are ping, read, write, reg write and action, sync read and write, checksums, error bits, position limits, homing offsets, the speed limit and the
-time that bytes take on the line. Not emulated: the top speed, acceleration, gains and torque limit of a servo (its registers hold what is written), and
-power cycles.
+Emulated are ping, read, write, reg write and action, sync read and write, checksums, error bits,
+position limits, homing offsets, the speed limit and the time that bytes take on the line. Not
+emulated: the top speed, acceleration, gains and torque limit of a servo (its registers hold what is
+written), and power cycles.
 """
+
 import json
 import os
 import shutil
@@ -31,40 +35,83 @@ FAULTS = ("drop", "corrupt", "error", "camera", "pull", "die", "none")
 
 
 def emulated_calibration() -> Calibration:
-    """What `lerobot-calibrate` could have found: ranges a little off the middle and just wide enough for `interface.LIMITS`."""
+    """What `lerobot-calibrate` could have found: ranges a little off the middle and just wide
+    enough for `interface.LIMITS`.
+    """
     half = np.ceil(np.abs(LIMITS[:5]).max(axis=1) * TICKS_PER_RADIAN).astype(int)
     middle = 2047 + np.array([12, -20, 35, -8, 0])
     low, high = middle - half, middle + half
     low[4], high[4] = 0, 4095  # LeRobot gives the wrist's roll the whole turn
-    return Calibration(id=np.arange(1, 7), drive_mode=np.zeros(6), homing_offset=[-37, 812, -1190, 504, 1333, -260],
-                       range_min=np.append(low, 2035), range_max=np.append(high, 3485), source="the emulator's calibration")
+    return Calibration(
+        id=np.arange(1, 7),
+        drive_mode=np.zeros(6),
+        homing_offset=[-37, 812, -1190, 504, 1333, -260],
+        range_min=np.append(low, 2035),
+        range_max=np.append(high, 3485),
+        source="the emulator's calibration",
+    )
 
 
 class Emulator:
     """The process and its serial port, from construction to `close`; a context manager.
 
-    task, states, row, size, disturbance, seed: as in `World`. fps: pictures a second. port: path of the serial port, the same again after the cable was
-    pulled and plugged in; calibration: path of a LeRobot calibration file. UserError, with what the process said, if it does not start.
+    task, states, row, size, disturbance, seed: as in `World`. fps: pictures a second. port: path of
+    the serial port, the same again after the cable was pulled and plugged in; calibration: path of
+    a LeRobot calibration file. UserError, with what the process said, if it does not start.
     """
 
-    def __init__(self, task, states: InitialStates, row: int = 0, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0, fps: float = 30):
+    def __init__(
+        self,
+        task,
+        states: InitialStates,
+        row: int = 0,
+        size: int = 64,
+        disturbance: Disturbance = Disturbance(),
+        seed: int = 0,
+        fps: float = 30,
+    ):
         self._folder = Path(tempfile.mkdtemp(prefix="wmpo-arm-"))
-        self.port, self.calibration, self.size = str(self._folder / "port"), self._folder / "calibration.json", size
+        self.port, self.calibration, self.size = (
+            str(self._folder / "port"),
+            self._folder / "calibration.json",
+            size,
+        )
         self.pictures = self._folder / "pictures"
         SharedCamera.create(self.pictures, size)
         emulated_calibration().save(self.calibration)
         ours, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[2])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         self._log = open(self._folder / "log", "w+")
-        # A session of its own: Ctrl-C in the terminal is for the program that holds the arm, not for the arm.
-        self.process = subprocess.Popen([sys.executable, "-m", "wmpo_lite.arms.emulated", str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment,
-                                        stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+        # A session of its own: Ctrl-C in the terminal is for the program that holds the arm, not
+        # for the arm.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "wmpo_lite.arms.emulated", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
         theirs.close()
         ours.settimeout(START_SECONDS)
         self._socket, self._answers = ours, ours.makefile("rb")
         try:
-            self._ask("start", folder=str(self._folder), task=task.name, size=size, disturbance=asdict(disturbance), seed=seed, fps=fps, **_plain(states), row=row)
+            self._ask(
+                "start",
+                folder=str(self._folder),
+                task=task.name,
+                size=size,
+                disturbance=asdict(disturbance),
+                seed=seed,
+                fps=fps,
+                **_plain(states),
+                row=row,
+            )
         except BaseException:
             self.close()
             raise
@@ -75,7 +122,9 @@ class Emulator:
         return SharedCamera(self.pictures)
 
     def reset(self, states: InitialStates, row: int = 0) -> None:
-        """Another initial state; servos hold where the arm then is, faults stay. Connect the arm after it: to one that is connected this would be a leap."""
+        """Another initial state; servos hold where the arm then is, faults stay. Connect the arm
+        after it: to one that is connected this would be a leap.
+        """
         self._ask("reset", **_plain(states), row=row)
 
     def success(self) -> bool:
@@ -91,15 +140,18 @@ class Emulator:
         return np.array(self._ask("moving"))
 
     def last_motion(self, faster: float = 0.05) -> float:
-        """Time (`time.monotonic`) when a joint last moved faster than `faster` (at least 0.02) rad/s or openings a second."""
+        """Time (`time.monotonic`) when a joint last moved faster than `faster` (at least 0.02)
+        rad/s or openings a second.
+        """
         return self._ask("last_motion", faster=faster)
 
     def fault(self, name: str, **how) -> float:
         """Make something go wrong and return the time (`time.monotonic`) at which it did.
 
-        drop, corrupt: of servos' answers the next `count`, or each with probability `share`; error: the servo of `joint` reports the error `bits`;
-        camera: `how` = "stop", no more pictures, or "repeat", the same one over and over; pull: the cable; die: the whole process;
-        none: all is well again, cable included.
+        drop, corrupt: of servos' answers the next `count`, or each with probability `share`; error:
+        the servo of `joint` reports the error `bits`; camera: `how` = "stop", no more pictures, or
+        "repeat", the same one over and over; pull: the cable; die: the whole process; none: all is
+        well again, cable included.
         """
         if name not in FAULTS:
             raise UserError(f"there is no fault '{name}'; use one of {', '.join(FAULTS)}")
@@ -135,8 +187,14 @@ class Emulator:
         except (OSError, ValueError) as error:
             raise UserError(f"the emulator does not answer ({error}); make a new one") from None
         if not line:
-            said = Path(self._log.name).read_text().strip().splitlines() if Path(self._log.name).exists() else []
-            raise UserError(f"the emulator has ended{': ' + said[-1] if said else ''}; make a new one")
+            said = (
+                Path(self._log.name).read_text().strip().splitlines()
+                if Path(self._log.name).exists()
+                else []
+            )
+            raise UserError(
+                f"the emulator has ended{': ' + said[-1] if said else ''}; make a new one"
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])
@@ -144,4 +202,9 @@ class Emulator:
 
 
 def _plain(states: InitialStates) -> dict:
-    return {"states": states.states.tolist(), "instructions": list(states.instructions), "split": states.split, "indices": states.indices.tolist()}
+    return {
+        "states": states.states.tolist(),
+        "instructions": list(states.instructions),
+        "split": states.split,
+        "indices": states.indices.tolist(),
+    }

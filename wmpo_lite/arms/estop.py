@@ -1,4 +1,7 @@
-"""The emergency stop of whoever sits at the terminal: space or q, Ctrl-C, a closed terminal, a kill."""
+"""The emergency stop of whoever sits at the terminal: space or q, Ctrl-C, a closed terminal, a
+kill.
+"""
+
 import contextlib
 import os
 import queue
@@ -11,17 +14,26 @@ STOP_KEYS = " q"
 
 
 class Keys:
-    """Reads single keys from a terminal in a thread of its own while the context is open: space and q call `on_stop(reason)`, all others wait in `get`.
+    """Reads single keys from a terminal in a thread of its own while the context is open: space and
+    q call `on_stop(reason)`, all others wait in `get`.
 
-    stream: a file of a terminal, default standard input; anything else than a terminal, and that of Windows, is left alone, and `live` is False. on_stop may be set later.
+    stream: a file of a terminal, default standard input; anything else than a terminal, and that of
+    Windows, is left alone, and `live` is False. on_stop may be set later.
     """
 
     def __init__(self, on_stop=None, stream=None):
-        self.on_stop, self._stream, self._keys, self._ended = on_stop, stream or sys.stdin, queue.SimpleQueue(), threading.Event()
+        self.on_stop, self._stream, self._keys, self._ended = (
+            on_stop,
+            stream or sys.stdin,
+            queue.SimpleQueue(),
+            threading.Event(),
+        )
         self.live = False
 
     def __enter__(self):
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # a closed or replaced standard input
+        with contextlib.suppress(
+            AttributeError, ValueError, OSError
+        ):  # a closed or replaced standard input
             self.live = os.isatty(self._stream.fileno())
         try:
             import termios
@@ -39,6 +51,7 @@ class Keys:
     def __exit__(self, *exception):
         if self.live:
             import termios
+
             self._ended.set()
             self._thread.join(timeout=1)
             with contextlib.suppress(termios.error):  # the terminal may be gone
@@ -79,7 +92,9 @@ class Keys:
 
 @contextlib.contextmanager
 def signals_interrupt():
-    """Inside, a polite kill (SIGTERM) and a closed terminal (SIGHUP) act as Ctrl-C does: the arm is stopped, the episode saved, the torque switched off."""
+    """Inside, a polite kill (SIGTERM) and a closed terminal (SIGHUP) act as Ctrl-C does: the arm is
+    stopped, the episode saved, the torque switched off.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,7 +102,11 @@ def signals_interrupt():
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if number is not None}
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None))
+        if number is not None
+    }
     try:
         yield
     finally:

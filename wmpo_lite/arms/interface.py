@@ -1,4 +1,7 @@
-"""What every arm offers, simulated or real: connect, observe, command joint targets, stop. Nothing above this file knows which arm it moves."""
+"""What every arm offers, simulated or real: connect, observe, command joint targets, stop. Nothing
+above this file knows which arm it moves.
+"""
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -8,13 +11,20 @@ from wmpo_lite.envs.tabletop.arm import JOINTS as REVOLUTE
 from wmpo_lite.envs.tabletop.arm import LIMITS as REVOLUTE_LIMITS
 from wmpo_lite.errors import UserError
 
-JOINTS = (*REVOLUTE, "gripper")  # five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0, closed, to 1, open
+JOINTS = (
+    *REVOLUTE,
+    "gripper",
+    # five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0,
+    # closed, to 1, open
+)
 LIMITS = np.concatenate([REVOLUTE_LIMITS, [[0.0, 1.0]]])  # (6, 2)
 WATCHDOG = 0.5  # s without a command after which an arm stops by itself
 
 
 class ArmStopped(RuntimeError):
-    """The arm has been brought to a stop and takes no more commands until it is connected anew. `reason` is one sentence for people."""
+    """The arm has been brought to a stop and takes no more commands until it is connected anew.
+    `reason` is one sentence for people.
+    """
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -23,7 +33,9 @@ class ArmStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Observation:
-    """frame uint8 (H, W, 3); joints (6,) as in `JOINTS`; frame_time, joint_time: when each was taken, seconds of `time.monotonic`."""
+    """frame uint8 (H, W, 3); joints (6,) as in `JOINTS`; frame_time, joint_time: when each was
+    taken, seconds of `time.monotonic`.
+    """
 
     frame: np.ndarray
     joints: np.ndarray
@@ -32,9 +44,11 @@ class Observation:
 
 
 class Arm(ABC):
-    """One arm. Every fault inside (bus, servo, camera, watchdog) stops the arm and shows as `ArmStopped` from the next call.
+    """One arm. Every fault inside (bus, servo, camera, watchdog) stops the arm and shows as
+    `ArmStopped` from the next call.
 
-    Used as a context manager it connects on entry and always ends with torque off, whatever happened in between.
+    Used as a context manager it connects on entry and always ends with torque off, whatever
+    happened in between.
     """
 
     @abstractmethod
@@ -43,15 +57,21 @@ class Arm(ABC):
 
     @abstractmethod
     def observe(self) -> Observation:
-        """The newest picture and joint positions. Never older than asked for at construction, else ArmStopped."""
+        """The newest picture and joint positions. Never older than asked for at construction, else
+        ArmStopped.
+        """
 
     @abstractmethod
     def command(self, joints: np.ndarray) -> None:
-        """Joint targets (6,). Values outside `LIMITS` or leaps beyond the speed limit are clamped; NaN or infinity stop the arm."""
+        """Joint targets (6,). Values outside `LIMITS` or leaps beyond the speed limit are clamped;
+        NaN or infinity stop the arm.
+        """
 
     @abstractmethod
     def stop(self, reason: str) -> None:
-        """Hold still where the arm is, at once, from any thread; later calls raise ArmStopped with the first reason."""
+        """Hold still where the arm is, at once, from any thread; later calls raise ArmStopped with
+        the first reason.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -73,5 +93,8 @@ def check_joints(joints) -> np.ndarray:
     """Joint targets as float64 (6,); UserError unless they are six finite numbers."""
     joints = np.asarray(joints, dtype=np.float64)
     if joints.shape != (len(JOINTS),) or not np.isfinite(joints).all():
-        raise UserError(f"joint targets must be {len(JOINTS)} finite numbers ({', '.join(JOINTS)}); got {joints.tolist()}")
+        raise UserError(
+            f"joint targets must be {len(JOINTS)} finite numbers ({', '.join(JOINTS)}); got"
+            f" {joints.tolist()}"
+        )
     return joints

@@ -1,9 +1,11 @@
 """A second process that switches the torque off when the first one is killed or hangs.
 
-Nothing inside an interpreter that stands still (killed, swapped out, stuck in native code that never gives Python back) can speak to
-the servos, which go on holding. So whoever powers an arm tells this process again and again that all is well, and once that stops it
-opens the port, switches the torque off, and ends the other for good, so that it cannot wake up and move on.
+Nothing inside an interpreter that stands still (killed, swapped out, stuck in native code that
+never gives Python back) can speak to the servos, which go on holding. So whoever powers an arm
+tells this process again and again that all is well, and once that stops it opens the port, switches
+the torque off, and ends the other for good, so that it cannot wake up and move on.
 """
+
 import os
 import select
 import signal
@@ -15,13 +17,17 @@ from contextlib import suppress
 
 from wmpo_lite.errors import UserError
 
-PATIENCE = 2.0  # s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
+PATIENCE = (
+    2.0  # s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
+)
 START = 20.0  # s that the process may take to begin
 
 
 class Lifeline:
-    """Watches this process on behalf of the arm at `port` with the servos `ids`, from `start` to `end`. Without pipes that can be
-    waited for, and ports that two processes can open (Windows), there is none, and `start` returns False."""
+    """Watches this process on behalf of the arm at `port` with the servos `ids`, from `start` to
+    `end`. Without pipes that can be waited for, and ports that two processes can open (Windows),
+    there is none, and `start` returns False.
+    """
 
     def __init__(self, port: str, ids, patience: float = PATIENCE):
         self.port, self.ids, self.patience = str(port), [str(int(i)) for i in ids], patience
@@ -31,13 +37,28 @@ class Lifeline:
         """Begin to watch; True once somebody does. UserError if the process does not come up."""
         if os.name != "posix":
             return False
-        command = [sys.executable, "-m", "wmpo_lite.arms.lifeline", self.port, str(self.patience), *self.ids]
+        command = [
+            sys.executable,
+            "-m",
+            "wmpo_lite.arms.lifeline",
+            self.port,
+            str(self.patience),
+            *self.ids,
+        ]
         # A session of its own: Ctrl-C at the terminal is for the process that is watched.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         os.set_blocking(self._process.stdin.fileno(), False)
-        if not select.select([self._process.stdout], [], [], START)[0] or not self._process.stdout.readline():
+        if (
+            not select.select([self._process.stdout], [], [], START)[0]
+            or not self._process.stdout.readline()
+        ):
             self.end()
-            raise UserError("the process that switches the arm off when this one hangs could not be started; try again, and run `wmpo-lite doctor` if it stays so")
+            raise UserError(
+                "the process that switches the arm off when this one hangs could not be started;"
+                " try again, and run `wmpo-lite doctor` if it stays so"
+            )
         return True
 
     def beat(self) -> None:
@@ -67,8 +88,11 @@ class Lifeline:
 
 
 def watch(port: str, patience: float, ids: list[int], watched: int) -> None:
-    """Read signs of life from standard input until 'q'; when they stop, torque off and an end to the process `watched`."""
+    """Read signs of life from standard input until 'q'; when they stop, torque off and an end to
+    the process `watched`.
+    """
     from wmpo_lite.arms.bus import BusError, FeetechBus
+
     print("watching", flush=True)
     while select.select([0], [], [], patience)[0]:
         said = os.read(0, 4096)
@@ -82,7 +106,10 @@ def watch(port: str, patience: float, ids: list[int], watched: int) -> None:
             bus.open()
             bus.torque(False)
             break
-        except (BusError, UserError):  # both ends may have spoken at once, or somebody pulls the cable
+        except (
+            BusError,
+            UserError,
+        ):  # both ends may have spoken at once, or somebody pulls the cable
             time.sleep(0.05)
         finally:
             bus.close()

@@ -1,4 +1,7 @@
-"""What a deployment leaves on disk: every episode in a file of its own, a journal that outlives a killed process, and rollouts.hdf5 for the main job."""
+"""What a deployment leaves on disk: every episode in a file of its own, a journal that outlives a
+killed process, and rollouts.hdf5 for the main job.
+"""
+
 import json
 import os
 import re
@@ -15,13 +18,18 @@ from wmpo_lite.files import make_folder, misfit, one_sentence, write_all
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
 KILLED = "the process ended in mid-motion"
-COMPLETE, STOPPED = re.compile(r"episode_(\d+)\.hdf5"), re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5")
+COMPLETE, STOPPED = (
+    re.compile(r"episode_(\d+)\.hdf5"),
+    re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5"),
+)
 
 
 @dataclass
 class Episode:
-    """One deployed episode. reason: why the arm was stopped before the horizon, None where it was not; measures: see `wmpo_lite.arms.deploy.Pace`;
-    error: what else than a stopped arm ended it (Ctrl-C, a fault in the policy's code), to be raised once the episode is safe."""
+    """One deployed episode. reason: why the arm was stopped before the horizon, None where it was
+    not; measures: see `wmpo_lite.arms.deploy.Pace`; error: what else than a stopped arm ended it
+    (Ctrl-C, a fault in the policy's code), to be raised once the episode is safe.
+    """
 
     trajectory: Trajectory
     reason: str | None = None
@@ -31,7 +39,9 @@ class Episode:
 
 @dataclass
 class Recording:
-    """An episode while it grows. With `path`, every finished control step is also written there at once, for `recover`."""
+    """An episode while it grows. With `path`, every finished control step is also written there at
+    once, for `recover`.
+    """
 
     instruction: str
     initial_state: np.ndarray
@@ -46,12 +56,22 @@ class Recording:
         self._file = None
         if self.path is not None:
             make_folder(Path(self.path).parent)
-            head = {"instruction": self.instruction, "initial_state": np.asarray(self.initial_state).tolist(), "split": self.split, "index": self.index, "chunk": self.chunk,
-                    "shape": list(self.first.shape)}
+            head = {
+                "instruction": self.instruction,
+                "initial_state": np.asarray(self.initial_state).tolist(),
+                "split": self.split,
+                "index": self.index,
+                "chunk": self.chunk,
+                "shape": list(self.first.shape),
+            }
             try:
                 with one_sentence(self.path):
-                    self._file = open(self.path, "wb", buffering=0)  # what is written is out of the process's hands
-                    write_all(self._file, json.dumps(head).encode() + b"\n" + self.frames[0].tobytes())
+                    self._file = open(
+                        self.path, "wb", buffering=0
+                    )  # what is written is out of the process's hands
+                    write_all(
+                        self._file, json.dumps(head).encode() + b"\n" + self.frames[0].tobytes()
+                    )
             except UserError:  # nothing has moved yet, so nothing is lost with it
                 self.close()
                 with suppress(OSError):
@@ -59,31 +79,58 @@ class Recording:
                 raise
 
     def step(self, frame, action, tokens, log_probs, done: bool) -> None:
-        """A control step is over: frame uint8 (H, W, 3) after it, action, tokens and log_probs (D,), and whether the task's test held."""
+        """A control step is over: frame uint8 (H, W, 3) after it, action, tokens and log_probs
+        (D,), and whether the task's test held.
+        """
         row = np.stack([np.asarray(part, dtype=np.float64) for part in (action, tokens, log_probs)])
-        self.frames.append(np.ascontiguousarray(frame)), self.rows.append(row), self.done.append(bool(done))
+        (
+            self.frames.append(np.ascontiguousarray(frame)),
+            self.rows.append(row),
+            self.done.append(bool(done)),
+        )
         if self._file is not None:
             with one_sentence(self.path):
-                write_all(self._file, row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes())
+                write_all(
+                    self._file, row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes()
+                )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def trajectory(self, finish: int | None = None, tokens: bool = True) -> Trajectory:
-        """finish: the frame from which on it is a success (1..T), if something else than the task's test tells; 0: a failure. tokens=False leaves tokens and
-        log-probabilities out. An episode that was stopped in its first step is one step long, in which the arm held still."""
+        """finish: the frame from which on it is a success (1..T), if something else than the task's
+        test tells; 0: a failure. tokens=False leaves tokens and log-probabilities out. An episode
+        that was stopped in its first step is one step long, in which the arm held still.
+        """
         frames, rows, done = self.frames, self.rows, self.done
         if not rows:
-            frames, rows, done, tokens = frames * 2, [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)], [False], False
+            frames, rows, done, tokens = (
+                frames * 2,
+                [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)],
+                [False],
+                False,
+            )
         actions, chosen, log_probs = np.moveaxis(np.stack(rows), 1, 0)
         if finish is None:
             finish = int(np.argmax(done)) + 1 if any(done) else 0
-        return Trajectory(frames=np.stack(frames), actions=actions.astype(np.float32), tokens=chosen.astype(np.int64) if tokens else None,
-                          log_probs=log_probs.astype(np.float32) if tokens else None, success=finish > 0, finish_step=finish or len(rows), instruction=self.instruction,
-                          initial_state=self.initial_state, split=self.split, index=self.index, chunk=self.chunk)
+        return Trajectory(
+            frames=np.stack(frames),
+            actions=actions.astype(np.float32),
+            tokens=chosen.astype(np.int64) if tokens else None,
+            log_probs=log_probs.astype(np.float32) if tokens else None,
+            success=finish > 0,
+            finish_step=finish or len(rows),
+            instruction=self.instruction,
+            initial_state=self.initial_state,
+            split=self.split,
+            index=self.index,
+            chunk=self.chunk,
+        )
 
     def close(self) -> None:
-        """Nothing more comes. The journal stays until somebody deletes it: the episode may not be saved yet."""
+        """Nothing more comes. The journal stays until somebody deletes it: the episode may not be
+        saved yet.
+        """
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -91,14 +138,29 @@ class Recording:
 
 
 def save_episode(folder, number: int, episode: Episode, *, task: str, about: dict) -> Path:
-    """Write one episode into `folder`: episode_0007.hdf5, or episode_0007_stopped_0.hdf5 if the arm was stopped; with reason and measures in its provenance."""
+    """Write one episode into `folder`: episode_0007.hdf5, or episode_0007_stopped_0.hdf5 if the arm
+    was stopped; with reason and measures in its provenance.
+    """
     folder = Path(folder)
     path = folder / f"episode_{number:04d}.hdf5"
     if episode.reason is not None:
-        tries = sum(1 for name in names(folder) if (found := STOPPED.fullmatch(name)) and int(found[1]) == number)
+        tries = sum(
+            1
+            for name in names(folder)
+            if (found := STOPPED.fullmatch(name)) and int(found[1]) == number
+        )
         path = folder / f"episode_{number:04d}_stopped_{tries}.hdf5"
-    save_trajectories(path, [episode.trajectory], env_args={"task": task, "size": int(episode.trajectory.frames.shape[1])},
-                      provenance={**about, "stopped": episode.reason, "measures": episode.measures, "versions": checkpoint.versions()})
+    save_trajectories(
+        path,
+        [episode.trajectory],
+        env_args={"task": task, "size": int(episode.trajectory.frames.shape[1])},
+        provenance={
+            **about,
+            "stopped": episode.reason,
+            "measures": episode.measures,
+            "versions": checkpoint.versions(),
+        },
+    )
     return path
 
 
@@ -108,7 +170,11 @@ def names(folder) -> list[str]:
 
 def complete(folder) -> dict[int, Path]:
     """The finished episodes of `folder` by their number."""
-    return {int(found[1]): Path(folder) / name for name in names(folder) if (found := COMPLETE.fullmatch(name))}
+    return {
+        int(found[1]): Path(folder) / name
+        for name in names(folder)
+        if (found := COMPLETE.fullmatch(name))
+    }
 
 
 def stopped(folder) -> list[tuple[Path, str]]:
@@ -118,7 +184,8 @@ def stopped(folder) -> list[tuple[Path, str]]:
 
 
 def recover(folder, task: str) -> list[Path]:
-    """Save what processes that were killed had recorded: every journal in `folder` becomes a stopped episode of as many steps as were finished.
+    """Save what processes that were killed had recorded: every journal in `folder` becomes a
+    stopped episode of as many steps as were finished.
 
     A journal of another version is kept under another name, with a warning.
     """
@@ -127,7 +194,9 @@ def recover(folder, task: str) -> list[Path]:
         if not name.endswith(".journal"):
             continue
         path, number = Path(folder) / name, int(re.search(r"\d+", name)[0])
-        if number in complete(folder):  # killed when the episode was safe and the journal not yet gone
+        if number in complete(
+            folder
+        ):  # killed when the episode was safe and the journal not yet gone
             path.unlink()
             continue
         with one_sentence(path, "read"):
@@ -138,24 +207,52 @@ def recover(folder, task: str) -> list[Path]:
         problem, head = _journal_head(head)
         if problem:
             kept = _set_aside(path)
-            warnings.warn(f"{path} cannot be turned into an episode ({problem}); it is kept as {kept.name}, for the version of the kit that wrote it", stacklevel=2)
+            warnings.warn(
+                f"{path} cannot be turned into an episode ({problem}); it is kept as {kept.name},"
+                " for the version of the kit that wrote it",
+                stacklevel=2,
+            )
             continue
         shape = tuple(head.pop("shape"))
         size = int(np.prod(shape))
         if len(body) < size:  # killed before the first picture was whole
             path.unlink()
             continue
-        recording = Recording(**{**head, "initial_state": np.array(head["initial_state"])}, first=np.frombuffer(body[:size], np.uint8).reshape(shape))
+        recording = Recording(
+            **{**head, "initial_state": np.array(head["initial_state"])},
+            first=np.frombuffer(body[:size], np.uint8).reshape(shape),
+        )
         width = 3 * 4 * 8
         for begin in range(size, len(body) - (width + 1 + size) + 1, width + 1 + size):
-            rows = np.frombuffer(body[begin: begin + width], np.float64).reshape(3, 4)
-            recording.step(np.frombuffer(body[begin + width + 1: begin + width + 1 + size], np.uint8).reshape(shape), *rows, bool(body[begin + width]))
-        saved.append(save_episode(folder, number, Episode(recording.trajectory(finish=0), KILLED), task=task, about={"recovered": True}))
+            rows = np.frombuffer(body[begin : begin + width], np.float64).reshape(3, 4)
+            recording.step(
+                np.frombuffer(body[begin + width + 1 : begin + width + 1 + size], np.uint8).reshape(
+                    shape
+                ),
+                *rows,
+                bool(body[begin + width]),
+            )
+        saved.append(
+            save_episode(
+                folder,
+                number,
+                Episode(recording.trajectory(finish=0), KILLED),
+                task=task,
+                about={"recovered": True},
+            )
+        )
         path.unlink()
     return saved
 
 
-HEAD = {"instruction": str, "initial_state": [float], "split": str, "index": int, "chunk": int, "shape": [int]}
+HEAD = {
+    "instruction": str,
+    "initial_state": [float],
+    "split": str,
+    "index": int,
+    "chunk": int,
+    "shape": [int],
+}
 
 
 def _journal_head(line: bytes) -> tuple[str | None, dict]:
@@ -175,21 +272,35 @@ def _journal_head(line: bytes) -> tuple[str | None, dict]:
 
 def _set_aside(path: Path) -> Path:
     """Rename a journal so that neither `recover` nor a new episode touches it."""
-    kept = next(name for n in range(1_000_000) if not (name := path.with_name(f"{path.name}.unread{n or ''}")).exists())
+    kept = next(
+        name
+        for n in range(1_000_000)
+        if not (name := path.with_name(f"{path.name}.unread{n or ''}")).exists()
+    )
     with one_sentence(path):
         os.replace(path, kept)
     return kept
 
 
 def merge(run, episodes, count: int, *, task: str, provenance: dict) -> dict:
-    """rollouts.hdf5 of the run folder `run` from the first `count` finished episodes of the folder `episodes`, as the main job reads it, and the record of its
-    first stage, so that `wmpo-lite demo --name` goes on with these rollouts. Returns {"n", "successes"}."""
+    """rollouts.hdf5 of the run folder `run` from the first `count` finished episodes of the folder
+    `episodes`, as the main job reads it, and the record of its first stage, so that `wmpo-lite demo
+    --name` goes on with these rollouts. Returns {"n", "successes"}.
+    """
     run = Path(run)
     found = [path for _, path in sorted(complete(episodes).items())][:count]
     trajectories = [trajectory for path in found for trajectory in load_trajectories(path)]
     if len({trajectory.frames.shape for trajectory in trajectories}) > 1:
-        raise UserError(f"the episodes in {episodes} differ in length or picture size; they belong to different tasks or cameras, collect them under separate names")
-    save_trajectories(run / "rollouts.hdf5", trajectories, env_args={"task": task, "size": int(trajectories[0].frames.shape[1])}, provenance=provenance)
+        raise UserError(
+            f"the episodes in {episodes} differ in length or picture size; they belong to different"
+            " tasks or cameras, collect them under separate names"
+        )
+    save_trajectories(
+        run / "rollouts.hdf5",
+        trajectories,
+        env_args={"task": task, "size": int(trajectories[0].frames.shape[1])},
+        provenance=provenance,
+    )
     result = {"n": len(trajectories), "successes": sum(t.success for t in trajectories)}
     if len(trajectories) == count:
         checkpoint.write_json(run / "stages" / "rollouts.json", {"result": result, "seconds": 0.0})

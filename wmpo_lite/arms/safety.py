@@ -1,4 +1,7 @@
-"""What keeps every arm safe, simulated or real: limits of joints, speed and room on each command, and a watchdog over their stream."""
+"""What keeps every arm safe, simulated or real: limits of joints, speed and room on each command,
+and a watchdog over their stream.
+"""
+
 import threading
 import time
 
@@ -9,34 +12,66 @@ from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import WORKSPACE
 from wmpo_lite.errors import UserError
 
-SPEED = np.array([4.0, 4.0, 4.0, 4.0, 6.0, 8.0])  # rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
-MARGIN = 0.015  # m around the box of the commands: joints that move in straight lines carry the tips a little past its faces
+SPEED = np.array(
+    [4.0, 4.0, 4.0, 4.0, 6.0, 8.0]
+)  # rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
+# m around the box of the commands: joints that move in straight lines carry the tips a little past
+# its faces
+MARGIN = 0.015
 APPROACH = 0.25  # of the speed limit while the arm is still on its way into its working posture
 DOWN = 0.35  # rad by which the hand may be off pointing straight down in a working posture
-PAUSE = 0.1  # s: after a longer silence a command may go no farther than after this one, so a late command is no leap
+# s: after a longer silence a command may go no farther than after this one, so a late command is no
+# leap
+PAUSE = 0.1
 POLL = 0.01  # s between two looks of the watchdog
 
 
 class Guard:
     """Checks every command of one arm and stops the arm when no more come.
 
-    limits (6, 2): joint limits; speed (6,): how fast targets may move, rad/s and openings a second; box (3, 2): where the finger tips may be, metres, by
-    forward kinematics; margin: metres that a target may leave it by; watchdog: seconds without a command after which the arm is stopped.
+    limits (6, 2): joint limits; speed (6,): how fast targets may move, rad/s and openings a second;
+    box (3, 2): where the finger tips may be, metres, by forward kinematics; margin: metres that a
+    target may leave it by; watchdog: seconds without a command after which the arm is stopped.
 
-    A target outside is not refused but pulled back: a joint to its limit, a leap to what the speed allows, a tip that would leave the box to the last
-    point of its way inside. An arm that is connected in another than a working posture (tips in the box, hand pointing down) moves at a quarter of the speed
-    until it has been in one; on that way only the floor of the box stops it. `pulled_back` counts, by name, how many commands a limit changed.
+    A target outside is not refused but pulled back: a joint to its limit, a leap to what the speed
+    allows, a tip that would leave the box to the last point of its way inside. An arm that is
+    connected in another than a working posture (tips in the box, hand pointing down) moves at a
+    quarter of the speed until it has been in one; on that way only the floor of the box stops it.
+    `pulled_back` counts, by name, how many commands a limit changed.
     """
 
-    def __init__(self, *, limits=LIMITS, speed=SPEED, box=WORKSPACE, margin: float = MARGIN, watchdog: float = WATCHDOG):
-        self.limits, self.box = np.asarray(limits, dtype=np.float64), np.asarray(box, dtype=np.float64)
+    def __init__(
+        self,
+        *,
+        limits=LIMITS,
+        speed=SPEED,
+        box=WORKSPACE,
+        margin: float = MARGIN,
+        watchdog: float = WATCHDOG,
+    ):
+        self.limits, self.box = (
+            np.asarray(limits, dtype=np.float64),
+            np.asarray(box, dtype=np.float64),
+        )
         self.speed = np.broadcast_to(np.asarray(speed, dtype=np.float64), (len(LIMITS),))
-        if self.limits.shape != (len(LIMITS), 2) or not (self.limits[:, 0] < self.limits[:, 1]).all():
-            raise UserError(f"joint limits must be {len(LIMITS)} pairs (low, high) with low below high; got {self.limits.tolist()}")
+        if (
+            self.limits.shape != (len(LIMITS), 2)
+            or not (self.limits[:, 0] < self.limits[:, 1]).all()
+        ):
+            raise UserError(
+                f"joint limits must be {len(LIMITS)} pairs (low, high) with low below high; got"
+                f" {self.limits.tolist()}"
+            )
         if self.box.shape != (3, 2) or not (self.box[:, 0] < self.box[:, 1]).all():
-            raise UserError(f"the box of the finger tips must be three pairs (low, high) in metres with low below high; got {self.box.tolist()}")
+            raise UserError(
+                "the box of the finger tips must be three pairs (low, high) in metres with low"
+                f" below high; got {self.box.tolist()}"
+            )
         if not (self.speed > 0).all() or not margin >= 0 or not watchdog > 2 * POLL:
-            raise UserError(f"speed limits must be above 0, the margin 0 m or more and the watchdog above {2 * POLL} s; got {self.speed.tolist()}, {margin} and {watchdog}")
+            raise UserError(
+                "speed limits must be above 0, the margin 0 m or more and the watchdog above"
+                f" {2 * POLL} s; got {self.speed.tolist()}, {margin} and {watchdog}"
+            )
         self.margin, self.watchdog = margin, watchdog
         self.pulled_back = {"joint": 0, "speed": 0, "box": 0}
         self._thread, self._ended = None, threading.Event()
@@ -46,15 +81,19 @@ class Guard:
         self._last, self._last_time, self._fed, self._inside = None, None, None, False
 
     def start(self, arm: Arm, joints=None) -> None:
-        """Begin to watch `arm`. joints (6,): where it is, from which the first command may lead away no faster than any other; without them the first
-        command itself is the beginning. The watchdog wakes with the first `fed`."""
+        """Begin to watch `arm`. joints (6,): where it is, from which the first command may lead
+        away no faster than any other; without them the first command itself is the beginning. The
+        watchdog wakes with the first `fed`.
+        """
         self.close()
         self._forget()
         if joints is not None:
             self._last = np.asarray(joints, dtype=np.float64).copy()
             self._inside = self.works(self._last)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(arm, self._ended), name="arm watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(arm, self._ended), name="arm watchdog", daemon=True
+        )
         self._thread.start()
 
     def fed(self) -> None:
@@ -62,7 +101,9 @@ class Guard:
         self._fed = time.monotonic()
 
     def rest(self) -> None:
-        """No command is due until the next `fed`: for a pause in which the arm holds still anyway."""
+        """No command is due until the next `fed`: for a pause in which the arm
+        holds still anyway.
+        """
         self._fed = None
 
     def close(self) -> None:
@@ -73,15 +114,23 @@ class Guard:
         self._thread = None
 
     def check(self, joints, now: float) -> np.ndarray:
-        """The command (6,) as the arm may carry it out at `now` (seconds, any clock that only goes forward). NaN or infinity raise ArmStopped: stop the arm."""
+        """The command (6,) as the arm may carry it out at `now` (seconds, any clock that only goes
+        forward). NaN or infinity raise ArmStopped: stop the arm.
+        """
         joints = np.asarray(joints, dtype=np.float64)
         if joints.shape != (len(LIMITS),) or not np.isfinite(joints).all():
-            raise ArmStopped(f"a command of the arm is not {len(LIMITS)} finite numbers: {joints.tolist()}")
+            raise ArmStopped(
+                f"a command of the arm is not {len(LIMITS)} finite numbers: {joints.tolist()}"
+            )
         wanted = np.clip(joints, self.limits[:, 0], self.limits[:, 1])
         self._count("joint", wanted, joints)
         if self._last is None:
             self._last, self._inside = wanted, self.works(wanted)
-        allowed = np.minimum(now - self._last_time if self._last_time is not None else PAUSE, PAUSE) * self.speed * (1 if self._inside else APPROACH)
+        allowed = (
+            np.minimum(now - self._last_time if self._last_time is not None else PAUSE, PAUSE)
+            * self.speed
+            * (1 if self._inside else APPROACH)
+        )
         slow = self._last + np.clip(wanted - self._last, -allowed, allowed)
         self._count("speed", slow, wanted)
         kept = self._keep_in(slow)
@@ -93,7 +142,16 @@ class Guard:
     def outside(self, joints) -> float:
         """Metres by which the tips lie outside the box and its margin, 0 inside."""
         tip = arm.forward_kinematics(np.asarray(joints)[:5])
-        return float(np.linalg.norm(np.maximum(0, np.maximum(self.box[:, 0] - self.margin - tip, tip - self.box[:, 1] - self.margin))))
+        return float(
+            np.linalg.norm(
+                np.maximum(
+                    0,
+                    np.maximum(
+                        self.box[:, 0] - self.margin - tip, tip - self.box[:, 1] - self.margin
+                    ),
+                )
+            )
+        )
 
     def works(self, joints) -> bool:
         """Whether this is a posture to work in: tips in the box, hand pointing down."""
@@ -101,10 +159,15 @@ class Guard:
 
     def _depth(self, joints) -> float:
         """Metres by which the tips lie below the floor of the box."""
-        return max(0.0, float(self.box[2, 0] - self.margin - arm.forward_kinematics(np.asarray(joints)[:5])[2]))
+        return max(
+            0.0,
+            float(self.box[2, 0] - self.margin - arm.forward_kinematics(np.asarray(joints)[:5])[2]),
+        )
 
     def _keep_in(self, wanted):
-        """The last point of the straight way (in joints) from the last command to `wanted` that is no farther outside than the last command is."""
+        """The last point of the straight way (in joints) from the last command to `wanted` that is
+        no farther outside than the last command is.
+        """
         measure = self.outside if self._inside else self._depth
         bound = measure(self._last) + 1e-9
         if measure(wanted) <= bound:
@@ -112,7 +175,11 @@ class Guard:
         low, high = 0.0, 1.0
         for _ in range(20):
             middle = (low + high) / 2
-            low, high = (middle, high) if measure(self._last + middle * (wanted - self._last)) <= bound else (low, middle)
+            low, high = (
+                (middle, high)
+                if measure(self._last + middle * (wanted - self._last)) <= bound
+                else (low, middle)
+            )
         return self._last + low * (wanted - self._last)
 
     def _count(self, name, after, before):

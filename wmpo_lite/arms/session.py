@@ -1,4 +1,7 @@
-"""`wmpo-lite deploy`: which policy, which arm, which episodes, and what is printed, filmed and kept of them."""
+"""`wmpo-lite deploy`: which policy, which arm, which episodes, and what is printed, filmed and kept
+of them.
+"""
+
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,33 +19,46 @@ SHOWN = 6  # episodes of a film at most
 
 
 class Session:
-    """A policy, a desk with an arm, and a folder for what happens. `run` does what the settings say and returns the exit status."""
+    """A policy, a desk with an arm, and a folder for what happens. `run` does what the settings say
+    and returns the exit status.
+    """
 
     def __init__(self, settings: Settings):
         from wmpo_lite.envs.drawing import import_mujoco
         from wmpo_lite.envs.tabletop.tasks import get_task
         from wmpo_lite.workspace import run_folder
+
         self.s, self.task = settings, get_task(settings.task)
-        self.run_folder = run_folder(settings.name or f"{'collect' if settings.collect else 'deploy'}-{settings.arm}-{settings.task}")
+        self.run_folder = run_folder(
+            settings.name
+            or f"{'collect' if settings.collect else 'deploy'}-{settings.arm}-{settings.task}"
+        )
         if settings.emulated and not hasattr(os, "openpty"):
-            raise UserError("--emulated needs pseudo-terminals, which Linux and macOS have; leave it out, or use --arm sim")
+            raise UserError(
+                "--emulated needs pseudo-terminals, which Linux and macOS have; leave it out, or"
+                " use --arm sim"
+            )
         if not settings.real:
             import_mujoco()
         self.folder = self.run_folder / "episodes"
         if settings.collect and (self.run_folder / "stages" / "align.json").exists():
-            raise UserError(f"{self.run_folder} has been trained on already; collect under another --name")
+            raise UserError(
+                f"{self.run_folder} has been trained on already; collect under another --name"
+            )
         self.policy = load_policy(settings.checkpoint, settings.task, bool(settings.collect))
         self.horizon = self.task.horizon
         self.first_row = 0 if settings.collect else settings.state
         self.temperature = settings.temperature
         if settings.collect and self.temperature is None:
             from wmpo_lite.profiles import PROFILES
+
             self.temperature = PROFILES["laptop"].temperature
 
     def run(self) -> int:
         import torch
 
         from wmpo_lite.arms.estop import Keys, signals_interrupt
+
         s = self.s
         size = self.policy.config.image
         with ExitStack() as stack:
@@ -52,7 +68,9 @@ class Session:
             self._open(stack, size)
             self.keys.on_stop = self.arm.stop
             said = s.instruction or self.states.instructions[self.first_row]
-            self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [said])  # the first call is slow, and the arm should not wait for it
+            self.policy.act(
+                torch.zeros(1, size, size, 3, dtype=torch.uint8), [said]
+            )  # the first call is slow, and the arm should not wait for it
             if s.dry_run:
                 return self._dry_run()
             self._choose_mark()
@@ -61,34 +79,64 @@ class Session:
                 print("space or q stops the arm")
             return self._collect() if s.collect else self._deploy()
 
-    # -- the desk -----------------------------------------------------------------------------------------------------------------------------
+    # -- the desk ----------------------------------------------------------------------------------
 
     def _open(self, stack, size):
         """Make the arm, not yet connected, and for a simulated desk its initial states."""
         from wmpo_lite.envs.tabletop.env import Disturbance
+
         s, self.desk, self.states = self.s, None, None
         look = Disturbance(background=s.look, texture=s.look, lighting=s.look, camera=0.01 * s.look)
         if not s.real:
             from wmpo_lite.workspace import TRAINING_STATES
-            split, first, count = ("rollouts", TRAINING_STATES * s.seed, s.collect) if s.collect else ("validation", FIRST_STATE, s.state + s.episodes)
+
+            split, first, count = (
+                ("rollouts", TRAINING_STATES * s.seed, s.collect)
+                if s.collect
+                else ("validation", FIRST_STATE, s.state + s.episodes)
+            )
             self.states = find_states(self.task, s.instruction, split, first, count)
         if s.arm == "sim":
             from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
-            config = SimulatedConfig(size=size, latency=s.latency, camera_noise=s.camera_noise, jitter=s.jitter, disturbance=look, speed=s.speed, seed=s.seed)
+
+            config = SimulatedConfig(
+                size=size,
+                latency=s.latency,
+                camera_noise=s.camera_noise,
+                jitter=s.jitter,
+                disturbance=look,
+                speed=s.speed,
+                seed=s.seed,
+            )
             self.arm = SimulatedArm(self.task, self.states, self.first_row, config)
             self.test = self.arm.success
             return
         from wmpo_lite.arms.so101 import SO101
+
         if s.emulated:
             from wmpo_lite.arms.emulator import Emulator
-            self.desk = stack.enter_context(Emulator(self.task, self.states, self.first_row, size=size, disturbance=look, seed=s.seed))
-            self.arm, self.test = SO101(self.desk.port, self.desk.calibration, self.desk.camera()), self.desk.success
+
+            self.desk = stack.enter_context(
+                Emulator(
+                    self.task, self.states, self.first_row, size=size, disturbance=look, seed=s.seed
+                )
+            )
+            self.arm, self.test = (
+                SO101(self.desk.port, self.desk.calibration, self.desk.camera()),
+                self.desk.success,
+            )
         else:
             from wmpo_lite.arms.cameras import VideoCamera
-            self.arm, self.test = SO101(s.port, s.calibration, VideoCamera(s.camera, size=size)), None
+
+            self.arm, self.test = (
+                SO101(s.port, s.calibration, VideoCamera(s.camera, size=size)),
+                None,
+            )
 
     def _prepare(self, number: int, row: int):
-        """The arm at the beginning of episode `number`: connected, in its first posture, the desk set (to initial state `row`, if it is a simulated one)."""
+        """The arm at the beginning of episode `number`: connected, in its first posture, the desk
+        set (to initial state `row`, if it is a simulated one).
+        """
         if self.s.arm == "sim":
             if self.arm.stopped:
                 self.arm.connect()
@@ -100,17 +148,22 @@ class Session:
         else:
             go_home(self.arm)
             if self.keys.live:
-                print(f"episode {number}: arrange the desk for '{self.s.instruction}', then press Enter (space or q ends)", flush=True)
+                print(
+                    f"episode {number}: arrange the desk for '{self.s.instruction}', then press"
+                    " Enter (space or q ends)",
+                    flush=True,
+                )
                 self.keys.clear()
                 with Hold(self.arm, self.arm.observe().joints):
                     while (key := self.keys.get()) not in ("\n", "\r"):
                         if key == "q":
                             raise KeyboardInterrupt
 
-    # -- what is done -------------------------------------------------------------------------------------------------------------------------
+    # -- what is done ------------------------------------------------------------------------------
 
     def _dry_run(self) -> int:
         from wmpo_lite.arms.dryrun import describe, draw, plan
+
         with self.arm:
             instruction = self.s.instruction or self.states.instructions[self.first_row]
             planned = plan(self.policy, self.arm, instruction, self.temperature, self.s.seed)
@@ -124,15 +177,42 @@ class Session:
         self._prepare(number, row)
         if s.real:
             instruction = s.instruction
-            state = desk_state(self.task, instruction, s.other, self.arm.observe().joints) if s.collect else None
+            state = (
+                desk_state(self.task, instruction, s.other, self.arm.observe().joints)
+                if s.collect
+                else None
+            )
             where = {"split": "desk", "index": number}
         else:
-            instruction, state, where = self.states.instructions[row], self.states.states[row], {"split": self.states.split, "index": int(self.states.indices[row])}
-        about = {"arm": s.arm + (" emulated" if s.emulated else ""), "checkpoint": s.checkpoint, "temperature": self.temperature, "ahead": s.ahead,
-                 "marked_by": self.marked_by}
-        episode, path = record_episode(self.policy, self.arm, instruction, horizon=self.horizon, folder=self.folder, number=number, task=s.task, about=about,
-                                       temperature=self.temperature, seed=1000 * s.seed + number, ahead=s.ahead, success=self.test if self.mark is None else None,
-                                       mark=self.mark, initial_state=state, **where)
+            instruction, state, where = (
+                self.states.instructions[row],
+                self.states.states[row],
+                {"split": self.states.split, "index": int(self.states.indices[row])},
+            )
+        about = {
+            "arm": s.arm + (" emulated" if s.emulated else ""),
+            "checkpoint": s.checkpoint,
+            "temperature": self.temperature,
+            "ahead": s.ahead,
+            "marked_by": self.marked_by,
+        }
+        episode, path = record_episode(
+            self.policy,
+            self.arm,
+            instruction,
+            horizon=self.horizon,
+            folder=self.folder,
+            number=number,
+            task=s.task,
+            about=about,
+            temperature=self.temperature,
+            seed=1000 * s.seed + number,
+            ahead=s.ahead,
+            success=self.test if self.mark is None else None,
+            mark=self.mark,
+            initial_state=state,
+            **where,
+        )
         print(f"episode {number}: {summary(episode)}\n  {path}", flush=True)
         if episode.error is not None:
             raise episode.error
@@ -154,6 +234,7 @@ class Session:
                 write_film(s.film, films)
         if len(films) > 1:
             from wmpo_lite.evaluate import success_rate
+
             print(f"success {success_rate([e.trajectory.success for e in films])}")
         return 0
 
@@ -161,27 +242,55 @@ class Session:
         s = self.s
         for path in records.recover(self.folder, s.task):
             print(f"saved what a killed process left: {path}")
-        while missing := [number for number in range(s.collect) if number not in records.complete(self.folder)]:
+        while missing := [
+            number for number in range(s.collect) if number not in records.complete(self.folder)
+        ]:
             print(f"{s.collect - len(missing)} of {s.collect} episodes are recorded", flush=True)
             if self._episode(missing[0], missing[0]).reason is not None:
                 print(f"the arm was stopped; the same command goes on with episode {missing[0]}")
                 return 1
-        provenance = {"collected": {"arm": s.arm, "emulated": s.emulated, "temperature": self.temperature, "ahead": s.ahead, "checkpoint": s.checkpoint}}
-        result = records.merge(self.run_folder, self.folder, s.collect, task=s.task, provenance=provenance)
-        print(f"{self.run_folder / 'rollouts.hdf5'}: {result['n']} episodes, {result['successes']} successes; learn from them with\n"
-              f"  wmpo-lite demo --task {s.task} --name {self.run_folder.name} --rollout-budget {s.collect} --seed {s.seed}")
+        provenance = {
+            "collected": {
+                "arm": s.arm,
+                "emulated": s.emulated,
+                "temperature": self.temperature,
+                "ahead": s.ahead,
+                "checkpoint": s.checkpoint,
+            }
+        }
+        result = records.merge(
+            self.run_folder, self.folder, s.collect, task=s.task, provenance=provenance
+        )
+        print(
+            f"{self.run_folder / 'rollouts.hdf5'}: {result['n']} episodes, {result['successes']}"
+            f" successes; learn from them with\n  wmpo-lite demo --task {s.task} --name"
+            f" {self.run_folder.name} --rollout-budget {s.collect} --seed {s.seed}"
+        )
         return 0
 
-    # -- who says whether it was a success ----------------------------------------------------------------------------------------------------------
+    # -- who says whether it was a success ---------------------------------------------------------
 
     def _choose_mark(self):
-        """Sets `marked_by`, and `mark`: None for the task's own test, else a function of the recorded frames and the instruction: first successful frame, or 0."""
+        """Sets `marked_by`, and `mark`: None for the task's own test, else a function of the
+        recorded frames and the instruction: first successful frame, or 0.
+        """
         s = self.s
-        self.marked_by = s.mark if s.mark != "auto" else "task" if not s.real else "key" if self.keys.live else "reward"
+        self.marked_by = (
+            s.mark
+            if s.mark != "auto"
+            else "task"
+            if not s.real
+            else "key"
+            if self.keys.live
+            else "reward"
+        )
         self.mark = None
         if self.marked_by == "reward":
             from wmpo_lite.shipped import Shipped
-            judge = Shipped(s.task).reward_model()  # read now: the arm does not wait half a second for it later
+
+            judge = Shipped(
+                s.task
+            ).reward_model()  # read now: the arm does not wait half a second for it later
             self.mark = lambda frames, instruction: mark_by_reward(judge, frames, instruction)
         elif self.marked_by == "key":
             if not self.keys.live:
@@ -189,7 +298,9 @@ class Session:
             self.mark = self._mark_by_key
 
     def _mark_by_key(self, frames, instruction) -> int:
-        """Ask the person at the desk; the last frame counts as the first successful one, since nobody measures with a stopwatch."""
+        """Ask the person at the desk; the last frame counts as the first successful one, since
+        nobody measures with a stopwatch.
+        """
         self.keys.clear()
         print(f"was that '{instruction}'? y or n", flush=True)
         while (key := self.keys.get()) not in ("y", "n"):
@@ -207,9 +318,15 @@ def summary(episode) -> str:
         ended = f"{'success after' if t.success else 'no success in'} {t.finish_step} control steps"
     told = [f"'{t.instruction}': {ended}"]
     if m["p99_jitter_s"] is not None:
-        told.append(f"period {1000 * m['period_s']:.0f} ms, jitter p50 {1000 * m['p50_jitter_s']:.1f} ms, p99 {1000 * m['p99_jitter_s']:.1f} ms")
+        told.append(
+            f"period {1000 * m['period_s']:.0f} ms, jitter p50 {1000 * m['p50_jitter_s']:.1f} ms,"
+            f" p99 {1000 * m['p99_jitter_s']:.1f} ms"
+        )
     if m["inference_s"] is not None:
-        told.append(f"inference {1000 * m['inference_s']:.0f} ms, the arm waited {m['waits']} times ({1000 * m['waited_s']:.0f} ms)")
+        told.append(
+            f"inference {1000 * m['inference_s']:.0f} ms, the arm waited {m['waits']} times"
+            f" ({1000 * m['waited_s']:.0f} ms)"
+        )
     if m["bus_s"] is not None:
         told.append(f"bus {1000 * m['bus_s']:.0f} ms a control step")
     return "; ".join(told)
@@ -220,8 +337,14 @@ def write_film(path: Path, episodes) -> Path:
     from wmpo_lite import checkpoint
     from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
     from wmpo_lite.show import film_grid, to_mp4
+
     shown = [e.trajectory for e in episodes[:SHOWN]]
-    film = film_grid([t.frames for t in shown], [t.instruction for t in shown], scale=max(1, 320 // shown[0].frames.shape[1]), success=[t.success for t in shown])
+    film = film_grid(
+        [t.frames for t in shown],
+        [t.instruction for t in shown],
+        scale=max(1, 320 // shown[0].frames.shape[1]),
+        success=[t.success for t in shown],
+    )
     checkpoint.write_atomic(Path(path), to_mp4(film, fps=1 / CONTROL_PERIOD))
     print(f"film: {path}")
     return Path(path)

@@ -1,4 +1,7 @@
-"""The simulated arm: the table-top scene in real time behind the interface of an arm, as late, noisy and strange-looking as asked for."""
+"""The simulated arm: the table-top scene in real time behind the interface of an arm, as late,
+noisy and strange-looking as asked for.
+"""
+
 import queue
 import threading
 import time
@@ -14,14 +17,19 @@ from wmpo_lite.errors import UserError
 
 TICK = 0.005  # s between two turns of the physics thread, wall clock
 KEPT = 512  # pictures that wait for their latency at most
-BEHIND = 0.05  # s of simulated time that one turn makes up for at most: a slow machine slows the world down, nothing in it leaps
+# s of simulated time that one turn makes up for at most: a slow machine slows the world down,
+# nothing in it leaps
+BEHIND = 0.05
 
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """size: pixels of the picture; latency: s by which every picture is old; camera_noise: standard deviation in grey levels of 255; jitter: standard deviation
-    of noise on every joint command, rad; disturbance: how the scene looks unlike the training's; camera_rate: pictures a second; stuck: s without a new picture
-    after which the arm stops; speed: seconds of the simulated world in one of the wall clock; seed: of the noise and of the look."""
+    """size: pixels of the picture; latency: s by which every picture is old; camera_noise: standard
+    deviation in grey levels of 255; jitter: standard deviation of noise on every joint command,
+    rad; disturbance: how the scene looks unlike the training's; camera_rate: pictures a second;
+    stuck: s without a new picture after which the arm stops; speed: seconds of the simulated world
+    in one of the wall clock; seed: of the noise and of the look.
+    """
 
     size: int = 64
     latency: float = 0.0
@@ -34,41 +42,70 @@ class SimulatedConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, bad, wanted in (("latency", not 0 <= self.latency <= 2, "between 0 and 2 s"), ("camera_noise", not self.camera_noise >= 0, "0 or more grey levels"),
-                                  ("jitter", not self.jitter >= 0, "0 rad or more"), ("camera_rate", not 1 <= self.camera_rate <= 200, "between 1 and 200 Hz"),
-                                  ("stuck", not self.stuck * self.camera_rate > 2, "more than the time of two pictures"),
-                                  ("speed", not 0 < self.speed <= 20, "above 0 and at most 20")):
+        for name, bad, wanted in (
+            ("latency", not 0 <= self.latency <= 2, "between 0 and 2 s"),
+            ("camera_noise", not self.camera_noise >= 0, "0 or more grey levels"),
+            ("jitter", not self.jitter >= 0, "0 rad or more"),
+            ("camera_rate", not 1 <= self.camera_rate <= 200, "between 1 and 200 Hz"),
+            ("stuck", not self.stuck * self.camera_rate > 2, "more than the time of two pictures"),
+            ("speed", not 0 < self.speed <= 20, "above 0 and at most 20"),
+        ):
             if bad:
-                raise UserError(f"SimulatedConfig.{name} is {getattr(self, name)}; expected {wanted}")
+                raise UserError(
+                    f"SimulatedConfig.{name} is {getattr(self, name)}; expected {wanted}"
+                )
 
 
 class SimulatedArm(Arm):
-    """The arm and the desk of `states` row `row` of `task`. One thread of its own owns the physics and the camera, as MuJoCo's renderer wants it.
+    """The arm and the desk of `states` row `row` of `task`. One thread of its own owns the physics
+    and the camera, as MuJoCo's renderer wants it.
 
-    guard: limits of its own, else those of every arm. `reset` sets the desk anew; `success()` is the task's own test; `fault` breaks something on purpose.
-    Times of the interface are of the wall clock; the limits of speed count in the world's seconds.
+    guard: limits of its own, else those of every arm. `reset` sets the desk anew; `success()` is
+    the task's own test; `fault` breaks something on purpose. Times of the interface are of the wall
+    clock; the limits of speed count in the world's seconds.
     """
 
-    def __init__(self, task, states, row: int = 0, config: SimulatedConfig = SimulatedConfig(), guard: Guard | None = None):
+    def __init__(
+        self,
+        task,
+        states,
+        row: int = 0,
+        config: SimulatedConfig = SimulatedConfig(),
+        guard: Guard | None = None,
+    ):
         self.task, self.config, self.guard = task, config, guard or Guard()
         self.speed = config.speed
         self._desk = (states, row)
-        self._thread, self._reason, self._cause, self._broken = None, "it is not connected", None, set()
+        self._thread, self._reason, self._cause, self._broken = (
+            None,
+            "it is not connected",
+            None,
+            set(),
+        )
         self._lock = threading.Lock()  # over what the physics thread publishes and takes
 
-    # -- the interface of an arm -----------------------------------------------------------------------------------------------------------
+    # -- the interface of an arm -------------------------------------------------------------------
 
     def connect(self) -> None:
         self.close()
         self._reason, self._cause, self._broken, self._target = None, None, set(), None
-        self._requests, self._pictures, self._ended, self._off = queue.SimpleQueue(), deque(maxlen=KEPT), threading.Event(), True
-        self._tremor, self._grain = (np.random.default_rng([self.config.seed, stream]) for stream in (3, 4))
+        self._requests, self._pictures, self._ended, self._off = (
+            queue.SimpleQueue(),
+            deque(maxlen=KEPT),
+            threading.Event(),
+            True,
+        )
+        self._tremor, self._grain = (
+            np.random.default_rng([self.config.seed, stream]) for stream in (3, 4)
+        )
         self._thread = threading.Thread(target=self._live, name="simulated arm", daemon=True)
         self._thread.start()
         self.reset(*self._desk)
 
     def reset(self, states, row: int = 0) -> None:
-        """Set the desk to initial state `row` of `states`; the arm jumps there and holds still. For between two episodes."""
+        """Set the desk to initial state `row` of `states`; the arm jumps there and holds still. For
+        between two episodes.
+        """
         self._alive()
         self.guard.rest()
         self._ask(lambda world: self._set_up(world, states, row))
@@ -82,7 +119,11 @@ class SimulatedArm(Arm):
             now = time.monotonic()
             while len(self._pictures) > 1 and self._pictures[1][0] <= now - delay:
                 self._pictures.popleft()
-            (taken, frame), joints, joint_time = self._pictures[0], self._joints.copy(), self._joint_time
+            (taken, frame), joints, joint_time = (
+                self._pictures[0],
+                self._joints.copy(),
+                self._joint_time,
+            )
         return Observation(frame=frame, joints=joints, frame_time=taken, joint_time=joint_time)
 
     def command(self, joints) -> None:
@@ -112,7 +153,7 @@ class SimulatedArm(Arm):
             self._thread = None
         self._reason = self._reason or "it is not connected"
 
-    # -- what only a simulated arm can do ---------------------------------------------------------------------------------------------------
+    # -- what only a simulated arm can do ----------------------------------------------------------
 
     @property
     def instruction(self) -> str:
@@ -134,15 +175,18 @@ class SimulatedArm(Arm):
         return self._success
 
     def fault(self, kind: str) -> None:
-        """Break something: 'camera' gives no new picture from now on; 'dropout': the arm does not answer any more, as if its cable had been pulled."""
+        """Break something: 'camera' gives no new picture from now on; 'dropout': the arm does not
+        answer any more, as if its cable had been pulled.
+        """
         if kind not in ("camera", "dropout"):
             raise UserError(f"fault '{kind}' is unknown; use 'camera' or 'dropout'")
         self._broken.add(kind)
 
-    # -- the physics thread -----------------------------------------------------------------------------------------------------------------
+    # -- the physics thread ------------------------------------------------------------------------
 
     def _live(self):
         from wmpo_lite.arms.world import World
+
         world = None
         try:
             c = self.config
@@ -188,7 +232,9 @@ class SimulatedArm(Arm):
         return served
 
     def _ask(self, work):
-        """Run `work(world)` in the physics thread and return what it gives or raise what it raises."""
+        """Run `work(world)` in the physics thread and return what it gives or raise
+        what it raises.
+        """
         reply = queue.SimpleQueue()
         self._requests.put((work, reply))
         while True:
@@ -215,7 +261,9 @@ class SimulatedArm(Arm):
         with self._lock:
             target, self._target = self._target, None
         if target is not None:
-            world.target(world.joints.clip(*self.guard.limits.T) if isinstance(target, str) else target)
+            world.target(
+                world.joints.clip(*self.guard.limits.T) if isinstance(target, str) else target
+            )
 
     def _publish(self, world):
         joints, fastest = world.joints, float(np.abs(world.velocities[:5]).max())
@@ -230,7 +278,9 @@ class SimulatedArm(Arm):
         with self._lock:
             self._pictures.append((taken, frame))
             self._success = success
-        self._pictured = time.monotonic()  # not `taken`: a machine that was busy for a while has no stuck camera
+        self._pictured = (
+            time.monotonic()
+        )  # not `taken`: a machine that was busy for a while has no stuck camera
 
     def _alive(self):
         if "dropout" in self._broken:

@@ -1,4 +1,7 @@
-"""An SO-101 on a serial port, or its emulator: a thread speaks with the servos, so that commands and observations never wait for the line."""
+"""An SO-101 on a serial port, or its emulator: a thread speaks with the servos, so that commands
+and observations never wait for the line.
+"""
+
 import atexit
 import threading
 import time
@@ -15,9 +18,12 @@ from wmpo_lite.arms.safety import SPEED, Guard
 from wmpo_lite.errors import UserError
 
 PERIOD = 0.02  # s between two questions to the servos where no command comes in between
-LOST = 0.15  # s without any sound answer of some servo, all retries included, after which the arm is stopped
+# s without any sound answer of some servo, all retries included, after which the arm is stopped
+LOST = 0.15
 STALE = 0.25  # s without a new picture after which it is stopped
-VISIBLE = np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.15])  # rad, opening: an arm that has moved by this much looks different in every picture
+VISIBLE = np.array(
+    [0.05, 0.05, 0.05, 0.05, 0.05, 0.15]
+)  # rad, opening: an arm that has moved by this much looks different in every picture
 REPEATS = 3  # pictures that do not: the camera is frozen
 YOUNG = 0.05  # s: a joint position this old still says where a moving arm is
 FASTEST = 32767  # ticks/s, the largest speed limit of a servo
@@ -26,37 +32,86 @@ FASTEST = 32767  # ticks/s, the largest speed limit of a servo
 class SO101(Arm):
     """LeRobot's SO-101 follower arm.
 
-    port: serial port (/dev/ttyACM0, COM3); calibration: path of LeRobot's file, or a `Calibration`; camera: a `cameras.Camera`.
-    speed: speed limit, rad/s and openings a second, one number or (6,); torque: share of the servos' torque, (0, 1], the gripper gets at most half;
-    acceleration: of the servos, 100 ticks/s^2, 0 to 254; lost, stale: seconds of silence of a servo and of the camera after which the arm is stopped;
-    guard: another `safety.Guard` than the usual one (its limits are narrowed to the calibrated range); write_calibration: store the file in the servos first.
+    port: serial port (/dev/ttyACM0, COM3); calibration: path of LeRobot's file, or a `Calibration`;
+    camera: a `cameras.Camera`. speed: speed limit, rad/s and openings a second, one number or (6,);
+    torque: share of the servos' torque, (0, 1], the gripper gets at most half; acceleration: of the
+    servos, 100 ticks/s^2, 0 to 254; lost, stale: seconds of silence of a servo and of the camera
+    after which the arm is stopped; guard: another `safety.Guard` than the usual one (its limits are
+    narrowed to the calibrated range); write_calibration: store the file in the servos first.
 
-    A camera that repeats one picture, bit by bit, while the arm moves counts as silent. A single answer that is lost or broken is asked for again and goes
-    unnoticed; while a servo does not answer at all, nothing new is commanded. If the line is dead the servos hold the last target that they heard, which is
-    at most one command ahead of where the arm was. A process of its own (`lifeline`) switches the torque off when this one is killed or hangs.
+    A camera that repeats one picture, bit by bit, while the arm moves counts as silent. A single
+    answer that is lost or broken is asked for again and goes unnoticed; while a servo does not
+    answer at all, nothing new is commanded. If the line is dead the servos hold the last target
+    that they heard, which is at most one command ahead of where the arm was. A process of its own
+    (`lifeline`) switches the torque off when this one is killed or hangs.
     """
 
-    def __init__(self, port: str, calibration, camera: Camera, *, speed=SPEED, torque: float = 0.7, acceleration: int = 254, lost: float = LOST,
-                 stale: float = STALE, guard: Guard | None = None, write_calibration: bool = False):
+    def __init__(
+        self,
+        port: str,
+        calibration,
+        camera: Camera,
+        *,
+        speed=SPEED,
+        torque: float = 0.7,
+        acceleration: int = 254,
+        lost: float = LOST,
+        stale: float = STALE,
+        guard: Guard | None = None,
+        write_calibration: bool = False,
+    ):
         if not 0 < torque <= 1:
-            raise UserError(f"torque is {torque}; expected a share of the servos' torque, more than 0 and at most 1")
+            raise UserError(
+                f"torque is {torque}; expected a share of the servos' torque, more than 0 and at"
+                " most 1"
+            )
         if not 0 <= acceleration <= 254:
-            raise UserError(f"acceleration is {acceleration}; expected 0 (no limit) to 254, in 100 ticks/s^2")
+            raise UserError(
+                f"acceleration is {acceleration}; expected 0 (no limit) to 254, in 100 ticks/s^2"
+            )
         if not (lost > 0 and stale > 0):
             raise UserError(f"lost and stale are {lost} and {stale}; expected seconds above 0")
-        self.calibration = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+        self.calibration = (
+            calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+        )
         self.calibration.check_mechanics()
-        inside = np.stack([np.maximum(LIMITS[:, 0], self.calibration.limits[:, 0]), np.minimum(LIMITS[:, 1], self.calibration.limits[:, 1])], axis=1)
+        inside = np.stack(
+            [
+                np.maximum(LIMITS[:, 0], self.calibration.limits[:, 0]),
+                np.minimum(LIMITS[:, 1], self.calibration.limits[:, 1]),
+            ],
+            axis=1,
+        )
         self.guard = guard if guard is not None else Guard(limits=inside, speed=speed)
         if guard is not None:
-            guard.limits = np.stack([np.maximum(guard.limits[:, 0], inside[:, 0]), np.minimum(guard.limits[:, 1], inside[:, 1])], axis=1)
-        self.port, self.camera, self.torque, self.acceleration = str(port), camera, torque, acceleration
+            guard.limits = np.stack(
+                [
+                    np.maximum(guard.limits[:, 0], inside[:, 0]),
+                    np.minimum(guard.limits[:, 1], inside[:, 1]),
+                ],
+                axis=1,
+            )
+        self.port, self.camera, self.torque, self.acceleration = (
+            str(port),
+            camera,
+            torque,
+            acceleration,
+        )
         self.lost, self.stale, self._write_calibration = lost, stale, write_calibration
-        self.bus, self._thread, self._connected = FeetechBus(self.port, self.calibration.id), None, False
+        self.bus, self._thread, self._connected = (
+            FeetechBus(self.port, self.calibration.id),
+            None,
+            False,
+        )
         self.lifeline = Lifeline(self.port, self.calibration.id)
-        self._reason, self._closing, self._wake, self._lock = "the arm is not connected", threading.Event(), threading.Event(), threading.Lock()
+        self._reason, self._closing, self._wake, self._lock = (
+            "the arm is not connected",
+            threading.Event(),
+            threading.Event(),
+            threading.Lock(),
+        )
 
-    # -- the interface ------------------------------------------------------------------------------------------------------------------------
+    # -- the interface -----------------------------------------------------------------------------
 
     def connect(self) -> None:
         if self._connected:
@@ -70,9 +125,17 @@ class SO101(Arm):
             if self._write_calibration:
                 self.bus.write_calibration(calibration)
             state = self.bus.check(calibration)
-            velocity = np.minimum(1.25 * self.guard.speed * np.abs(calibration.ticks_per_unit), FASTEST)  # behind the guard, a second limit in the servos
-            self.bus.configure(velocity=velocity, torque=np.append(np.full(5, self.torque), min(self.torque, 0.5)), acceleration=self.acceleration)
-            for joint, position in enumerate(state.position):  # with an answer each: a servo that missed this would leap to an old target
+            velocity = np.minimum(
+                1.25 * self.guard.speed * np.abs(calibration.ticks_per_unit), FASTEST
+            )  # behind the guard, a second limit in the servos
+            self.bus.configure(
+                velocity=velocity,
+                torque=np.append(np.full(5, self.torque), min(self.torque, 0.5)),
+                acceleration=self.acceleration,
+            )
+            for joint, position in enumerate(
+                state.position
+            ):  # with an answer each: a servo that missed this would leap to an old target
                 self.bus.write("goal_position", joint, int(position))
             self.lifeline.start()
             self._powered = True
@@ -81,7 +144,13 @@ class SO101(Arm):
             self._take(self.bus.state())
         except BusError as error:
             raise UserError(f"{error}") from None
-        self._goal, self._done, self._sent, self._held, self._blind = None, None, state.position, None, False
+        self._goal, self._done, self._sent, self._held, self._blind = (
+            None,
+            None,
+            state.position,
+            None,
+            False,
+        )
         self._picture, self._picture_joints, self._taken, self._repeats = None, None, None, 0
         self._closing.clear(), self._wake.clear()
         self._reason = None
@@ -131,18 +200,24 @@ class SO101(Arm):
                     self.bus.torque(False)
             except BusError as error:
                 if self._powered:
-                    warnings.warn(f"the torque of the arm could not be switched off ({error}); take hold of the arm and cut its power", stacklevel=2)
+                    warnings.warn(
+                        f"the torque of the arm could not be switched off ({error}); take hold of"
+                        " the arm and cut its power",
+                        stacklevel=2,
+                    )
             finally:
                 self.bus.close()
                 self.lifeline.end()
                 self.camera.close()
                 atexit.unregister(self.close)
 
-    # -- figures ------------------------------------------------------------------------------------------------------------------------------
+    # -- figures -----------------------------------------------------------------------------------
 
     @property
     def bus_seconds(self) -> float:
-        """Seconds spent on the serial line since the arm was connected; the difference over a control step is what the step costs there."""
+        """Seconds spent on the serial line since the arm was connected; the difference over a
+        control step is what the step costs there.
+        """
         return self.bus.seconds
 
     @property
@@ -150,10 +225,12 @@ class SO101(Arm):
         """Why the arm takes no commands, or None while it does."""
         return self._reason
 
-    # -- the thread ---------------------------------------------------------------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------------------
 
     def _run(self):
-        """Commands as they come, and a question every PERIOD; once stopped, holding still until closed."""
+        """Commands as they come, and a question every PERIOD; once stopped, holding still until
+        closed.
+        """
         due = time.monotonic()
         while True:
             self._wake.wait(max(0.0, due - time.monotonic()))
@@ -166,8 +243,14 @@ class SO101(Arm):
                 if self._reason is None:
                     self._exchange()
                     self._look()
-            except Exception as error:  # whatever it is: a moving arm without this thread would be worse
-                self.stop(str(error) if isinstance(error, (BusError, UserError)) else f"{type(error).__name__} on the way to the servos: {error}")
+            except (
+                Exception
+            ) as error:  # whatever it is: a moving arm without this thread would be worse
+                self.stop(
+                    str(error)
+                    if isinstance(error, (BusError, UserError))
+                    else f"{type(error).__name__} on the way to the servos: {error}"
+                )
             try:
                 if self._reason is not None:
                     self._hold()
@@ -217,7 +300,9 @@ class SO101(Arm):
         return f"the camera has given no new picture for {self.stale:g} s; was its cable pulled?"
 
     def _hold(self):
-        """Make the place where the arm is its target; if that is not known, the last target. Again and again: nobody answers a packet to all."""
+        """Make the place where the arm is its target; if that is not known, the last target. Again
+        and again: nobody answers a packet to all.
+        """
         if self._held is None:
             try:
                 self._take(self.bus.state(tries=1))
@@ -225,7 +310,9 @@ class SO101(Arm):
                 raise
             except BusError:
                 pass
-            self._held = self.state.position if time.monotonic() - self._told < YOUNG else self._sent
+            self._held = (
+                self.state.position if time.monotonic() - self._told < YOUNG else self._sent
+            )
         self.bus.write_all("goal_position", self._held)
 
     def _need(self):

@@ -1,4 +1,7 @@
-"""The table-top scene with one arm in it, for whoever moves it joint by joint: the simulated arm and the bus emulator stand on it."""
+"""The table-top scene with one arm in it, for whoever moves it joint by joint: the simulated arm
+and the bus emulator stand on it.
+"""
+
 import numpy as np
 
 from wmpo_lite.arms.interface import JOINTS, LIMITS, check_joints
@@ -8,17 +11,23 @@ from wmpo_lite.envs.tabletop.env import Disturbance, TabletopEnv
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
-ANOTHER_LOOK = 1_000_003  # added to a state's index, once for each seed: the changed look is drawn from the index
+# added to a state's index, once for each seed: the changed look is drawn from the index
+ANOTHER_LOOK = 1_000_003
 
 
 class World:
-    """One scene of `task` (a module of `wmpo_lite.envs.tabletop.tasks`). Joints are (6,) in the order and units of `wmpo_lite.arms.interface`.
+    """One scene of `task` (a module of `wmpo_lite.envs.tabletop.tasks`). Joints are (6,) in the
+    order and units of `wmpo_lite.arms.interface`.
 
-    size: pixels of the square picture; disturbance: how the scene looks unlike the training's; seed: another look of the same strength (0: the one that
-    TabletopEnv shows for the same state). Everything must be called from one thread, because MuJoCo's renderer belongs to the thread that made it.
+    size: pixels of the square picture; disturbance: how the scene looks unlike the training's;
+    seed: another look of the same strength (0: the one that TabletopEnv shows for the same state).
+    Everything must be called from one thread, because MuJoCo's renderer belongs to the thread that
+    made it.
     """
 
-    def __init__(self, task, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0):
+    def __init__(
+        self, task, size: int = 64, disturbance: Disturbance = Disturbance(), seed: int = 0
+    ):
         mujoco = import_mujoco()
         self.task, self.size, self.seed = task, size, seed
         self.env = TabletopEnv(task, size=size, threads=1, disturbance=disturbance)
@@ -30,11 +39,23 @@ class World:
         self._targets, self._ready = None, False
 
     def reset(self, states: InitialStates, row: int = 0) -> None:
-        """Put the scene into initial state number `row` of `states`, at rest, torque on; targets are where the joints are."""
+        """Put the scene into initial state number `row` of `states`, at rest, torque on; targets
+        are where the joints are.
+        """
         if not -len(states) <= row < len(states):
-            raise UserError(f"row {row} was asked for and there are {len(states)} initial states; count from 0")
+            raise UserError(
+                f"row {row} was asked for and there are {len(states)} initial states; count from 0"
+            )
         one = states[row]
-        self.env.reset(InitialStates(one.states, one.frames, one.instructions, one.split, one.indices + ANOTHER_LOOK * self.seed))
+        self.env.reset(
+            InitialStates(
+                one.states,
+                one.frames,
+                one.instructions,
+                one.split,
+                one.indices + ANOTHER_LOOK * self.seed,
+            )
+        )
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = one.states[0, : self.model.nq]
         self._remainder, self._ready = 0.0, True
@@ -43,24 +64,35 @@ class World:
         self._mujoco.mj_forward(self.model, self.data)
 
     def target(self, joints) -> None:
-        """Joint targets (6,) of the position servos, at once. UserError unless they are six finite numbers; each is clipped to its range."""
+        """Joint targets (6,) of the position servos, at once. UserError unless they are six finite
+        numbers; each is clipped to its range.
+        """
         self._targets = np.clip(check_joints(joints), LIMITS[:, 0], LIMITS[:, 1])
         self.data.ctrl[:5] = self._targets[:5]
         self.data.ctrl[5:] = self._targets[5] * scene.FINGER_TRAVEL
 
     def torque(self, on: bool) -> None:
-        """False: the servos are limp (the arm is balanced in this scene, so it coasts and comes to rest instead of falling)."""
+        """False: the servos are limp (the arm is balanced in this scene, so it coasts and comes to
+        rest instead of falling).
+        """
         flag = int(self._mujoco.mjtDisableBit.mjDSBL_ACTUATION)
-        self.model.opt.disableflags = self.model.opt.disableflags & ~flag if on else self.model.opt.disableflags | flag
+        self.model.opt.disableflags = (
+            self.model.opt.disableflags & ~flag if on else self.model.opt.disableflags | flag
+        )
 
     def advance(self, seconds: float) -> None:
-        """Step the physics by `seconds` of simulated time: whole steps of `scene.TIMESTEP`, what is left over counts next time."""
+        """Step the physics by `seconds` of simulated time: whole steps of `scene.TIMESTEP`, what is
+        left over counts next time.
+        """
         self._need_state()
         steps, self._remainder = divmod(self._remainder + seconds + 1e-9, scene.TIMESTEP)
         if steps >= 1:
             self._mujoco.mj_step(self.model, self.data, nstep=int(steps))
         if not np.isfinite(self.data.qpos).all():
-            raise UserError("the simulation diverged (non-finite state); please report the task, the split and the index of the initial state")
+            raise UserError(
+                "the simulation diverged (non-finite state); please report the task, the split and"
+                " the index of the initial state"
+            )
 
     @property
     def targets(self) -> np.ndarray:
@@ -70,16 +102,22 @@ class World:
     @property
     def joints(self) -> np.ndarray:
         """Where the joints (6,) are: rad, and the opening of the gripper from 0 to 1."""
-        return self._six(self.data.qpos[self._qpos] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL])
+        return self._six(
+            self.data.qpos[self._qpos] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL]
+        )
 
     @property
     def velocities(self) -> np.ndarray:
         """How fast they move (6,): rad/s, and openings a second."""
-        return self._six(self.data.qvel[self._qvel] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL])
+        return self._six(
+            self.data.qvel[self._qvel] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL]
+        )
 
     @property
     def loads(self) -> np.ndarray:
-        """Motor force (6,) as a share of its limit, in [-1, 1]; positive where it pushes the joint up its scale."""
+        """Motor force (6,) as a share of its limit, in [-1, 1]; positive where it pushes the joint
+        up its scale.
+        """
         return self._six(self.data.actuator_force / self._force)
 
     @property

@@ -1,8 +1,9 @@
 """Recording by worker processes: play, demonstrations and labelled still scenes, as npz shards.
 
-A shard's number is its seed, so any number of workers gives the same files. Shards that exist are kept if they were
-recorded with the same settings, which the comment of the npz archive tells; others are refused.
-Files of play hold pictures and actions only: nothing else may reach a world model.
+A shard's number is its seed, so any number of workers gives the same files. Shards that exist are
+kept if they were recorded with the same settings, which the comment of the npz archive tells;
+others are refused. Files of play hold pictures and actions only: nothing else may reach a world
+model.
 """
 
 import inspect
@@ -31,16 +32,19 @@ def play_states(kit, shard: int):
     from wmpo_lite.envs.tabletop.env import SPLITS
     from wmpo_lite.trajectory import InitialStates
 
-    rows = [kit.sample(np.random.default_rng([SPLITS["play"], shard, i])) for i in range(PLAY_SHARD)]
+    rows = [
+        kit.sample(np.random.default_rng([SPLITS["play"], shard, i])) for i in range(PLAY_SHARD)
+    ]
     indices = np.arange(shard * PLAY_SHARD, (shard + 1) * PLAY_SHARD)
     return InitialStates(np.stack(rows), None, ("",) * PLAY_SHARD, "play", indices)
 
 
 def record_play(shard: int, size: int = 64, horizon: int = PLAY_HORIZON) -> dict:
-    """Play with one kit: frames uint8 (PLAY_SHARD, T + 1, H, W, 3), actions float32 (PLAY_SHARD, T, 4).
+    """Play with one kit: frames uint8 (PLAY_SHARD, T + 1, H, W, 3), actions float32 (PLAY_SHARD, T,
+    4).
 
-    First and last frames are drawn twice and compared: an OpenGL context that was disturbed by another
-    one would otherwise leave faulty pictures that nobody notices.
+    First and last frames are drawn twice and compared: an OpenGL context that was disturbed by
+    another one would otherwise leave faulty pictures that nobody notices.
     """
     from wmpo_lite.datagen.kits import Kit
     from wmpo_lite.datagen.play import play
@@ -57,15 +61,16 @@ def record_play(shard: int, size: int = 64, horizon: int = PLAY_HORIZON) -> dict
         env.close()
     if (first != data["frames"][:, 0]).any() or (last != data["frames"][:, -1]).any():
         raise UserError(
-            f"shard {shard} of play was drawn twice and the pictures differ; the OpenGL driver is at "
-            "fault (MUJOCO_GL=osmesa draws without it)"
+            f"shard {shard} of play was drawn twice and the pictures differ; the OpenGL driver is"
+            " at fault (MUJOCO_GL=osmesa draws without it)"
         )
     return data
 
 
 def record_demonstrations(task_name: str, shard: int, noise: float, burst: float) -> dict:
-    """The scripted expert on one shard of states, those that succeeded: the dict of `expert.demonstrate`
-    and instruction (N,). noise, burst: see there."""
+    """The scripted expert on one shard of states, those that succeeded: the dict of
+    `expert.demonstrate` and instruction (N,). noise, burst: see there.
+    """
     from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
     from wmpo_lite.envs.tabletop.expert import demonstrate
     from wmpo_lite.envs.tabletop.tasks import get_task
@@ -73,12 +78,16 @@ def record_demonstrations(task_name: str, shard: int, noise: float, burst: float
     task, rows = get_task(task_name), np.arange(shard * DEMO_SHARD, (shard + 1) * DEMO_SHARD)
     env, states = TabletopEnv(task, threads=1), initial_states(task, "demos", rows)
     try:
-        data = demonstrate(env, states, np.random.default_rng([shard, 11]), noise, burst, recover=task.collides)
+        data = demonstrate(
+            env, states, np.random.default_rng([shard, 11]), noise, burst, recover=task.collides
+        )
     finally:
         env.close()
     keep = data["done"][:, -1]
     data = {key: value[keep] for key, value in data.items()}
-    return data | {"instruction": np.array([text for text, good in zip(states.instructions, keep) if good])}
+    return data | {
+        "instruction": np.array([text for text, good in zip(states.instructions, keep) if good])
+    }
 
 
 def record_scenes(task_name: str, shard: int) -> dict:
@@ -90,7 +99,9 @@ def record_scenes(task_name: str, shard: int) -> dict:
 
 
 def recipe(function, arguments) -> dict:
-    """What a shard is made from: which `record_*`, its arguments by name, and how many episodes or scenes a shard has."""
+    """What a shard is made from: which `record_*`, its arguments by name, and how many episodes or
+    scenes a shard has.
+    """
     bound = inspect.signature(function).bind(*arguments)
     bound.apply_defaults()
     sizes = {"play": PLAY_SHARD, "demonstrations": DEMO_SHARD, "scenes": SCENE_SHARD}
@@ -108,12 +119,17 @@ def write_shard(path: Path, data: dict, made_from: dict) -> None:
 
 
 def made_from(path: Path) -> dict | None:
-    """What the shard at `path` says that it was made from; None if it says nothing. UserError if it is no shard."""
+    """What the shard at `path` says that it was made from; None if it says nothing. UserError if it
+    is no shard.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.comment) if archive.comment else None
     except BROKEN_ARCHIVE as error:
-        raise UserError(f"{path} is not a recording of this kit ({error}); move it away to have it recorded anew") from error
+        raise UserError(
+            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
+            " anew"
+        ) from error
 
 
 def contents(path: Path) -> list:
@@ -122,7 +138,10 @@ def contents(path: Path) -> list:
         with zipfile.ZipFile(path) as archive:
             return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
     except BROKEN_ARCHIVE as error:
-        raise UserError(f"{path} is not a recording of this kit ({error}); move it away to have it recorded anew") from error
+        raise UserError(
+            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
+            " anew"
+        ) from error
 
 
 def _work(job):
@@ -144,27 +163,48 @@ def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
     return [path for _, _, path in jobs]
 
 
-def collect_play(shards: int, folder: Path, *, size: int = 64, horizon: int = PLAY_HORIZON, workers: int | None = None):
+def collect_play(
+    shards: int,
+    folder: Path,
+    *,
+    size: int = 64,
+    horizon: int = PLAY_HORIZON,
+    workers: int | None = None,
+):
     """Record shards 0 to `shards` - 1 of play into `folder`; returns the paths."""
     name = f"play_{size}px_{horizon}steps" + "_{:04d}.npz"
     jobs = [(record_play, (i, size, horizon), Path(folder) / name.format(i)) for i in range(shards)]
     return _collect(jobs, "record play", workers)
 
 
-def collect_demonstrations(task: str, count: int, folder: Path, *, noise: float, burst: float, workers: int | None = None) -> dict:
-    """The first `count` demonstrations that succeeded: frames (E, T + 1, H, W, 3), executed and intended
-    (E, T, D), done (E, T), instruction (E,)."""
+def collect_demonstrations(
+    task: str, count: int, folder: Path, *, noise: float, burst: float, workers: int | None = None
+) -> dict:
+    """The first `count` demonstrations that succeeded: frames (E, T + 1, H, W, 3), executed and
+    intended (E, T, D), done (E, T), instruction (E,).
+    """
     name = f"demos_{task}_{noise:g}_{burst:g}" + "_{:04d}.npz"
     shards = -(-(count + count // 8) // DEMO_SHARD)
-    jobs = [(record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i)) for i in range(shards)]
+    jobs = [
+        (record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i))
+        for i in range(shards)
+    ]
     parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations", workers)]
     data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
     if len(data["frames"]) < count:
-        raise UserError(f"{count} demonstrations of {task} were asked for and {len(data['frames'])} of those recorded succeeded; ask for fewer")
+        raise UserError(
+            f"{count} demonstrations of {task} were asked for and {len(data['frames'])} of those"
+            " recorded succeeded; ask for fewer"
+        )
     return data
 
 
-def collect_scenes(task: str, shards: int, folder: Path, *, workers: int | None = None) -> list[Path]:
+def collect_scenes(
+    task: str, shards: int, folder: Path, *, workers: int | None = None
+) -> list[Path]:
     """Record shards of labelled scenes of `task`; returns the paths."""
-    jobs = [(record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz") for i in range(shards)]
+    jobs = [
+        (record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz")
+        for i in range(shards)
+    ]
     return _collect(jobs, "render scenes", workers)

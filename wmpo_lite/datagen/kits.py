@@ -1,8 +1,8 @@
 """Random scenes for play: a few things of many kinds, sizes and colors on the table.
 
-A kit is drawn for every shard of play, so a few hundred different sets of things are seen. No task is
-singled out: every kind has the same rule, half of the things have the size that the kit's own tasks use
-(the pieces that lie in this lab) and half a random one.
+A kit is drawn for every shard of play, so a few hundred different sets of things are seen. No task
+is singled out: every kind has the same rule, half of the things have the size that the kit's own
+tasks use (the pieces that lie in this lab) and half a random one.
 """
 
 import colorsys
@@ -23,8 +23,8 @@ WHITE = (0.93, 0.93, 0.95)
 class Thing:
     """One body. geoms: (type, size, position) of its primitives, lengths in metres.
 
-    height: of its top when it stands on the table; half: of its center then; radius: what another thing
-    has to be let go within to end on, in or round it; rim: beyond which it certainly misses.
+    height: of its top when it stands on the table; half: of its center then; radius: what another
+    thing has to be let go within to end on, in or round it; rim: beyond which it certainly misses.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Thing:
 def draw_thing(rng: np.random.Generator, kind: str, name: str) -> Thing:
     """A thing of `kind`, of standard or random size."""
     standard = rng.random() < 0.5
-    u = lambda usual, low, high: usual if standard else rng.uniform(low, high)  # noqa: E731
+    u = lambda usual, low, high: usual if standard else rng.uniform(low, high)
     if kind == "cube":
         h = u(0.014, 0.011, 0.018)
         return Thing(name, kind, True, (("box", (h, h, h), (0, 0, 0)),), h, 2 * h, h, h)
@@ -73,18 +73,22 @@ def draw_thing(rng: np.random.Generator, kind: str, name: str) -> Thing:
         return Thing(name, kind, False, geoms, h / 2, h, min(x, y), 0)
     if kind == "tray":
         outer, h = u(0.036, 0.026, 0.042), u(0.016, 0.010, 0.024)
-        geoms = (*_frame(outer, outer - 0.005, h / 2, 0.0),
-                 ("box", (outer, outer, 0.0015), (0, 0, 0.0015 - h / 2)))
+        geoms = (
+            *_frame(outer, outer - 0.005, h / 2, 0.0),
+            ("box", (outer, outer, 0.0015), (0, 0, 0.0015 - h / 2)),
+        )
         return Thing(name, kind, False, geoms, h / 2, h, outer, 0)
     raise ValueError(kind)
 
 
 def _frame(outer: float, inner: float, half_height: float, z: float) -> tuple:
     middle, bar = (outer + inner) / 2, (outer - inner) / 2
-    return (("box", (outer, bar, half_height), (0, middle, z)),
-            ("box", (outer, bar, half_height), (0, -middle, z)),
-            ("box", (bar, inner, half_height), (middle, 0, z)),
-            ("box", (bar, inner, half_height), (-middle, 0, z)))
+    return (
+        ("box", (outer, bar, half_height), (0, middle, z)),
+        ("box", (outer, bar, half_height), (0, -middle, z)),
+        ("box", (bar, inner, half_height), (middle, 0, z)),
+        ("box", (bar, inner, half_height), (-middle, 0, z)),
+    )
 
 
 class Kit:
@@ -107,13 +111,17 @@ class Kit:
         free = [first] + [first if alike else rng.choice(FREE) for _ in range(more)]
         fixed = [stands] + [rng.choice(FIXED)] * int(rng.random() < 0.25)
         names = [f"thing_{i}" for i in range(len(free) + len(fixed))]
-        self.things = tuple(draw_thing(rng, kind, name) for kind, name in zip((*map(str, free), *map(str, fixed)), names))
+        self.things = tuple(
+            draw_thing(rng, kind, name)
+            for kind, name in zip((*map(str, free), *map(str, fixed)), names)
+        )
         same = rng.random() < 0.5  # like things are mostly of one size, too
         if same:
             first = self.things[0]
             self.things = tuple(
                 Thing(t.name, *list(first.__dict__.values())[1:]) if t.kind == first.kind else t
-                for t in self.things)
+                for t in self.things
+            )
         self.free = tuple(t for t in self.things if t.free)
         self.num_parameters = 3 * len(self.things)  # an RGB color each
 
@@ -124,7 +132,9 @@ class Kit:
     def colours(self, parameters: np.ndarray) -> dict:
         """Geom name -> RGB of one episode."""
         rgb = parameters.reshape(-1, 3)
-        return {f"{t.name}_{i}": rgb[n] for n, t in enumerate(self.things) for i in range(len(t.geoms))}
+        return {
+            f"{t.name}_{i}": rgb[n] for n, t in enumerate(self.things) for i in range(len(t.geoms))
+        }
 
     def instruction(self, state) -> str:
         """Play has none."""
@@ -135,11 +145,16 @@ class Kit:
         return np.zeros(len(env.qpos), dtype=bool)
 
     def sample(self, rng: np.random.Generator, disturbance=None, split: str = "play") -> np.ndarray:
-        """One initial state: joint positions, then colors. In a third of them a thing is in the hand."""
+        """One initial state: joint positions, then colors. In a third of them a thing is in the
+        hand.
+        """
         spots = self._spots(rng)
         near = rng.random() < 0.5  # where episodes of a task begin, or anywhere
-        tip = (HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01) if near
-               else rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1]))
+        tip = (
+            HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
+            if near
+            else rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
+        )
         opening = scene.FINGER_TRAVEL * (1.0 if near or rng.random() < 0.6 else rng.random())
         poses = []
         held = rng.integers(len(self.free)) if rng.random() < 0.35 else -1
@@ -150,7 +165,11 @@ class Kit:
             yaw = rng.uniform(-np.pi, np.pi) * (rng.random() < 0.25)
             place = [*spot, t.half + 5e-4]
             if n == held:
-                tip[2], yaw, opening = rng.uniform(0.05, 0.12), 0.0, min(t.grip, scene.FINGER_TRAVEL)
+                tip[2], yaw, opening = (
+                    rng.uniform(0.05, 0.12),
+                    0.0,
+                    min(t.grip, scene.FINGER_TRAVEL),
+                )
                 place = tip + rng.normal(size=3) * (0.003, 0.0005, 0.002)
             poses.append(np.array([*place, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]))
         colors = np.concatenate([_color(rng, t.free) for t in self.things])
@@ -178,16 +197,19 @@ def _color(rng, free: bool) -> np.ndarray:
     if rng.random() < 0.5:
         names = tuple(scene.COLOURS)
         return np.array(scene.COLOURS[names[rng.integers(len(names))]])
-    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1.0), rng.uniform(0.45, 0.95)))
+    return np.array(
+        colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1.0), rng.uniform(0.45, 0.95))
+    )
 
 
 def _body(t: Thing) -> str:
-    number = lambda values: " ".join(f"{v:.5f}" for v in np.atleast_1d(values))  # noqa: E731
+    number = lambda values: " ".join(f"{v:.5f}" for v in np.atleast_1d(values))
     mass, grip = (0.03, "1.2 0.02 0.001") if t.free else (0.3, "0.7 0.02 0.001")
     geoms = "".join(
         f'<geom name="{t.name}_{i}" type="{kind}" size="{number(size)}" pos="{number(pos)}" '
         f'mass="{mass / len(t.geoms):.5f}" friction="{grip}" condim="4" rgba="1 0 0 1"/>'
-        for i, (kind, size, pos) in enumerate(t.geoms))
+        for i, (kind, size, pos) in enumerate(t.geoms)
+    )
     joints = f'<freejoint name="{t.name}"/>' if t.free else scene.slides(t.name)
     still = "" if t.free else ' gravcomp="1"'
     return f'<body name="{t.name}" pos="0 0 {t.half:.5f}"{still}>{joints}{geoms}</body>'

@@ -1,4 +1,7 @@
-"""What a desk adds to an environment: an old picture, a noisy camera, shaky joints, limits, and a dry run in which nothing moves."""
+"""What a desk adds to an environment: an old picture, a noisy camera, shaky joints, limits, and a
+dry run in which nothing moves.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +12,14 @@ from wmpo_lite.errors import UserError
 
 @dataclass(frozen=True)
 class DeskConfig:
-    """latency: control steps by which the picture is old when the policy sees it; camera_noise: standard deviation of pixel noise, grey levels of 255;
-    brightness: factor on all pixels; jitter: standard deviation of noise on executed actions, in action units; speed: largest command, 1 for the whole range;
-    low, high: corners of the box that the finger tips may enter, metres, or None; dry_run: show what would be done and do nothing.
-    seed: of all noise. Every initial state has noise of its own, by its split and index, whatever else is in the batch; the members of a group share it."""
+    """latency: control steps by which the picture is old when the policy sees it; camera_noise:
+    standard deviation of pixel noise, grey levels of 255; brightness: factor on all pixels; jitter:
+    standard deviation of noise on executed actions, in action units; speed: largest command, 1 for
+    the whole range; low, high: corners of the box that the finger tips may enter, metres, or None;
+    dry_run: show what would be done and do nothing. seed: of all noise. Every initial state has
+    noise of its own, by its split and index, whatever else is in the batch; the members of a group
+    share it.
+    """
 
     latency: int = 0
     camera_noise: float = 0.0
@@ -25,27 +32,48 @@ class DeskConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, bad, wanted in (("latency", self.latency < 0, "0 or more control steps"), ("camera_noise", self.camera_noise < 0, "0 or more grey levels"),
-                                  ("jitter", self.jitter < 0, "0 or more action units"), ("speed", not 0 < self.speed <= 1, "more than 0 and at most 1"),
-                                  ("brightness", self.brightness <= 0, "more than 0")):
+        for name, bad, wanted in (
+            ("latency", self.latency < 0, "0 or more control steps"),
+            ("camera_noise", self.camera_noise < 0, "0 or more grey levels"),
+            ("jitter", self.jitter < 0, "0 or more action units"),
+            ("speed", not 0 < self.speed <= 1, "more than 0 and at most 1"),
+            ("brightness", self.brightness <= 0, "more than 0"),
+        ):
             if bad:
                 raise UserError(f"DeskConfig.{name} is {getattr(self, name)}; expected {wanted}")
-        if (self.low is None) != (self.high is None) or self.low is not None and not np.all(np.less(self.low, self.high)):
-            raise UserError(f"DeskConfig.low and high must both be given and every low below its high; got {self.low} and {self.high}")
+        if (
+            (self.low is None) != (self.high is None)
+            or self.low is not None
+            and not np.all(np.less(self.low, self.high))
+        ):
+            raise UserError(
+                "DeskConfig.low and high must both be given and every low below its high; got"
+                f" {self.low} and {self.high}"
+            )
 
 
 class Desk:
-    """An environment of the kit as it feels on a desk; the same `reset` / `step_chunk`, so `rollout` runs a policy on it unchanged.
+    """An environment of the kit as it feels on a desk; the same `reset` / `step_chunk`, so
+    `rollout` runs a policy on it unchanged.
 
-    `log` holds one record a control step: what was commanded and executed (B, D), and which episodes (B,) a limit changed.
+    `log` holds one record a control step: what was commanded and executed (B, D), and which
+    episodes (B,) a limit changed.
     """
 
     def __init__(self, env, config: DeskConfig = DeskConfig(), step: float | None = None):
         from wmpo_lite.envs.tabletop.env import MAX_STEP
+
         self._newest = None
-        self.env, self.config, self.step = env, config, MAX_STEP if step is None else step  # metres that a command of 1 moves the tips
+        self.env, self.config, self.step = (
+            env,
+            config,
+            MAX_STEP if step is None else step,
+        )  # metres that a command of 1 moves the tips
         if config.low is not None and not hasattr(env, "tip"):
-            raise UserError("DeskConfig.low and high need an environment that knows where its finger tips are (`tip`); this one does not")
+            raise UserError(
+                "DeskConfig.low and high need an environment that knows where its finger tips are"
+                " (`tip`); this one does not"
+            )
 
     def __getattr__(self, name):
         if name == "env":
@@ -55,17 +83,32 @@ class Desk:
     def reset(self, states) -> np.ndarray:
         self._noise, self.log = self._generators(states), []
         self._newest = self.env.reset(states)
-        self._recent = self._newest[:, None].repeat(self.config.latency + 1, axis=1)  # (B, latency + 1, H, W, 3), oldest first
+        self._recent = self._newest[:, None].repeat(
+            self.config.latency + 1, axis=1
+        )  # (B, latency + 1, H, W, 3), oldest first
         return self._camera(self._recent[:, 0])
 
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        """The chunk, one control step after the other through the limits. Frames (B, K, H, W, 3) are what the late and noisy camera gave; NaN stops the arm with a
-        UserError before anything moves."""
-        actions = check_actions(actions, None if self._newest is None else len(self._newest), self.env.action_dim, "the arm was not moved")
+        """The chunk, one control step after the other through the limits. Frames (B, K, H, W, 3)
+        are what the late and noisy camera gave; NaN stops the arm with a UserError before anything
+        moves.
+        """
+        actions = check_actions(
+            actions,
+            None if self._newest is None else len(self._newest),
+            self.env.action_dim,
+            "the arm was not moved",
+        )
         frames, done, info = [], [], {}
         for action in np.moveaxis(actions, 1, 0):
             allowed, limited = self._limit(action)
-            self.log.append({"commanded": action, "executed": np.zeros_like(action) if self.config.dry_run else allowed, "limited": limited})
+            self.log.append(
+                {
+                    "commanded": action,
+                    "executed": np.zeros_like(action) if self.config.dry_run else allowed,
+                    "limited": limited,
+                }
+            )
             if self.config.dry_run:
                 picture, finished = self._newest, np.zeros(len(action), dtype=bool)
             else:
@@ -79,21 +122,29 @@ class Desk:
 
     def _generators(self, states) -> list:
         """For each episode the generators of its jitter and of its pictures' noise."""
-        keys = [[self.config.seed, *states.split.encode(), index] for index in states.indices.tolist()]
+        keys = [
+            [self.config.seed, *states.split.encode(), index] for index in states.indices.tolist()
+        ]
         return [[np.random.default_rng([*key, stream]) for stream in (0, 1)] for key in keys]
 
     def _limit(self, action):
-        """The command (B, D) after jitter, speed limit and box, and whether (B,) a limit changed it."""
+        """The command (B, D) after jitter, speed limit and box, and whether (B,) a limit changed
+        it.
+        """
         c, wanted = self.config, action.copy()
         if c.jitter:
-            wanted[:, :3] += c.jitter * np.stack([jitter.normal(size=3) for jitter, _ in self._noise])
+            wanted[:, :3] += c.jitter * np.stack(
+                [jitter.normal(size=3) for jitter, _ in self._noise]
+            )
         allowed = wanted.copy()
         allowed[:, :3] = np.clip(wanted[:, :3], -c.speed, c.speed)
         if c.low is not None:
             tip = self.env.tip
             inside = np.clip(tip + self.step * allowed[:, :3], c.low, c.high)
             outward = np.clip((inside - tip) / self.step, -c.speed, c.speed)
-            allowed[:, :3] = np.where(np.abs(outward) < np.abs(allowed[:, :3]) - 1e-9, outward, allowed[:, :3])
+            allowed[:, :3] = np.where(
+                np.abs(outward) < np.abs(allowed[:, :3]) - 1e-9, outward, allowed[:, :3]
+            )
         return allowed, (np.abs(allowed - np.clip(wanted, -1, 1)) > 1e-6).any(axis=1)
 
     def _camera(self, frames):
@@ -102,5 +153,7 @@ class Desk:
             return frames.copy()
         noise = 0
         if c.camera_noise:
-            noise = c.camera_noise * np.stack([grain.normal(size=frames.shape[1:]) for _, grain in self._noise])
+            noise = c.camera_noise * np.stack(
+                [grain.normal(size=frames.shape[1:]) for _, grain in self._noise]
+            )
         return np.clip(frames * c.brightness + noise, 0, 255).round().astype(np.uint8)

@@ -1,8 +1,10 @@
-"""Every OpenGL context of the process, in one place: pictures do not depend on who else draws, or is closed.
+"""Every OpenGL context of the process, in one place: pictures do not depend on who else draws, or
+is closed.
 
-MuJoCo frees a renderer's textures and buffers by number in whichever context is current, so that closing one
-renderer takes them from another; and a context that is current in one thread cannot be used in a second one. Here
-a context is current only while it draws or is freed, under one lock, and never in between.
+MuJoCo frees a renderer's textures and buffers by number in whichever context is current, so that
+closing one renderer takes them from another; and a context that is current in one thread cannot be
+used in a second one. Here a context is current only while it draws or is freed, under one lock, and
+never in between.
 """
 
 import atexit
@@ -14,13 +16,17 @@ import weakref
 import numpy as np
 
 _lock = threading.Lock()
-_living: set = set()  # MuJoCo's renderers; held here, so that none of them is freed by the garbage collector
+_living: set = (
+    set()
+)  # MuJoCo's renderers; held here, so that none of them is freed by the garbage collector
 _given_up: collections.deque = collections.deque()  # those whose owner has closed or dropped them
 _ready = False
 
 
 class Renderer:
-    """Draws cameras of a MuJoCo model as uint8 (size, size, 3), in any thread; closed when dropped, or at exit."""
+    """Draws cameras of a MuJoCo model as uint8 (size, size, 3), in any thread; closed when dropped,
+    or at exit.
+    """
 
     def __init__(self, model, size: int):
         import mujoco
@@ -63,15 +69,17 @@ def _drawing():
         finally:
             _free_given_up()
             _release()
-        if not _ready:  # behind the first context, so that it runs before MuJoCo takes down the display
+        if (
+            not _ready
+        ):  # behind the first context, so that it runs before MuJoCo takes down the display
             _ready = atexit.register(_close_all)
 
 
 def _give_up(renderer):
     """Free `renderer` now, or where someone is drawing, when that is over.
 
-    The garbage collector may call this in the middle of a drawing, in the same thread: it must neither wait nor touch
-    what is current.
+    The garbage collector may call this in the middle of a drawing, in the same thread: it must
+    neither wait nor touch what is current.
     """
     _given_up.append(renderer)
     if _lock.acquire(blocking=False):
@@ -99,13 +107,17 @@ def _close_all():
 
 def _release():
     """Make no context current in this thread."""
-    from mujoco.rendering.classic import gl_context  # where renderers take theirs from; `drawing` may have changed it
+    from mujoco.rendering.classic import (
+        gl_context,
+    )  # where renderers take theirs from; `drawing` may have changed it
 
     kind = getattr(getattr(gl_context, "GLContext", None), "__module__", "").rpartition(".")[2]
     if kind == "egl":
         from mujoco import egl
 
-        egl.EGL.eglBindAPI(egl.EGL.EGL_OPENGL_API)  # a new thread's, or one's that freed a context, is another
+        egl.EGL.eglBindAPI(
+            egl.EGL.EGL_OPENGL_API
+        )  # a new thread's, or one's that freed a context, is another
         if egl.EGL.eglGetCurrentContext():
             none = egl.EGL.EGL_NO_SURFACE
             egl.EGL.eglMakeCurrent(egl.EGL_DISPLAY, none, none, egl.EGL.EGL_NO_CONTEXT)

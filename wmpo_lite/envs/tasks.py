@@ -1,7 +1,10 @@
-"""Tasks by name, whichever simulator they live in: "place" and "square" on the embedded table-top, "libero_object/0" and the like of LIBERO's suites.
+"""Tasks by name, whichever simulator they live in: "place" and "square" on the embedded table-top,
+"libero_object/0" and the like of LIBERO's suites.
 
-A task has `horizon` (control steps of an episode); those of the table-top have `swap_instruction` and `instruction` besides.
+A task has `horizon` (control steps of an episode); those of the table-top have `swap_instruction`
+and `instruction` besides.
 """
+
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
@@ -10,11 +13,16 @@ def get_task(name: str):
     """The task called `name`; UserError for an unknown one."""
     if "/" not in name:
         from wmpo_lite.envs.tabletop import tasks
+
         return tasks.get_task(name)
     from wmpo_lite.envs.libero import states
+
     suite, _, number = name.partition("/")
     if not number.isdigit():
-        raise UserError(f"task '{name}' is unknown; LIBERO's tasks are named by suite and number, such as libero_object/0")
+        raise UserError(
+            f"task '{name}' is unknown; LIBERO's tasks are named by suite and number, such as"
+            " libero_object/0"
+        )
     return states.get_task(suite, int(number))
 
 
@@ -24,11 +32,20 @@ def folder_name(name: str) -> str:
 
 
 def make_env(task, **options):
-    """The simulator of `task`: an environment with the contract that the README states. options: of its class."""
+    """The simulator of `task`: an environment with the contract that the README states. options: of
+    its class.
+    """
     if hasattr(task, "suite"):
         from wmpo_lite.envs.libero.env import LiberoEnv
-        return LiberoEnv(task, **{"stop": False, **options})  # the world goes on after success, as on the table-top, and a world model learns that it does
+
+        return LiberoEnv(
+            task,
+            **{"stop": False, **options},
+            # the world goes on after success, as on the table-top, and a world model learns that it
+            # does
+        )
     from wmpo_lite.envs.tabletop.env import TabletopEnv
+
     return TabletopEnv(task, **options)
 
 
@@ -37,6 +54,7 @@ def initial_states(task, env, split: str, indices) -> InitialStates:
     if hasattr(task, "suite"):
         return env.initial_states(split, indices)
     from wmpo_lite.envs.tabletop.env import initial_states as draw
+
     return draw(task, split, indices)
 
 
@@ -48,5 +66,8 @@ def has_other_sentence(task) -> bool:
 def with_other_sentence(task, states: InitialStates) -> InitialStates:
     """The same scenes with the other object named."""
     import dataclasses
+
     rows = task.swap_instruction(states.states)
-    return dataclasses.replace(states, states=rows, instructions=tuple(task.instruction(row) for row in rows))
+    return dataclasses.replace(
+        states, states=rows, instructions=tuple(task.instruction(row) for row in rows)
+    )

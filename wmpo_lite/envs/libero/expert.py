@@ -1,5 +1,8 @@
-"""Scripted experts for LIBERO: pick-and-place by a state machine that looks at the true state, with a grasp for every kind of object; attempts that go
-wrong and play that never comes to the goal, made of the same moves."""
+"""Scripted experts for LIBERO: pick-and-place by a state machine that looks at the true state, with
+a grasp for every kind of object; attempts that go wrong and play that never comes to the goal, made
+of the same moves.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,46 +23,78 @@ class Grasp:
 
 
 GRASPS = {"akita_black_bowl": Grasp((0.0, 0.05), 0.03)}
-# Metres by which the object is higher than where it stood: while it is carried there, and when it is let go.
+# Metres by which the object is higher than where it stood: while it is carried there, and when it
+# is let go.
 GOALS = {"basket": (0.17, 0.09), "plate": (0.10, 0.03)}
 TABLE = (0.10, 0.01)  # the same for a place on the table
 
 
 def kind(name: str) -> str:
-    """'akita_black_bowl_1' -> 'akita_black_bowl'; a region such as 'basket_1_contain_region' -> 'basket'."""
+    """'akita_black_bowl_1' -> 'akita_black_bowl'; a region such as 'basket_1_contain_region' ->
+    'basket'.
+    """
     words = name.split("_")
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
     return "_".join(words[: numbers[0]] if numbers else words)
 
 
 def goal_of(env) -> tuple[int, int]:
-    """Numbers, in `env.objects`, of the object to move and of the one to move it to. UserError for goals that are not one object on or in another."""
+    """Numbers, in `env.objects`, of the object to move and of the one to move it to. UserError for
+    goals that are not one object on or in another.
+    """
     wanted = [part for part in env.goal if part[0] in ("on", "in")]
     if len(env.goal) != 1 or not wanted or kind(wanted[0][2]) not in GOALS:
-        raise UserError(f"the scripted expert has no plan for the goal {env.goal}; it can put one object on a plate or into a basket")
+        raise UserError(
+            f"the scripted expert has no plan for the goal {env.goal}; it can put one object on a"
+            " plate or into a basket"
+        )
     _, thing, place = wanted[0]
-    return env.objects.index(thing), env.objects.index(next(name for name in env.objects if place.startswith(name)))
+    return env.objects.index(thing), env.objects.index(
+        next(name for name in env.objects if place.startswith(name))
+    )
 
 
 class PickAndPlace:
-    """Closed-loop expert for the B episodes of the environment's last reset. `act` gives the intended action (B, 7) for its present state.
+    """Closed-loop expert for the B episodes of the environment's last reset. `act` gives the
+    intended action (B, 7) for its present state.
 
-    things (B,): numbers of the objects to move, by default the task's; spots (B, 2): where to on the table, by default to the task's goal.
-    pick_offset, place_offset (B, 2): metres by which the hand closes and lets go elsewhere. keeps (B,): whose hand neither lowers what it carries nor lets
-    go of it, and goes on with it to one point of `wander` (T, B, 3) after the other, 8 steps each.
+    things (B,): numbers of the objects to move, by default the task's; spots (B, 2): where to on
+    the table, by default to the task's goal. pick_offset, place_offset (B, 2): metres by which the
+    hand closes and lets go elsewhere. keeps (B,): whose hand neither lowers what it carries nor
+    lets go of it, and goes on with it to one point of `wander` (T, B, 3) after the other, 8 steps
+    each.
     """
 
-    def __init__(self, env, things=None, spots=None, pick_offset=0.0, place_offset=0.0, keeps=False, wander=None):
+    def __init__(
+        self,
+        env,
+        things=None,
+        spots=None,
+        pick_offset=0.0,
+        place_offset=0.0,
+        keeps=False,
+        wander=None,
+    ):
         thing, self.place = goal_of(env)
         self.batch = len(env.now["tip"])
-        self.pick_offset, self.place_offset = (np.broadcast_to(x, (self.batch, 2)).copy() for x in (pick_offset, place_offset))
-        self.things, self.spots = np.full(self.batch, thing) if things is None else np.array(things), spots
+        self.pick_offset, self.place_offset = (
+            np.broadcast_to(x, (self.batch, 2)).copy() for x in (pick_offset, place_offset)
+        )
+        self.things, self.spots = (
+            (np.full(self.batch, thing) if things is None else np.array(things)),
+            spots,
+        )
         self.carry, self.low = GOALS[kind(env.objects[self.place])] if spots is None else TABLE
         self.keeps, self.wander = np.broadcast_to(keeps, self.batch), wander
         self.dwell = max(2, 12 // env.stride)
         self.phase, self.timer = np.full(self.batch, ABOVE), np.zeros(self.batch, dtype=int)
         self.stood, self.held = self._thing(env).copy(), np.zeros((self.batch, 3))
-        self.grasps = np.array([[*grasp.aside, grasp.height] for grasp in (GRASPS.get(kind(name), Grasp()) for name in env.objects)])
+        self.grasps = np.array(
+            [
+                [*grasp.aside, grasp.height]
+                for grasp in (GRASPS.get(kind(name), Grasp()) for name in env.objects)
+            ]
+        )
 
     def _thing(self, env):
         return env.now["objects"][np.arange(self.batch), self.things]
@@ -69,23 +104,56 @@ class PickAndPlace:
         self.stood = np.where((phase == ABOVE)[:, None], thing, self.stood)
         grip = self.stood + self.grasps[self.things]
         grip[:, :2] += self.pick_offset
-        # Once, as the fingers have closed: a hand that lifts nothing would chase its own distance from it.
+        # Once, as the fingers have closed: a hand that lifts nothing would chase its own distance
+        # from it.
         self.held = np.where(((phase == LIFT) & (self.timer == 0))[:, None], tip - thing, self.held)
-        there = (env.now["objects"][:, self.place, :2] if self.spots is None else self.spots) + self.place_offset
+        there = (
+            env.now["objects"][:, self.place, :2] if self.spots is None else self.spots
+        ) + self.place_offset
         aim, up = np.concatenate([there, self.stood[:, 2:]], axis=1) + self.held, [0, 0, self.carry]
-        goals = np.select([(phase == p)[:, None] for p in range(8)], [
-            grip + [0, 0, HOVER], grip, grip, self.stood + self.held + up, aim + up, aim + [0, 0, self.low], tip, aim + up])
+        goals = np.select(
+            [(phase == p)[:, None] for p in range(8)],
+            [
+                grip + [0, 0, HOVER],
+                grip,
+                grip,
+                self.stood + self.held + up,
+                aim + up,
+                aim + [0, 0, self.low],
+                tip,
+                aim + up,
+            ],
+        )
         if self.keeps.any():
             on = self.keeps & (phase == AWAY)
-            goals[on] = self.wander[np.minimum(self.timer // 8, len(self.wander) - 1), np.arange(self.batch)][on]
+            goals[on] = self.wander[
+                np.minimum(self.timer // 8, len(self.wander) - 1), np.arange(self.batch)
+            ][on]
         error = goals - tip
-        reached = np.linalg.norm(error, axis=1) < np.select([phase == ABOVE, phase == DOWN, phase == LIFT], [0.008, 0.01, 0.04], 0.015)
-        # Where the arm cannot quite get to, near the end of its reach or against something, it goes on after a while.
-        waited = self.timer >= np.select([phase == CLOSE, phase == OPEN, phase == ABOVE], [self.dwell, 1, 14], 8)
-        advance = np.where((phase == CLOSE) | (phase == OPEN), waited, reached | waited) & (phase < AWAY)
+        reached = np.linalg.norm(error, axis=1) < np.select(
+            [phase == ABOVE, phase == DOWN, phase == LIFT], [0.008, 0.01, 0.04], 0.015
+        )
+        # Where the arm cannot quite get to, near the end of its reach or against something, it goes
+        # on after a while.
+        waited = self.timer >= np.select(
+            [phase == CLOSE, phase == OPEN, phase == ABOVE], [self.dwell, 1, 14], 8
+        )
+        advance = np.where((phase == CLOSE) | (phase == OPEN), waited, reached | waited) & (
+            phase < AWAY
+        )
         closed = (phase >= CLOSE) & ((phase <= LOWER) | self.keeps)
-        action = np.concatenate([np.clip(error / FULL, -1, 1), np.zeros((self.batch, 3)), np.where(closed, 1.0, -1.0)[:, None]], axis=1)
-        self.phase, self.timer = np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance), np.where(advance, 0, self.timer + 1)
+        action = np.concatenate(
+            [
+                np.clip(error / FULL, -1, 1),
+                np.zeros((self.batch, 3)),
+                np.where(closed, 1.0, -1.0)[:, None],
+            ],
+            axis=1,
+        )
+        self.phase, self.timer = (
+            np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance),
+            np.where(advance, 0, self.timer + 1),
+        )
         return action
 
     def restart(self, which: np.ndarray):
@@ -93,50 +161,86 @@ class PickAndPlace:
 
 
 def _record(env, states, rng, noise, burst, make, each_step=None) -> dict:
-    """Episodes of the expert `make()`; Gaussian noise (in action units) is added to the motion that is executed, in each step with probability `burst`."""
+    """Episodes of the expert `make()`; Gaussian noise (in action units) is added to the motion that
+    is executed, in each step with probability `burst`.
+    """
     frames, executed, intended, done = [env.reset(states)], [], [], []
     expert, seen = make(), [env.now]
     for _ in range(env.task.horizon):
         if each_step:
             each_step(expert)
         wanted = expert.act(env)
-        action, struck = wanted.astype(np.float32), rng.random((len(wanted), 1)) < burst  # single precision, as it is recorded: a replay is then exact
-        action[:, :3] = np.clip(wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1)
+        action, struck = (
+            wanted.astype(np.float32),
+            rng.random((len(wanted), 1)) < burst,
+        )  # single precision, as it is recorded: a replay is then exact
+        action[:, :3] = np.clip(
+            wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
+        )
         image, finished, _ = env.step_chunk(action[:, None])
-        frames.append(image[:, 0]), executed.append(action), intended.append(wanted), done.append(finished[:, 0]), seen.append(env.now)
-    stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
-    return {"frames": stack(frames), "executed": stack(executed), "intended": stack(intended).astype(np.float32), "done": stack(done),
-            **{name: stack([now[name] for now in seen]) for name in ("tip", "objects", "opening")}}
+        (
+            frames.append(image[:, 0]),
+            executed.append(action),
+            intended.append(wanted),
+            done.append(finished[:, 0]),
+            seen.append(env.now),
+        )
+    stack = lambda parts: np.stack(parts, axis=1)
+    return {
+        "frames": stack(frames),
+        "executed": stack(executed),
+        "intended": stack(intended).astype(np.float32),
+        "done": stack(done),
+        **{name: stack([now[name] for now in seen]) for name in ("tip", "objects", "opening")},
+    }
 
 
-def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0) -> dict:
-    """Run the expert from `states` to the task's horizon. Gaussian noise (in action units) is added to the motion of what is executed, in each step with
-    probability `burst`, never to what is recorded as the expert's intention.
+def demonstrate(
+    env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0
+) -> dict:
+    """Run the expert from `states` to the task's horizon. Gaussian noise (in action units) is added
+    to the motion of what is executed, in each step with probability `burst`, never to what is
+    recorded as the expert's intention.
 
-    Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 7), done bool (B, T), `tip` (B, T + 1, 3) and `objects`
-    (B, T + 1, n, 3) in metres, `opening` (B, T + 1) in [0, 1].
+    Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 7),
+    done bool (B, T), `tip` (B, T + 1, 3) and `objects` (B, T + 1, n, 3) in metres, `opening` (B, T
+    + 1) in [0, 1].
     """
     return _record(env, states, rng, noise, burst, lambda: PickAndPlace(env))
 
 
 def attempt(env, states, rng: np.random.Generator) -> dict:
-    """The expert, off by centimetres in half of its grasps and two thirds of its placements; in a third of the episodes it comes to the goal, keeps hold and
-    goes on from there, or a world model would take the way up for letting go. Returns the dict of `demonstrate`; `done` tells which came out well."""
+    """The expert, off by centimetres in half of its grasps and two thirds of its placements; in a
+    third of the episodes it comes to the goal, keeps hold and goes on from there, or a world model
+    would take the way up for letting go. Returns the dict of `demonstrate`; `done` tells which came
+    out well.
+    """
+
     def off(spread, share):
         return spread * (rng.random((len(states), 1)) < share) * rng.normal(size=(len(states), 2))
 
     def make():
         place = env.now["objects"][:, goal_of(env)[1]]
-        wander = place + rng.uniform((-0.15, -0.15, 0.12), (0.15, 0.15, 0.55), (env.task.horizon // 8, len(states), 3))
-        return PickAndPlace(env, pick_offset=off(0.03, 0.5), place_offset=off(0.08, 0.67), keeps=rng.random(len(states)) < 1 / 3, wander=wander)
+        wander = place + rng.uniform(
+            (-0.15, -0.15, 0.12), (0.15, 0.15, 0.55), (env.task.horizon // 8, len(states), 3)
+        )
+        return PickAndPlace(
+            env,
+            pick_offset=off(0.03, 0.5),
+            place_offset=off(0.08, 0.67),
+            keeps=rng.random(len(states)) < 1 / 3,
+            wander=wander,
+        )
 
     return _record(env, states, rng, 0.3, 0.2, make)
 
 
 def play(env, states, rng: np.random.Generator) -> dict:
-    """Objects picked up, or missed, and put down elsewhere on the table, one after the other, with more or less noise: never at the task's goal.
+    """Objects picked up, or missed, and put down elsewhere on the table, one after the other, with
+    more or less noise: never at the task's goal.
 
-    Returns the dict of `demonstrate`; `done` is True from where the goal was reached by accident: such episodes are to be thrown away.
+    Returns the dict of `demonstrate`; `done` is True from where the goal was reached by accident:
+    such episodes are to be thrown away.
     """
     batch, (_, place) = len(states), goal_of(env)
     movable = np.array([i for i in range(len(env.objects)) if i != place])
@@ -146,12 +250,19 @@ def play(env, states, rng: np.random.Generator) -> dict:
         """Places within reach and 12 cm away from the goal."""
         middle = env.now["objects"][which, place, :2]
         tries = middle + rng.uniform(-0.35, 0.35, (64, len(which), 2))
-        free = (np.linalg.norm(tries - middle, axis=-1) > 0.2) & (np.abs(tries[..., 1]) < 0.3) & (tries[..., 0] > -0.25) & (tries[..., 0] < 0.2)
+        free = (
+            (np.linalg.norm(tries - middle, axis=-1) > 0.2)
+            & (np.abs(tries[..., 1]) < 0.3)
+            & (tries[..., 0] > -0.25)
+            & (tries[..., 0] < 0.2)
+        )
         return tries[free.argmax(axis=0), np.arange(len(which))]
 
     def make():
         everyone = np.arange(batch)
-        return PickAndPlace(env, things=rng.choice(movable, batch), spots=spots(everyone), pick_offset=miss(batch))
+        return PickAndPlace(
+            env, things=rng.choice(movable, batch), spots=spots(everyone), pick_offset=miss(batch)
+        )
 
     def miss(count):
         return rng.normal(size=(count, 2)) * rng.choice([0.0, 0.01, 0.03], size=(count, 1))
@@ -159,7 +270,11 @@ def play(env, states, rng: np.random.Generator) -> dict:
     def anew(expert):
         over = np.flatnonzero((expert.phase == AWAY) & (expert.timer >= 2))
         if len(over):
-            expert.things[over], expert.spots[over], expert.pick_offset[over] = rng.choice(movable, len(over)), spots(over), miss(len(over))
+            expert.things[over], expert.spots[over], expert.pick_offset[over] = (
+                rng.choice(movable, len(over)),
+                spots(over),
+                miss(len(over)),
+            )
             expert.restart(over)
 
     return _record(env, states, rng, noise, 0.4, make, anew)

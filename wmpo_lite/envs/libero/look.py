@@ -1,4 +1,7 @@
-"""How a frame of LIBERO is drawn: fast options for machines that render on their processor, with what each changes in the picture."""
+"""How a frame of LIBERO is drawn: fast options for machines that render on their processor, with
+what each changes in the picture.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +14,13 @@ from wmpo_lite.errors import UserError
 class Look:
     """The defaults are the fast ones; `Look.official()` draws what LIBERO draws.
 
-    samples: of antialiasing per pixel; 0 leaves edges jagged (LIBERO: 4). reflections: mirror images on shiny material; without them the top of the flat
-    stove is grey instead of white, and floors lose a faint shine. shadows: cast shadows; most of LIBERO's lamps cast none, the switch costs nothing then.
-    grain: metres; corners of a mesh that share a cube of this size are drawn as one, which coarsens small parts below a third of a pixel's width of the
-    agent view (the near wrist view shows it). None takes 0.25 m / size, 0 draws every triangle. Physics never sees any of it.
+    samples: of antialiasing per pixel; 0 leaves edges jagged (LIBERO: 4). reflections: mirror
+    images on shiny material; without them the top of the flat stove is grey instead of white, and
+    floors lose a faint shine. shadows: cast shadows; most of LIBERO's lamps cast none, the switch
+    costs nothing then. grain: metres; corners of a mesh that share a cube of this size are drawn as
+    one, which coarsens small parts below a third of a pixel's width of the agent view (the near
+    wrist view shows it). None takes 0.25 m / size, 0 draws every triangle. Physics never sees any
+    of it.
     """
 
     samples: int = 0
@@ -24,7 +30,10 @@ class Look:
 
     def __post_init__(self):
         if self.samples < 0 or self.grain is not None and not 0 <= self.grain < 0.05:
-            raise UserError(f"Look.samples is {self.samples} and grain {self.grain}; expected 0 or more samples and a grain of 0 to 0.05 m")
+            raise UserError(
+                f"Look.samples is {self.samples} and grain {self.grain}; expected 0 or more samples"
+                " and a grain of 0 to 0.05 m"
+            )
 
     @staticmethod
     def official() -> "Look":
@@ -36,20 +45,29 @@ class Painter:
 
     def __init__(self, model, size: int, look: Look):
         import mujoco
+
         model.vis.quality.offsamples = look.samples
-        model.vis.global_.offwidth, model.vis.global_.offheight = max(size, model.vis.global_.offwidth), max(size, model.vis.global_.offheight)
+        model.vis.global_.offwidth, model.vis.global_.offheight = (
+            max(size, model.vis.global_.offwidth),
+            max(size, model.vis.global_.offheight),
+        )
         grain = 0.25 / size if look.grain is None else look.grain
         names = ("mesh_face", "mesh_facenormal", "mesh_facetexcoord", "mesh_facenum")
         kept = {name: getattr(model, name).copy() for name in names}
         if grain:
             coarsen(model, grain)
         try:
-            self.renderer = Renderer(model, size)  # the meshes go to the graphics memory here, and only here
+            self.renderer = Renderer(
+                model, size
+            )  # the meshes go to the graphics memory here, and only here
         finally:
             for name, value in kept.items():
                 getattr(model, name)[:] = value
         self.option = mujoco.MjvOption()
-        self.option.geomgroup[0], self.option.geomgroup[1] = 0, 1  # collision shapes hidden, visual ones shown
+        self.option.geomgroup[0], self.option.geomgroup[1] = (
+            0,
+            1,
+        )  # collision shapes hidden, visual ones shown
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = look.reflections
 
@@ -61,16 +79,30 @@ class Painter:
 
 
 def coarsen(model, grain: float):
-    """Join the corners of each mesh that lie in one cube of `grain` metres and drop the triangles that vanish thereby (in place)."""
+    """Join the corners of each mesh that lie in one cube of `grain` metres and drop the triangles
+    that vanish thereby (in place).
+    """
     for mesh in range(model.nmesh):
-        corner, corners, first, count = (int(a[mesh]) for a in (model.mesh_vertadr, model.mesh_vertnum, model.mesh_faceadr, model.mesh_facenum))
-        cells = np.floor(model.mesh_vert[corner: corner + corners] / grain).astype(np.int64)
+        corner, corners, first, count = (
+            int(a[mesh])
+            for a in (
+                model.mesh_vertadr,
+                model.mesh_vertnum,
+                model.mesh_faceadr,
+                model.mesh_facenum,
+            )
+        )
+        cells = np.floor(model.mesh_vert[corner : corner + corners] / grain).astype(np.int64)
         cells -= cells.min(axis=0)
         spans = cells.max(axis=0) + 1
         flat = (cells[:, 0] * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
         _, example, member = np.unique(flat, return_index=True, return_inverse=True)
-        faces = example[member][model.mesh_face[first: first + count]]
-        rows = np.flatnonzero((faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2]))
+        faces = example[member][model.mesh_face[first : first + count]]
+        rows = np.flatnonzero(
+            (faces[:, 0] != faces[:, 1])
+            & (faces[:, 1] != faces[:, 2])
+            & (faces[:, 0] != faces[:, 2])
+        )
         if len(rows) < 12:
             continue  # smaller than the grain: leave it alone
         # Doubles go, but not a face and its back: thin walls have one on each side.
@@ -82,5 +114,5 @@ def coarsen(model, grain: float):
         model.mesh_face[left] = faces[rows]
         for name in ("mesh_facenormal", "mesh_facetexcoord"):
             array = getattr(model, name)
-            array[left] = array[first: first + count][rows]
+            array[left] = array[first : first + count][rows]
         model.mesh_facenum[mesh] = len(rows)

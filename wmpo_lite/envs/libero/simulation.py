@@ -1,4 +1,7 @@
-"""One LIBERO task in this process: built once, reset once, then only states are put into it (runs inside `worker`)."""
+"""One LIBERO task in this process: built once, reset once, then only states are put into it (runs
+inside `worker`).
+"""
+
 import types
 
 import numpy as np
@@ -9,9 +12,18 @@ from wmpo_lite.errors import UserError
 
 AGENT, WRIST = "agentview", "robot0_eye_in_hand"
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open
-PLACEMENT_SEED = 0  # of the cabinets and stoves under the benchmark's states, which do not say where these stand (LIBERO draws it, within a centimetre)
-SETTLE = 10  # control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
-DRIFT, TILT, SPEED = 0.03, 30.0, 0.1  # metres over ground and degrees that an object may move while its initial state settles, m/s that it may have then
+# of the cabinets and stoves under the benchmark's states, which do not say where these stand
+# (LIBERO draws it, within a centimetre)
+PLACEMENT_SEED = 0
+# control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
+SETTLE = 10
+DRIFT, TILT, SPEED = (
+    0.03,
+    30.0,
+    0.1,
+    # metres over ground and degrees that an object may move while its initial state settles, m/s
+    # that it may have then
+)
 
 
 class Simulation:
@@ -20,19 +32,38 @@ class Simulation:
     def __init__(self, bddl: str, size: int, look: Look, wrist: bool):
         import mujoco
         from libero.libero.envs.env_wrapper import ControlEnv
+
         self._mujoco = mujoco
         bridge()
-        # hard_reset rebuilds the whole model at every reset; cameras and observations of its own are computed 25 times a step and not used here.
-        self.env = ControlEnv(bddl_file_name=bddl, has_offscreen_renderer=False, use_camera_obs=False, hard_reset=False, ignore_done=True).env
+        # hard_reset rebuilds the whole model at every reset; cameras and observations of its own
+        # are computed 25 times a step and not used here.
+        self.env = ControlEnv(
+            bddl_file_name=bddl,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            hard_reset=False,
+            ignore_done=True,
+        ).env
         self.sim, self.robot = self.env.sim, self.env.robots[0]
         self.model, self.data = self.sim.model._model, self.sim.data._data
         self.substeps = int(self.env.control_timestep / self.env.model_timestep)
         if self.model.opt.integrator != mujoco.mjtIntegrator.mjINT_EULER:
-            raise UserError("LIBERO's model uses another integrator than Euler, which this environment's split steps need; install robosuite 1.4.0")
+            raise UserError(
+                "LIBERO's model uses another integrator than Euler, which this environment's split"
+                " steps need; install robosuite 1.4.0"
+            )
         self._spec = mujoco.mjtState.mjSTATE_INTEGRATION
         self._size = mujoco.mj_stateSize(self.model, self._spec)
-        self.fixtures = [self.model.body(self.env.fixtures_dict[name].root_body).id for name in sorted(self.env.fixtures_dict)
-                         if mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, getattr(self.env.fixtures_dict[name], "root_body", "")) >= 0]
+        self.fixtures = [
+            self.model.body(self.env.fixtures_dict[name].root_body).id
+            for name in sorted(self.env.fixtures_dict)
+            if mujoco.mj_name2id(
+                self.model,
+                mujoco.mjtObj.mjOBJ_BODY,
+                getattr(self.env.fixtures_dict[name], "root_body", ""),
+            )
+            >= 0
+        ]
         self.objects = tuple(sorted(self.env.objects_dict))
         self.goal = [[str(word) for word in part] for part in self.env.parsed_problem["goal_state"]]
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
@@ -50,14 +81,18 @@ class Simulation:
     def close(self):
         self.painter.close()
 
-    # -- states ---------------------------------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def sample(self, seed: int):
-        """LIBERO's own reset from a seed of ours, tried again where it finds no room for an object."""
+        """LIBERO's own reset from a seed of ours, tried again where it finds no room
+        for an object.
+        """
         from robosuite.utils.errors import RandomizationError
+
         np.random.seed(seed)  # LIBERO draws from NumPy's global generator
         for _ in range(20):
-            # What lies on a stove or in a drawer is placed from the fixture's pose and its region's, which is read where a new model has it: at the origin.
+            # What lies on a stove or in a drawer is placed from the fixture's pose and its
+            # region's, which is read where a new model has it: at the origin.
             for body in self.fixtures:
                 self.model.body_pos[body], self.model.body_quat[body] = 0, (1, 0, 0, 0)
             self._mujoco.mj_resetData(self.model, self.data)
@@ -68,41 +103,67 @@ class Simulation:
                 return
             except RandomizationError:
                 pass
-        raise UserError("LIBERO found no room for the objects of this task in 20 tries; choose another index")
+        raise UserError(
+            "LIBERO found no room for the objects of this task in 20 tries; choose another index"
+        )
 
     def row(self) -> np.ndarray:
-        """The present state as an initial state: time, qpos, qvel, then position and orientation (7) of every fixture."""
+        """The present state as an initial state: time, qpos, qvel, then position and orientation
+        (7) of every fixture.
+        """
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel, self._placed()])
 
     def draw(self, seeds: list[int], taken: np.ndarray) -> np.ndarray:
-        """A settled state whose premise holds, from the first of `seeds` that gives one at least a millimetre away from all states in `taken` (N, S)."""
+        """A settled state whose premise holds, from the first of `seeds` that gives one at least a
+        millimetre away from all states in `taken` (N, S).
+        """
         for seed in seeds:
             self.sample(seed)
             self.put(self.row())
             broken = self.settle(2 * SETTLE)
             if not broken and self.apart(self.row(), taken) > 1e-3:
                 return self.row()
-        raise UserError(f"none of {len(seeds)} states drawn for this task can start an episode ({'; '.join(broken) or 'all are evaluation states'}); "
-                        "this version of MuJoCo cannot hold its premise, choose another task")
+        raise UserError(
+            f"none of {len(seeds)} states drawn for this task can start an episode"
+            f" ({'; '.join(broken) or 'all are evaluation states'}); this version of MuJoCo cannot"
+            " hold its premise, choose another task"
+        )
 
     def apart(self, row: np.ndarray, taken: np.ndarray) -> float:
-        """Metres over ground: the smallest distance of a state from those in `taken`, as far as its most displaced object."""
-        columns = [1 + self.model.jnt_qposadr[self.model.body_jntadr[body]] for body in self._bodies if self.model.body_jntnum[body]]
+        """Metres over ground: the smallest distance of a state from those in `taken`, as far as its
+        most displaced object.
+        """
+        columns = [
+            1 + self.model.jnt_qposadr[self.model.body_jntadr[body]]
+            for body in self._bodies
+            if self.model.body_jntnum[body]
+        ]
         both = np.array([[c, c + 1] for c in columns])  # x and y
-        return float(np.linalg.norm(taken[:, both] - row[both], axis=-1).max(axis=1).min(initial=np.inf))
+        return float(
+            np.linalg.norm(taken[:, both] - row[both], axis=-1).max(axis=1).min(initial=np.inf)
+        )
 
     def put(self, row: np.ndarray):
-        """Put an initial state into the simulation, with or without fixtures; nothing of an earlier episode is left."""
+        """Put an initial state into the simulation, with or without fixtures; nothing of an earlier
+        episode is left.
+        """
         if len(row) not in (self.row_size, self.row_size + 7 * len(self.fixtures)):
-            raise UserError(f"an initial state of this task has {self.row_size} numbers (and 7 for each of its {len(self.fixtures)} fixtures), got {len(row)}: "
-                            "it belongs to another task or version; take it from `initial_states`")
+            raise UserError(
+                f"an initial state of this task has {self.row_size} numbers (and 7 for each of its"
+                f" {len(self.fixtures)} fixtures), got {len(row)}: it belongs to another task or"
+                " version; take it from `initial_states`"
+            )
         if not np.isfinite(row).all():
             raise UserError("an initial state holds NaN or infinity; take it from `initial_states`")
-        placement = row[self.row_size:] if len(row) > self.row_size else self.placement
+        placement = row[self.row_size :] if len(row) > self.row_size else self.placement
         for body, pose in zip(self.fixtures, placement.reshape(-1, 7)):
             self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.time, self.data.qpos[:], self.data.qvel[:] = row[0], row[1: 1 + self.model.nq], row[1 + self.model.nq: self.row_size]
+        self.data.time, self.data.qpos[:], self.data.qvel[:] = (
+            row[0],
+            row[1 : 1 + self.model.nq],
+            row[1 + self.model.nq : self.row_size],
+        )
         self._mujoco.mj_forward(self.model, self.data)
         self.robot.controller.update(force=True)
         self.robot.controller.reset_goal()
@@ -113,32 +174,51 @@ class Simulation:
         """Everything that an episode needs to go on later."""
         state = np.zeros(self._size)
         self._mujoco.mj_getState(self.model, self.data, state, self._spec)
-        return {"state": state, "goal": self.robot.controller.goal_ori.copy(), "gripper": np.array(self.robot.gripper.current_action), "placement": self._placed()}
+        return {
+            "state": state,
+            "goal": self.robot.controller.goal_ori.copy(),
+            "gripper": np.array(self.robot.gripper.current_action),
+            "placement": self._placed(),
+        }
 
     def load(self, saved: dict):
         for body, pose in zip(self.fixtures, saved["placement"].reshape(-1, 7)):
             self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
         self._mujoco.mj_setState(self.model, self.data, saved["state"], self._spec)
         self.robot.controller.new_update = True
-        self.robot.controller.goal_ori, self.robot.gripper.current_action = saved["goal"].copy(), saved["gripper"].copy()
+        self.robot.controller.goal_ori, self.robot.gripper.current_action = (
+            saved["goal"].copy(),
+            saved["gripper"].copy(),
+        )
 
     def _placed(self) -> np.ndarray:
-        return np.concatenate([np.append(self.model.body_pos[b], self.model.body_quat[b]) for b in self.fixtures] + [np.zeros(0)])
+        return np.concatenate(
+            [np.append(self.model.body_pos[b], self.model.body_quat[b]) for b in self.fixtures]
+            + [np.zeros(0)]
+        )
 
     def _projection(self, camera: str) -> np.ndarray:
-        """Homogeneous point of the room -> homogeneous picture coordinates (right, down, 1), both in [-1, 1] inside the picture: float32 (3, 4)."""
+        """Homogeneous point of the room -> homogeneous picture coordinates (right, down, 1), both
+        in [-1, 1] inside the picture: float32 (3, 4).
+        """
         number = self.model.camera(camera).id
         right, up, back = self.data.cam_xmat[number].reshape(3, 3).T
         zoom = 1 / np.tan(np.radians(self.model.cam_fovy[number] / 2))
         rows = np.stack([zoom * right, -zoom * up, -back])
-        return np.concatenate([rows, -(rows @ self.data.cam_xpos[number])[:, None]], axis=1).astype(np.float32)
+        return np.concatenate([rows, -(rows @ self.data.cam_xpos[number])[:, None]], axis=1).astype(
+            np.float32
+        )
 
-    # -- motion ---------------------------------------------------------------------------------------------------------------------------
+    # -- motion ------------------------------------------------------------------------------------
 
     def step(self, action: np.ndarray):
-        """One control step of 0.05 s, the same physics as LIBERO's `step`: it computes every forward pass three times, here it is computed once."""
+        """One control step of 0.05 s, the same physics as LIBERO's `step`: it computes every
+        forward pass three times, here it is computed once.
+        """
         controller, robot, data = self.robot.controller, self.robot, self.data
-        self.sim.forward = _nothing  # the controller asks for a forward pass that has just been made
+        self.sim.forward = (
+            _nothing  # the controller asks for a forward pass that has just been made
+        )
         try:
             for substep in range(self.substeps):
                 self._mujoco.mj_step1(self.model, data)
@@ -152,10 +232,15 @@ class Simulation:
             del self.sim.forward
         self.env._post_process()  # a burner that glows, for example
         if not np.isfinite(data.qpos).all():
-            raise UserError("the simulation diverged (non-finite state); please report the task, the split and the index of the initial state")
+            raise UserError(
+                "the simulation diverged (non-finite state); please report the task, the split and"
+                " the index of the initial state"
+            )
 
     def hold(self, action: np.ndarray, times: int, stop: bool = True) -> bool:
-        """The same action for `times` control steps; whether the task was solved on the way, after which, with `stop`, nothing moves any more."""
+        """The same action for `times` control steps; whether the task was solved on the way, after
+        which, with `stop`, nothing moves any more.
+        """
         solved = False
         for _ in range(times):
             self.step(action)
@@ -168,25 +253,44 @@ class Simulation:
         return bool(self.env._check_success())
 
     def frames(self) -> list[np.ndarray]:
-        return [self.painter.draw(self.data, camera) for camera in ((AGENT, WRIST) if self.wrist else (AGENT,))]
+        return [
+            self.painter.draw(self.data, camera)
+            for camera in ((AGENT, WRIST) if self.wrist else (AGENT,))
+        ]
 
     def measures(self) -> dict:
-        """What experts and tests may look at: joint state, finger-tip position (3,), object positions (n, 3), metres, and their orientations (n, 4); how far
-        the fingers are apart, of the 8 cm that they can be."""
-        return {"states": self.data.qpos.copy(), "tip": self.data.site_xpos[self.robot.eef_site_id].copy(), "objects": self.data.xpos[self._bodies].copy(),
-                "turned": self.data.xquat[self._bodies].copy(), "opening": np.clip(np.abs(self.data.qpos[self._fingers]).sum() / 0.08, 0, 1)}
+        """What experts and tests may look at: joint state, finger-tip position (3,), object
+        positions (n, 3), metres, and their orientations (n, 4); how far the fingers are apart, of
+        the 8 cm that they can be.
+        """
+        return {
+            "states": self.data.qpos.copy(),
+            "tip": self.data.site_xpos[self.robot.eef_site_id].copy(),
+            "objects": self.data.xpos[self._bodies].copy(),
+            "turned": self.data.xquat[self._bodies].copy(),
+            "opening": np.clip(np.abs(self.data.qpos[self._fingers]).sum() / 0.08, 0, 1),
+        }
 
-    # -- premises ------------------------------------------------------------------------------------------------------------------------
+    # -- premises ----------------------------------------------------------------------------------
 
     def settle(self, steps: int) -> list[str]:
-        """Let the present initial state come to rest; returns what of its premise is broken then, in words, empty if it holds."""
-        before, turned = self.data.xpos[self._bodies].copy(), self.data.xmat[self._bodies].reshape(-1, 3, 3).copy()
+        """Let the present initial state come to rest; returns what of its premise is broken then,
+        in words, empty if it holds.
+        """
+        before, turned = (
+            self.data.xpos[self._bodies].copy(),
+            self.data.xmat[self._bodies].reshape(-1, 3, 3).copy(),
+        )
         for _ in range(steps):
             self.step(STILL)
         broken = []
         for name, body, was, frame in zip(self.objects, self._bodies, before, turned):
             drift = np.linalg.norm((self.data.xpos[body] - was)[:2])
-            tilt = np.degrees(np.arccos(np.clip((self.data.xmat[body].reshape(3, 3).T @ frame).trace() / 2 - 0.5, -1, 1)))
+            tilt = np.degrees(
+                np.arccos(
+                    np.clip((self.data.xmat[body].reshape(3, 3).T @ frame).trace() / 2 - 0.5, -1, 1)
+                )
+            )
             if drift > DRIFT or tilt > TILT:
                 broken.append(f"{name} slid {100 * drift:.1f} cm and turned {tilt:.0f} degrees")
             elif (speed := np.linalg.norm(self._velocity(body))) > SPEED:
@@ -202,14 +306,24 @@ class Simulation:
         if not self.model.body_jntnum[body]:
             return np.zeros(3)
         first = self.model.jnt_dofadr[self.model.body_jntadr[body]]
-        return self.data.qvel[first: first + 3]
+        return self.data.qvel[first : first + 3]
 
     def _holds(self, premise: list[str]) -> bool:
-        """Whether a line of the task's `:init` is true now. Where an object stands on the bare table is not asked: the drift tells."""
+        """Whether a line of the task's `:init` is true now. Where an object stands on the bare
+        table is not asked: the drift tells.
+        """
         known = self.env.object_states_dict
-        if any(name not in known for name in premise[1:]) or len(premise) == 3 and premise[1] in self.env.fixtures_dict:
+        if (
+            any(name not in known for name in premise[1:])
+            or len(premise) == 3
+            and premise[1] in self.env.fixtures_dict
+        ):
             return True
-        if premise[0] == "on" and known[premise[2]].object_state_type == "site" and known[premise[2]].parent_name not in known:
+        if (
+            premise[0] == "on"
+            and known[premise[2]].object_state_type == "site"
+            and known[premise[2]].parent_name not in known
+        ):
             return True
         return bool(self.env._eval_predicate(premise))
 

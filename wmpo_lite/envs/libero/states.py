@@ -1,4 +1,7 @@
-"""The tasks of LIBERO's five suites and where their episodes start: the benchmark's own states for evaluation, states drawn by us for everything else."""
+"""The tasks of LIBERO's five suites and where their episodes start: the benchmark's own states for
+evaluation, states drawn by us for everything else.
+"""
+
 import contextlib
 import io
 import sys
@@ -10,16 +13,27 @@ from wmpo_lite.envs.tabletop.env import SPLITS
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
-# Control stride (simulator steps at 20 Hz that one action is held) and horizon in policy steps: the longest demonstrations of the suites have 193, 254,
-# 270, 373 and 505 simulator steps; each horizon covers them with a margin in 56 to 72 policy steps, whole chunks of 8.
-SUITES = {"libero_spatial": (4, 56), "libero_object": (5, 56), "libero_goal": (5, 64), "libero_90": (6, 72), "libero_10": (8, 72)}
-MISSING = ("LIBERO cannot be imported ({}); install the extra with pip install 'wmpo_lite[libero]' (about 360 MB of wheels), or put an original checkout "
-           "and robosuite 1.4.0 on the Python path")
+# Control stride (simulator steps at 20 Hz that one action is held) and horizon in policy steps: the
+# longest demonstrations of the suites have 193, 254, 270, 373 and 505 simulator steps; each horizon
+# covers them with a margin in 56 to 72 policy steps, whole chunks of 8.
+SUITES = {
+    "libero_spatial": (4, 56),
+    "libero_object": (5, 56),
+    "libero_goal": (5, 64),
+    "libero_90": (6, 72),
+    "libero_10": (8, 72),
+}
+MISSING = (
+    "LIBERO cannot be imported ({}); install the extra with pip install 'wmpo_lite[libero]' (about"
+    " 360 MB of wheels), or put an original checkout and robosuite 1.4.0 on the Python path"
+)
 
 
 @dataclass(frozen=True)
 class LiberoTask:
-    """One task of a suite. bddl: path of its definition; stride: simulator steps (0.05 s each) an action is held; horizon: policy steps of an episode."""
+    """One task of a suite. bddl: path of its definition; stride: simulator steps (0.05 s each) an
+    action is held; horizon: policy steps of an episode.
+    """
 
     suite: str
     number: int
@@ -31,12 +45,25 @@ class LiberoTask:
 
 
 def get_task(suite: str, number: int) -> LiberoTask:
-    """Task `number` (from 0, the benchmark's default order) of a suite by name. UserError for unknown ones or without LIBERO."""
+    """Task `number` (from 0, the benchmark's default order) of a suite by name. UserError for
+    unknown ones or without LIBERO.
+    """
     found = _suite(suite)
     if not 0 <= number < found.n_tasks:
-        raise UserError(f"suite '{suite}' has the tasks 0 to {found.n_tasks - 1}, got number {number}; choose one of these")
+        raise UserError(
+            f"suite '{suite}' has the tasks 0 to {found.n_tasks - 1}, got number {number}; choose"
+            " one of these"
+        )
     task, (stride, horizon) = found.get_task(number), SUITES[suite]
-    return LiberoTask(suite, number, task.name, task.language, str(found.get_task_bddl_file_path(number)), stride, horizon)
+    return LiberoTask(
+        suite,
+        number,
+        task.name,
+        task.language,
+        str(found.get_task_bddl_file_path(number)),
+        stride,
+        horizon,
+    )
 
 
 def tasks(suite: str) -> list[LiberoTask]:
@@ -45,21 +72,33 @@ def tasks(suite: str) -> list[LiberoTask]:
 
 
 def evaluation_rows(task: LiberoTask) -> np.ndarray:
-    """The benchmark's initial states (50, 1 + nq + nv): time, qpos, qvel. They are for evaluation and never appear in another split."""
+    """The benchmark's initial states (50, 1 + nq + nv): time, qpos, qvel. They are for evaluation
+    and never appear in another split.
+    """
     import pickle
+
     found = _suite(task.suite)
     try:
         rows = found.get_task_init_states(task.number)
-    except pickle.UnpicklingError:  # an original checkout keeps them in torch files, whose arrays a recent torch loads only when told that arrays are safe
+    # an original checkout keeps them in torch files, whose arrays a recent torch loads only when
+    # told that arrays are safe
+    except pickle.UnpicklingError:
         import torch
+
         with torch.serialization.safe_globals(_array_parts()):
             rows = found.get_task_init_states(task.number)
     return np.asarray(rows, dtype=np.float64)
 
 
 def seed_of(task: LiberoTask, split: str, index: int, attempt: int) -> int:
-    """The seed with which state `index` of a split is drawn; every (task, split, index, attempt) has its own."""
-    return int(np.random.SeedSequence([SPLITS[split], index, attempt, *task.name.encode()]).generate_state(1)[0])
+    """The seed with which state `index` of a split is drawn; every (task, split, index, attempt)
+    has its own.
+    """
+    return int(
+        np.random.SeedSequence([SPLITS[split], index, attempt, *task.name.encode()]).generate_state(
+            1
+        )[0]
+    )
 
 
 def check(split: str, indices) -> np.ndarray:
@@ -68,12 +107,21 @@ def check(split: str, indices) -> np.ndarray:
         raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
     indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
     if (indices < 0).any():
-        raise UserError(f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative indices")
+        raise UserError(
+            f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative"
+            " indices"
+        )
     return indices
 
 
 def as_states(task: LiberoTask, split: str, indices: np.ndarray, rows: np.ndarray) -> InitialStates:
-    return InitialStates(states=rows, frames=None, instructions=(task.instruction,) * len(indices), split=split, indices=indices)
+    return InitialStates(
+        states=rows,
+        frames=None,
+        instructions=(task.instruction,) * len(indices),
+        split=split,
+        indices=indices,
+    )
 
 
 def _suite(name: str):
@@ -82,8 +130,11 @@ def _suite(name: str):
     stdin = sys.stdin
     with contextlib.redirect_stdout(io.StringIO()):  # it tells about its task order every time
         try:
-            sys.stdin = io.StringIO("n\n")  # at its first import an original checkout asks whether data lie elsewhere
+            sys.stdin = io.StringIO(
+                "n\n"
+            )  # at its first import an original checkout asks whether data lie elsewhere
             from libero.libero import benchmark
+
             return benchmark.get_benchmark(name)()
         except ImportError as error:
             raise UserError(MISSING.format(error)) from error
@@ -93,5 +144,6 @@ def _suite(name: str):
 
 def _array_parts() -> list:
     from numpy._core.multiarray import _reconstruct
+
     old = (_reconstruct, "numpy.core.multiarray._reconstruct")  # the name that NumPy 1 wrote
     return [_reconstruct, old, np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]

@@ -1,7 +1,10 @@
-"""A process of its own for one simulation, and the line to it. Runs as `python -m wmpo_lite.envs.libero.worker FD`, so no guard is needed around user code.
+"""A process of its own for one simulation, and the line to it. Runs as `python -m
+wmpo_lite.envs.libero.worker FD`, so no guard is needed around user code.
 
-The line carries one message each way: a JSON header, then the arrays that it names as raw bytes. If the line breaks, each end knows that the other is gone.
+The line carries one message each way: a JSON header, then the arrays that it names as raw bytes. If
+the line breaks, each end knows that the other is gone.
 """
+
 import collections
 import importlib
 import json
@@ -18,13 +21,19 @@ import numpy as np
 
 from wmpo_lite.errors import UserError
 
-NO_GL = ("LIBERO cannot draw here ({}); install the GL libraries (apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6) and unset MUJOCO_GL, or set "
-         "it to egl or osmesa")
+NO_GL = (
+    "LIBERO cannot draw here ({}); install the GL libraries (apt-get install libegl1 libegl-mesa0"
+    " libgl1-mesa-dri libosmesa6) and unset MUJOCO_GL, or set it to egl or osmesa"
+)
 
 
 def send(line: Connection, head: dict, **arrays):
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    line.send_bytes(json.dumps({"head": head, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}).encode())
+    line.send_bytes(
+        json.dumps(
+            {"head": head, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}
+        ).encode()
+    )
     for array in arrays.values():
         if array.nbytes:
             line.send_bytes(memoryview(array).cast("B"))
@@ -34,7 +43,9 @@ def receive(line: Connection) -> tuple[dict, dict]:
     message, arrays = json.loads(line.recv_bytes()), {}
     for name, kind, shape in message["arrays"]:
         empty = np.empty(shape, kind)
-        arrays[name] = np.frombuffer(line.recv_bytes(), kind).reshape(shape).copy() if empty.nbytes else empty
+        arrays[name] = (
+            np.frombuffer(line.recv_bytes(), kind).reshape(shape).copy() if empty.nbytes else empty
+        )
     return message["head"], arrays
 
 
@@ -48,12 +59,25 @@ class Worker:
     def __init__(self, threads: int):
         ours, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[3])
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": str(threads), **os.environ}
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "LP_NUM_THREADS": str(threads),
+            **os.environ,
+        }
         environment["PYTHONPATH"] = os.pathsep.join([package, *[p for p in sys.path if p]])
         self._log = tempfile.TemporaryFile("w+")
-        # A session of its own: Ctrl-C in the terminal ends the program, and the broken line ends the worker.
-        self.process = subprocess.Popen([sys.executable, "-m", "wmpo_lite.envs.libero.worker", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                                        stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment, start_new_session=True)
+        # A session of its own: Ctrl-C in the terminal ends the program, and the broken line ends
+        # the worker.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "wmpo_lite.envs.libero.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,
+        )
         theirs.close()
         self.line = Connection(ours.detach())
 
@@ -64,7 +88,9 @@ class Worker:
             self._gone()
 
     def answer(self) -> tuple[dict, dict]:
-        """The reply to the oldest question; UserError with the worker's sentence if it could not do it."""
+        """The reply to the oldest question; UserError with the worker's sentence if it could not do
+        it.
+        """
         try:
             head, arrays = receive(self.line)
         except (EOFError, OSError):
@@ -90,37 +116,60 @@ class Worker:
         code = self.process.wait()
         self._log.seek(0)
         said = "; ".join(line.strip() for line in self._log.read().splitlines()[-3:]) or "nothing"
-        raise WorkerGone(f"a LIBERO worker ended by itself (exit status {code}); the last it said was: {said}. Build the environment again, with fewer workers "
-                        "if memory ran out")
+        raise WorkerGone(
+            f"a LIBERO worker ended by itself (exit status {code}); the last it said was: {said}."
+            " Build the environment again, with fewer workers if memory ran out"
+        )
 
 
 class Host:
     """The far end: a simulation and the episodes that it is in."""
 
     def build(self, head: dict, arrays: dict) -> dict:
+        from wmpo_lite.envs.drawing import import_mujoco
         from wmpo_lite.envs.libero.look import Look
         from wmpo_lite.envs.libero.states import MISSING
-        from wmpo_lite.envs.drawing import import_mujoco
+
         try:
             import_mujoco()  # chooses the back end for drawing
             from wmpo_lite.envs.libero.simulation import Simulation
+
             importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
         except ModuleNotFoundError as error:
             raise UserError(MISSING.format(error)) from error
         except (ImportError, RuntimeError, AttributeError, OSError) as error:
             raise UserError(NO_GL.format(_first(error))) from error
         import mujoco
+
         try:
-            self.simulation = Simulation(head["bddl"], head["size"], Look(**head["look"]), head["wrist"])
+            self.simulation = Simulation(
+                head["bddl"], head["size"], Look(**head["look"]), head["wrist"]
+            )
         except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
-            if not any(word in f"{error!r}{traceback.format_exc()}".lower() for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")):
+            if not any(
+                word in f"{error!r}{traceback.format_exc()}".lower()
+                for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")
+            ):
                 raise
             raise UserError(NO_GL.format(_first(error))) from error
         self.stride, self.stop, self.cache = head["stride"], head["stop"], collections.OrderedDict()
-        return {"head": {"row_size": self.simulation.row_size, "objects": self.simulation.objects, "goal": self.simulation.goal}, "placement": self.simulation.placement, "camera": self.simulation.camera}
+        return {
+            "head": {
+                "row_size": self.simulation.row_size,
+                "objects": self.simulation.objects,
+                "goal": self.simulation.goal,
+            },
+            "placement": self.simulation.placement,
+            "camera": self.simulation.camera,
+        }
 
     def draw(self, head: dict, arrays: dict) -> dict:
-        return {"head": {}, "rows": np.stack([self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]])}
+        return {
+            "head": {},
+            "rows": np.stack(
+                [self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]]
+            ),
+        }
 
     def pictures(self, head: dict, arrays: dict) -> dict:
         frames = []
@@ -137,15 +186,32 @@ class Host:
             if key not in self.cache:
                 self.simulation.put(row)
                 found = self.simulation.settle(head["settle"])
-                self.cache[key] = self.simulation.save(), self.simulation.frames(), found, self.simulation.measures()
+                self.cache[key] = (
+                    self.simulation.save(),
+                    self.simulation.frames(),
+                    found,
+                    self.simulation.measures(),
+                )
                 if len(self.cache) > 64:
                     self.cache.popitem(last=False)
             saved, frames, found, measures = self.cache[key]
-            self.episodes.append(saved), self.shown.append(frames), broken.append(found), self.done.append(False), now.append(measures)
-        return {"head": {"broken": broken}, "frames": np.array(self.shown), **{name: np.array([m[name] for m in now]) for name in now[0]}}
+            (
+                self.episodes.append(saved),
+                self.shown.append(frames),
+                broken.append(found),
+                self.done.append(False),
+                now.append(measures),
+            )
+        return {
+            "head": {"broken": broken},
+            "frames": np.array(self.shown),
+            **{name: np.array([m[name] for m in now]) for name in now[0]},
+        }
 
     def step(self, head: dict, arrays: dict) -> dict:
-        """actions (b, K, 7) -> frames (b, K or 1, cameras, H, W, 3), done (b, K) and the measures after every step."""
+        """actions (b, K, 7) -> frames (b, K or 1, cameras, H, W, 3), done (b, K) and the measures
+        after every step.
+        """
         actions, every, out = arrays["actions"], head["every_frame"], collections.defaultdict(list)
         for b, episode in enumerate(self.episodes):
             self.simulation.load(episode)
@@ -155,7 +221,9 @@ class Host:
             for k, action in enumerate(actions[b]):
                 moved = not (self.done[b] and self.stop)
                 if moved:
-                    self.done[b] = self.simulation.hold(action, self.stride, self.stop) or self.done[b]
+                    self.done[b] = (
+                        self.simulation.hold(action, self.stride, self.stop) or self.done[b]
+                    )
                 done.append(self.done[b]), measures.append(self.simulation.measures())
                 if moved and (every or k == len(actions[b]) - 1 or self.done[b] and self.stop):
                     self.shown[b] = self.simulation.frames()
@@ -168,7 +236,11 @@ class Host:
 
 
 def _first(error) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return (
+        str(error).strip().splitlines()[0].rstrip(".")
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def main(descriptor: int):

@@ -1,1 +1,3 @@
-"""Embedded MuJoCo simulator: an SO-101-sized arm on a table, a camera, and tasks that are one short file each."""
+"""Embedded MuJoCo simulator: an SO-101-sized arm on a table, a camera, and tasks that are one short
+file each.
+"""

@@ -1,4 +1,5 @@
 """The scripted expert: a pick-and-place state machine that looks at the true state."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,19 +9,27 @@ from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
-COLLISION = 0.003  # m by which a lowered object is pushed up in the fingers when it has struck something
+COLLISION = (
+    0.003  # m by which a lowered object is pushed up in the fingers when it has struck something
+)
 
 
 class PickAndPlace:
-    """Closed-loop expert for B episodes. `act` returns the intended action (B, 4) for the current state.
+    """Closed-loop expert for B episodes. `act` returns the intended action (B, 4) for the current
+    state.
 
-    pick_offset: (B, 3) metres added to the grasp point (0 for an expert); place_offset: to the release point.
-    recover: notice a descent that collides, lift, and descend anew without place_offset; `collided` (B,) tells who had to.
+    pick_offset: (B, 3) metres added to the grasp point (0 for an expert); place_offset: to the
+    release point. recover: notice a descent that collides, lift, and descend anew without
+    place_offset; `collided` (B,) tells who had to.
     """
 
     def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0, recover: bool = False):
         self.phase, self.timer = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
-        self.pick_offset, self.place_offset, self.recover = pick_offset, np.broadcast_to(place_offset, (batch, 3)).copy(), recover
+        self.pick_offset, self.place_offset, self.recover = (
+            pick_offset,
+            np.broadcast_to(place_offset, (batch, 3)).copy(),
+            recover,
+        )
         self.held, self.collided = np.zeros(batch), np.zeros(batch, dtype=bool)
 
     def act(self, env, pick: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -32,18 +41,47 @@ class PickAndPlace:
             phase[struck], self.timer[struck], self.place_offset[struck] = LIFT, 0, 0
             self.collided |= struck
         pick, place = pick + self.pick_offset, place + self.place_offset
-        at = lambda target, tolerance: np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance  # noqa: E731
+        at = lambda target, tolerance: (
+            np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance
+        )
         advance = np.select(
-            [phase == APPROACH, phase == DESCEND, phase == CLOSE, phase == LIFT, phase == CARRY, phase == LOWER, phase == OPEN],
-            [at(pick, 0.006), tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004, self.timer >= 2, tip[:, 2] > TRAVEL - 0.012, at(place, env.task.place_tolerance),
-             tip[:, 2] < place[:, 2] + 0.005, self.timer >= 1], False)
+            [
+                phase == APPROACH,
+                phase == DESCEND,
+                phase == CLOSE,
+                phase == LIFT,
+                phase == CARRY,
+                phase == LOWER,
+                phase == OPEN,
+            ],
+            [
+                at(pick, 0.006),
+                tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004,
+                self.timer >= 2,
+                tip[:, 2] > TRAVEL - 0.012,
+                at(place, env.task.place_tolerance),
+                tip[:, 2] < place[:, 2] + 0.005,
+                self.timer >= 1,
+            ],
+            False,
+        )
         self.phase = phase = phase + advance
         self.timer = np.where(advance, 0, self.timer + 1)
         low_pick, high_pick = pick * [1, 1, 0] + [0, 0, 0.012], pick * [1, 1, 0] + [0, 0, HOVER]
         high_place = place * [1, 1, 0] + [0, 0, TRAVEL]
         target = np.select(
             [(phase == p)[:, None] for p in range(8)],
-            [high_pick, low_pick, tip, tip * [1, 1, 0] + [0, 0, TRAVEL], high_place, place, tip, high_place])
+            [
+                high_pick,
+                low_pick,
+                tip,
+                tip * [1, 1, 0] + [0, 0, TRAVEL],
+                high_place,
+                place,
+                tip,
+                high_place,
+            ],
+        )
         action = np.zeros((len(tip), 4))
         action[:, :3] = np.clip((target - tip) / MAX_STEP, -1, 1)
         closed = (phase >= CLOSE) & (phase <= LOWER)
@@ -55,8 +93,12 @@ class PickAndPlace:
 
 
 def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
-    """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up, from the hand's place `tip` (B, 3); metres."""
-    ghost = SimpleNamespace(tip=tip.copy(), task=SimpleNamespace(place_tolerance=0))  # follows to the letter, and never arrives where it would let go
+    """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up,
+    from the hand's place `tip` (B, 3); metres.
+    """
+    ghost = SimpleNamespace(
+        tip=tip.copy(), task=SimpleNamespace(place_tolerance=0)
+    )  # follows to the letter, and never arrives where it would let go
     expert, actions = PickAndPlace(len(tip)), []
     for _ in range(steps):
         actions.append(expert.act(ghost, point, point))
@@ -65,7 +107,9 @@ def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
 
 
 def plan_hover(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
-    """Straight to the place above `point` at travelling height, with an open gripper: actions (B, steps, 4)."""
+    """Straight to the place above `point` at travelling height, with an open gripper: actions (B,
+    steps, 4).
+    """
     tip, above = tip.copy(), point * [1, 1, 0] + [0, 0, TRAVEL]
     actions = -np.ones((len(tip), steps, 4))
     for k in range(steps):
@@ -75,25 +119,41 @@ def plan_hover(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
 
 
 def labels(env) -> dict:
-    """What a scene holds, for auxiliary targets of pre-training: points (B, 5, 3) of red, green, blue, target and hand in metres (zero where absent),
-    present (B, 5), opening (B,) in [0, 1]."""
+    """What a scene holds, for auxiliary targets of pre-training: points (B, 5, 3) of red, green,
+    blue, target and hand in metres (zero where absent), present (B, 5), opening (B,) in [0, 1].
+    """
     batch = len(env.tip)
     points, present = np.zeros((batch, 5, 3), np.float32), np.zeros((batch, 5), bool)
     for name, colour in zip(env.task.objects, env.parameters.T):
         points[np.arange(batch), colour.astype(int)] = env.position(name)
         present[np.arange(batch), colour.astype(int)] = True
     points[:, 3, :2], points[:, 4], present[:, 3:] = env.position(env.task.target), env.tip, True
-    return {"points": points, "present": present, "opening": (env.opening / FINGER_TRAVEL).astype(np.float32)}
+    return {
+        "points": points,
+        "present": present,
+        "opening": (env.opening / FINGER_TRAVEL).astype(np.float32),
+    }
 
 
-def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst: float = 1.0, horizon: int | None = None,
-                offsets=(0.0, 0.0), recover: bool = False):
-    """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in metres.
+def demonstrate(
+    env,
+    states,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+    burst: float = 1.0,
+    horizon: int | None = None,
+    offsets=(0.0, 0.0),
+    recover: bool = False,
+):
+    """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in
+    metres.
 
-    recover: see `PickAndPlace`. Gaussian noise (in action units) is added to what is executed, never to what is recorded as the
-    expert's intention; each step of each episode is disturbed with probability `burst`.
+    recover: see `PickAndPlace`. Gaussian noise (in action units) is added to what is executed,
+    never to what is recorded as the expert's intention; each step of each episode is disturbed with
+    probability `burst`.
 
-    Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 4), done bool (B, T).
+    Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 4),
+    done bool (B, T).
     """
     frames, executed, intended, done = [env.reset(states)], [], [], []
     expert = PickAndPlace(len(states), *offsets, recover=recover)
@@ -101,11 +161,18 @@ def demonstrate(env, states, rng: np.random.Generator, noise: float = 0.0, burst
         wanted = expert.act(env, *env.task.goal(env))
         action = wanted.copy()
         struck = rng.random((len(wanted), 1)) < burst
-        action[:, :3] = np.clip(action[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1)
+        action[:, :3] = np.clip(
+            action[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
+        )
         image, finished, _ = env.step_chunk(action[:, None])
         frames.append(image[:, 0])
         executed.append(action)
         intended.append(wanted)
         done.append(finished[:, 0])
-    stack = lambda parts: np.stack(parts, axis=1)  # noqa: E731
-    return {"frames": stack(frames), "executed": stack(executed).astype(np.float32), "intended": stack(intended).astype(np.float32), "done": stack(done)}
+    stack = lambda parts: np.stack(parts, axis=1)
+    return {
+        "frames": stack(frames),
+        "executed": stack(executed).astype(np.float32),
+        "intended": stack(intended).astype(np.float32),
+        "done": stack(done),
+    }

@@ -1,4 +1,5 @@
 """Tasks of the table-top simulator: one module a task, found by name."""
+
 from importlib import import_module
 
 from wmpo_lite.errors import UserError

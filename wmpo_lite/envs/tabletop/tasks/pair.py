@@ -1,4 +1,7 @@
-"""What tasks with two coloured objects and one target share: the instruction names one object by its colour, the other makes the words matter."""
+"""What tasks with two coloured objects and one target share: the instruction names one object by
+its colour, the other makes the words matter.
+"""
+
 import numpy as np
 
 from wmpo_lite.envs.tabletop import arm, scene
@@ -23,7 +26,9 @@ def move_to(task) -> str:
 
 
 def with_another_colour(instruction: str, number: int) -> str:
-    """The sentence with a colour that it does not name (`number` chooses which), or '' where it names none: the same pictures do not fulfil it."""
+    """The sentence with a colour that it does not name (`number` chooses which), or '' where it
+    names none: the same pictures do not fulfil it.
+    """
     named = next((word for word in instruction.split() if word in COLOURS), None)
     others = [colour for colour in COLOURS if colour != named]
     return instruction.replace(named, others[number % len(others)]) if named else ""
@@ -32,22 +37,37 @@ def with_another_colour(instruction: str, number: int) -> str:
 def sample(rng: np.random.Generator, disturbance, area, limits, height: float, apart) -> np.ndarray:
     """One initial state: joint positions of the whole scene, then the parameters.
 
-    area (2, 2): where objects and target start, in metres; limits: (low, high) corners that a shifted start stays in; height: of a resting object's
-    centre; apart: of places (3, 2) of both objects and the target, whether they leave each other room.
+    area (2, 2): where objects and target start, in metres; limits: (low, high) corners that a
+    shifted start stays in; height: of a resting object's centre; apart: of places (3, 2) of both
+    objects and the target, whether they leave each other room.
     """
     while True:
         spots = rng.uniform(area[:, 0], area[:, 1], (3, 2))
         if apart(spots):
             break
     if disturbance.object_shift or disturbance.target_shift:
-        aside = rng.spawn(1)[0]  # a stream of its own: everything else of the state stays as it is without the disturbance
-        reach = np.array([disturbance.object_shift, disturbance.object_shift, disturbance.target_shift])[:, None]
+        aside = rng.spawn(1)[
+            0
+            # a stream of its own: everything else of the state stays as it is without the
+            # disturbance
+        ]
+        reach = np.array(
+            [disturbance.object_shift, disturbance.object_shift, disturbance.target_shift]
+        )[:, None]
         moved = [np.clip(spots + aside.uniform(-1, 1, (3, 2)) * reach, *limits) for _ in range(200)]
         spots = next((candidate for candidate in moved if apart(candidate)), spots)
     tip = HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
     objects = [np.concatenate([spot, [height + 5e-4, 1, 0, 0, 0]]) for spot in spots[:2]]
     first, second = rng.permutation(len(COLOURS))[:2]
-    return np.concatenate([arm.inverse_kinematics(tip), [scene.FINGER_TRAVEL] * 2, *objects, spots[2], [first, second, rng.integers(2)]])
+    return np.concatenate(
+        [
+            arm.inverse_kinematics(tip),
+            [scene.FINGER_TRAVEL] * 2,
+            *objects,
+            spots[2],
+            [first, second, rng.integers(2)],
+        ]
+    )
 
 
 def of_named(env, of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
@@ -57,7 +77,9 @@ def of_named(env, of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
 
 
 def released(env, objects, height: float) -> np.ndarray:
-    """Which episodes (B,) have the named object at rest, the gripper open and the hand above `height` metres."""
+    """Which episodes (B,) have the named object at rest, the gripper open and the hand above
+    `height` metres.
+    """
     still = of_named(env, *(env.speed(name) for name in objects)) < 0.02
     return still & (env.opening > 0.6 * scene.FINGER_TRAVEL) & (env.tip[:, 2] > height)
 

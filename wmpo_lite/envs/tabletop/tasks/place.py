@@ -1,4 +1,7 @@
-"""`place`: put the named cube on the plate. A second cube of another colour makes the instruction matter."""
+"""`place`: put the named cube on the plate. A second cube of another colour makes the instruction
+matter.
+"""
+
 import numpy as np
 
 from wmpo_lite.envs.tabletop import scene
@@ -18,7 +21,9 @@ swap_instruction = pair.swap_instruction
 
 
 def bodies() -> str:
-    return "".join(scene.free_cube(cube) for cube in CUBES) + scene.sliding_disc("plate", PLATE_RADIUS, PLATE_HEIGHT, (0.93, 0.93, 0.95))
+    return "".join(scene.free_cube(cube) for cube in CUBES) + scene.sliding_disc(
+        "plate", PLATE_RADIUS, PLATE_HEIGHT, (0.93, 0.93, 0.95)
+    )
 
 
 def instruction(state: np.ndarray) -> str:
@@ -41,7 +46,9 @@ def _apart(spots: np.ndarray) -> bool:
 
 def sample(rng: np.random.Generator, disturbance, split: str) -> np.ndarray:
     """One initial state: joint positions of the whole scene, then the parameters."""
-    return pair.sample(rng, disturbance, AREA, ((0.13, -0.115), (0.235, 0.115)), scene.CUBE_HALF, _apart)
+    return pair.sample(
+        rng, disturbance, AREA, ((0.13, -0.115), (0.235, 0.115)), scene.CUBE_HALF, _apart
+    )
 
 
 def on_plate(env, cube: str) -> np.ndarray:
@@ -61,11 +68,17 @@ def named_cube(env) -> np.ndarray:
 
 def success(env) -> np.ndarray:
     """Named cube on the plate, at rest, released, the hand withdrawn: bool (B,)."""
-    return pair.of_named(env, *(on_plate(env, cube) for cube in CUBES)) & pair.released(env, CUBES, RELEASE_HEIGHT)
+    return pair.of_named(env, *(on_plate(env, cube) for cube in CUBES)) & pair.released(
+        env, CUBES, RELEASE_HEIGHT
+    )
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
-    """(pick, place) positions for the scripted expert, each (B, 3) in metres: grasp point and release point of the finger tips."""
+    """(pick, place) positions for the scripted expert, each (B, 3) in metres: grasp point and
+    release point of the finger tips.
+    """
     pick = named_cube(env).copy()
     plate = env.position("plate")
-    return pick, np.concatenate([plate, np.full((len(plate), 1), PLATE_HEIGHT + scene.CUBE_HALF + 0.006)], axis=1)
+    return pick, np.concatenate(
+        [plate, np.full((len(plate), 1), PLATE_HEIGHT + scene.CUBE_HALF + 0.006)], axis=1
+    )

@@ -1,4 +1,7 @@
-"""`square`: put the named square nut over the square peg. A descent that is off by more than the play collides."""
+"""`square`: put the named square nut over the square peg. A descent that is off by more than the
+play collides.
+"""
+
 import numpy as np
 
 from wmpo_lite.envs.tabletop import scene
@@ -19,7 +22,9 @@ swap_instruction = pair.swap_instruction
 
 
 def bodies() -> str:
-    return "".join(scene.free_nut(nut, OUTER, INNER, HALF_HEIGHT) for nut in NUTS) + scene.sliding_peg("peg", PEG_HALF, PEG_HEIGHT, (0.93, 0.93, 0.95))
+    return "".join(
+        scene.free_nut(nut, OUTER, INNER, HALF_HEIGHT) for nut in NUTS
+    ) + scene.sliding_peg("peg", PEG_HALF, PEG_HEIGHT, (0.93, 0.93, 0.95))
 
 
 def instruction(state: np.ndarray) -> str:
@@ -31,7 +36,11 @@ def sentence(colour: str) -> str:
 
 
 def colours(parameters: np.ndarray) -> dict:
-    return {f"{nut}{bar}": scene.COLOURS[pair.COLOURS[int(c)]] for nut, c in zip(NUTS, parameters) for bar in ("", "_b", "_c", "_d")}
+    return {
+        f"{nut}{bar}": scene.COLOURS[pair.COLOURS[int(c)]]
+        for nut, c in zip(NUTS, parameters)
+        for bar in ("", "_b", "_c", "_d")
+    }
 
 
 def _apart(spots: np.ndarray) -> bool:
@@ -50,7 +59,9 @@ def over_peg(env, nut: str) -> np.ndarray:
 
 
 def _round_it(nut: np.ndarray, peg: np.ndarray) -> np.ndarray:
-    return (nut[:, 2] < HALF_HEIGHT + 0.004) & (np.abs(nut[:, :2] - peg[:, :2]).max(axis=1) < INNER - PEG_HALF + 0.003)
+    return (nut[:, 2] < HALF_HEIGHT + 0.004) & (
+        np.abs(nut[:, :2] - peg[:, :2]).max(axis=1) < INNER - PEG_HALF + 0.003
+    )
 
 
 def named_nut(env) -> np.ndarray:
@@ -60,12 +71,18 @@ def named_nut(env) -> np.ndarray:
 
 def success(env) -> np.ndarray:
     """Named nut over the peg, at rest, released, the hand withdrawn: bool (B,)."""
-    return pair.of_named(env, *(over_peg(env, nut) for nut in NUTS)) & pair.released(env, NUTS, RELEASE_HEIGHT)
+    return pair.of_named(env, *(over_peg(env, nut) for nut in NUTS)) & pair.released(
+        env, NUTS, RELEASE_HEIGHT
+    )
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
-    """(pick, place) positions for the scripted expert, each (B, 3) in metres; a nut that hangs askew is steered by its own centre."""
+    """(pick, place) positions for the scripted expert, each (B, 3) in metres; a nut that hangs
+    askew is steered by its own centre.
+    """
     pick = named_nut(env).copy()
-    held = (pick[:, 2:3] > 0.02) & (env.opening[:, None] < 0.6 * scene.FINGER_TRAVEL)  # one let go that leans on the peg is as high
+    held = (pick[:, 2:3] > 0.02) & (
+        env.opening[:, None] < 0.6 * scene.FINGER_TRAVEL
+    )  # one let go that leans on the peg is as high
     aim = env.position("peg") + np.where(held, env.tip[:, :2] - pick[:, :2], 0)
     return pick, np.concatenate([aim, np.full((len(aim), 1), 0.014)], axis=1)
