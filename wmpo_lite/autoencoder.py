@@ -19,24 +19,25 @@ from wmpo_lite.errors import UserError
 class AutoencoderConfig:
     """Sizes of the autoencoder."""
 
-    # `diffusers.AutoencoderTiny`, or 'kl': `diffusers.AutoencoderKL`, the paper's SDXL layout
+    # `diffusers.AutoencoderTiny`; 'kl': `diffusers.AutoencoderKL`, the paper's SDXL layout; or
+    # 'pixels': nothing is learned, a latent is fold x fold pixels of three colors
     kind: str = "tiny"
     size: int = 64  # pixels of the square frame
-    fold: int = (
-        4  # space-to-depth factor: convolutions at full resolution are what a CPU cannot afford
-    )
+    # space-to-depth factor: convolutions at full resolution are what a CPU cannot afford
+    fold: int = 4
     channels: tuple = (48, 48)  # from fine to coarse; each step halves the resolution
     latent_channels: int = 16
 
     @property
     def latent_size(self) -> int:
         """Rows and columns of a latent."""
-        return self.size // self.fold // 2 ** (len(self.channels) - 1)
+        halvings = 0 if self.kind == "pixels" else len(self.channels) - 1
+        return self.size // self.fold // 2**halvings
 
 
 class Autoencoder(nn.Module):
-    """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w) of zero mean and unit variance per
-    channel.
+    """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w), after `measure_spread` of zero mean
+    and unit variance per channel.
     """
 
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
@@ -70,8 +71,16 @@ class Autoencoder(nn.Module):
                 down_block_types=("DownEncoderBlock2D",) * len(channels),
                 up_block_types=("UpDecoderBlock2D",) * len(channels),
             )
+        elif config.kind == "pixels":
+            if config.latent_channels != folded:
+                raise UserError(
+                    f"folded by {config.fold}, a latent of pixels has {folded} channels, not "
+                    f"{config.latent_channels}; set latent_channels to that"
+                )
         else:
-            raise UserError(f"autoencoder kind '{config.kind}' is unknown; use 'tiny' or 'kl'")
+            raise UserError(
+                f"autoencoder kind '{config.kind}' is unknown; use 'tiny', 'kl' or 'pixels'"
+            )
         # Measured after training (`measure_spread`): the denoiser wants zero mean and unit
         # variance.
         self.register_buffer("mean", torch.zeros(1, config.latent_channels, 1, 1))
@@ -80,20 +89,19 @@ class Autoencoder(nn.Module):
     def encode_raw(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, 3, H, W) -> latents before they are scaled."""
         folded = F.pixel_unshuffle(frames, self.config.fold)
-        return (
-            self.net.encoder(folded)
-            if self.config.kind == "tiny"
-            else self.net.encode(folded).latent_dist.mean
-        )
+        if self.config.kind == "pixels":
+            return folded
+        if self.config.kind == "tiny":
+            return self.net.encoder(folded)
+        return self.net.encode(folded).latent_dist.mean
 
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `encode_raw`."""
-        folded = (
-            self.net.decoder(latents)
-            if self.config.kind == "tiny"
-            else self.net.decode(latents).sample
-        )
-        return F.pixel_shuffle(folded, self.config.fold)
+        if self.config.kind == "tiny":
+            latents = self.net.decoder(latents)
+        elif self.config.kind == "kl":
+            latents = self.net.decode(latents).sample
+        return F.pixel_shuffle(latents, self.config.fold)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w)."""

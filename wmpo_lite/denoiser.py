@@ -47,10 +47,10 @@ class DenoiserConfig:
     frames: int = 1  # that one pass predicts (paper: K = 8)
     reference: bool = True  # whether it sees the episode's first frame
     gate: bool = True  # whether it may also take a position from that frame as it is, see `compose`
+    gates: int = 1  # of a position: one for all of it, or one for each pixel that a latent holds
     path: bool = True  # and the summed action: an arm that integrates its errors drifts less
-    actions: str = (
-        "frame"  # each frame's own action, or 'pooled': their mean, which loses the order
-    )
+    # each frame's own action, or 'pooled': their mean, which loses the order
+    actions: str = "frame"
     widths: tuple = (96, 160)  # U-Net channels at full and half resolution
     blocks: int = 2  # residual blocks a stage
     patch: int = 2  # STDiT: latent positions a token holds, squared
@@ -66,10 +66,16 @@ class DenoiserConfig:
                     f" {', '.join(allowed)}"
                 )
 
+        if self.gates < 1 or self.latent_channels % self.gates:
+            raise UserError(
+                f"{self.gates} gates cannot share {self.latent_channels} channels; gates has to "
+                "divide latent_channels"
+            )
+
     @property
-    def gated(self) -> bool:
-        """Whether there is a gate: only where there is a reference to let through."""
-        return self.gate and self.reference
+    def num_gates(self) -> int:
+        """Gates of a position: none without a reference to let through."""
+        return self.gates * (self.gate and self.reference)
 
 
 def build_denoiser(config: DenoiserConfig) -> nn.Module:
@@ -77,9 +83,10 @@ def build_denoiser(config: DenoiserConfig) -> nn.Module:
     return UNet(config) if config.kind == "unet" else SpaceTimeDiT(config)
 
 
-def compose(context: Context, out: torch.Tensor, gated: bool) -> torch.Tensor:
-    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, C + gated, h, w): the
-    newest frame and its change, or, where the gate opens, the reference.
+def compose(context: Context, out: torch.Tensor) -> torch.Tensor:
+    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, C + G, h, w): the newest
+    frame and its change, or, where a gate opens, the reference. Gate g is that of the channels g,
+    g + G, g + 2 G, ...: where a latent is folded pixels, those of one pixel's colors.
 
     A small thing that lies still fades a little with every pass of a network that draws it anew,
     and what has been behind the arm has to come back from somewhere. Compositing from an earlier
@@ -87,13 +94,11 @@ def compose(context: Context, out: torch.Tensor, gated: bool) -> torch.Tensor:
     """
     channels = context.reference.shape[1]
     frames = context.frames[:, -1:] + out[:, :, :channels]
-    if gated:
-        gate = torch.sigmoid(
-            out[:, :, channels:] - 3
-        )  # (B, k, 1, h, w), nearly closed at the start
-        frames = torch.lerp(
-            frames, context.reference[:, None].expand_as(frames), gate.expand_as(frames)
-        )
+    gates = out.shape[2] - channels
+    if gates:
+        # (B, k, G, h, w), nearly closed at the start
+        gate = torch.sigmoid(out[:, :, channels:] - 3).repeat(1, 1, channels // gates, 1, 1)
+        frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate)
     return frames
 
 
@@ -221,7 +226,7 @@ class UNet(nn.Module):
         )
         self.norm, self.output = (
             nn.GroupNorm(8, wide),
-            nn.Conv2d(wide, (c.latent_channels + c.gated) * c.frames, 3, padding=1),
+            nn.Conv2d(wide, (c.latent_channels + c.num_gates) * c.frames, 3, padding=1),
         )
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -258,7 +263,7 @@ class UNet(nn.Module):
         for block in self.up:
             h = block(h, embed)
         out = self.output(F.silu(self.norm(h))).unflatten(1, (x_t.shape[1], -1))
-        return compose(context, out, self.config.gated)
+        return compose(context, out)
 
 
 # -- space-time transformer ------------------------------------------------------------------------
@@ -342,7 +347,7 @@ class SpaceTimeDiT(nn.Module):
         )
         self.final, self.head = (
             nn.Linear(c.width, 2 * c.width),
-            nn.Linear(c.width, features + c.gated * c.patch**2),
+            nn.Linear(c.width, features + c.num_gates * c.patch**2),
         )
         for layer in (self.final, self.head):
             nn.init.zeros_(layer.weight)
@@ -404,4 +409,4 @@ class SpaceTimeDiT(nn.Module):
             x = block(x, condition, self.cos[:frames], self.sin[:frames])
         shift, scale = self.final(condition)[:, :, None].chunk(2, dim=-1)
         x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)[:, -x_t.shape[1] :]
-        return compose(context, self._unpatchify(self.head(x)), self.config.gated)
+        return compose(context, self._unpatchify(self.head(x)))

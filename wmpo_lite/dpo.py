@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 class DPOConfig:
     """Settings of the DPO baseline."""
 
-    beta: float = (
-        0.1  # strength of the pull towards the reference; small lets the policy move further
-    )
+    # strength of the pull towards the reference; small lets the policy move further
+    beta: float = 0.1
     normalise: Literal["sum", "mean"] = (
         "sum"  # of a trajectory's log-probs; mean makes length irrelevant
     )

@@ -69,9 +69,8 @@ class GRPOConfig:
     # trajectories an optimiser step; those of an iteration are cut evenly, into parts near this
     # size
     minibatch: int = 128
-    micro_batch: int | None = (
-        None  # trajectories a forward pass; gradients add up to the same step in less memory
-    )
+    # trajectories a forward pass; gradients add up to the same step in less memory
+    micro_batch: int | None = None
     grad_clip: float = 1.0
     temperature: float = 1.0  # of sampling; log-probs are taken at the same temperature
 

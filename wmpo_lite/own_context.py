@@ -23,44 +23,46 @@ class WindowConfig:
     """How world-model batches are cut and weighted."""
 
     batch: int = 64
-    own: int = (
-        12  # passes at most that a slot is carried on its own frames; 0: recorded contexts only
-    )
+    # passes at most that a slot is carried on its own frames; 0: recorded contexts only
+    own: int = 12
     # steps over which that number rises: at first its own frames are nothing to learn from
     ramp: int = 1000
     noise: float = 0.15  # context noise has a level drawn from [0, noise]
     pure: float = 0.5  # share of samples at t = 1, where sampling begins
     motion: float = 8.0  # extra weight of positions that change between neighboring frames
     change: float = 2.0  # and of those that differ from the episode's first frame
-    events: float = (
-        4.0  # windows soon before the gripper opens or closes are drawn so much more often
-    )
-    start: float = (
-        0.1  # share of windows that begin at an episode's first frame, as imagination does
-    )
+    # windows soon before the gripper opens or closes are drawn so much more often
+    events: float = 4.0
+    # share of windows that begin at an episode's first frame, as imagination does
+    start: float = 0.1
 
 
 class Episodes:
     """Recorded latents (E, T + 1, C, h, w) and actions (E, T, D) as a world model sees them.
 
     last (E,): windows never reach past this frame (paper: none past finish_step); None: whole
-    episodes.
+    episodes. encode: makes latents of what stands in their place, such as pictures uint8
+    (E, T + 1, H, W, 3), when a batch wants them; None: they are latents.
     """
 
-    def __init__(self, latents: torch.Tensor, actions: torch.Tensor, last=None):
+    def __init__(self, latents: torch.Tensor, actions: torch.Tensor, last=None, encode=None):
         if latents.shape[:1] != actions.shape[:1] or latents.shape[1] != actions.shape[1] + 1:
             raise UserError(
                 f"latents {tuple(latents.shape)} and actions {tuple(actions.shape)} do not fit:"
                 " expected T + 1 frames for T actions of the same episodes"
             )
-        self.latents, self.actions = latents, actions.float()
-        self.path = torch.cat(
-            [self.actions[:, :1] * 0, self.actions.cumsum(dim=1)], dim=1
-        )  # (E, T + 1, D)
+        self.latents, self.actions, self.encode = latents, actions.float(), encode
+        # (E, T + 1, D)
+        self.path = torch.cat([self.actions[:, :1] * 0, self.actions.cumsum(dim=1)], dim=1)
         self.last = np.full(len(latents), actions.shape[1]) if last is None else np.asarray(last)
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def at(self, episode, frame) -> torch.Tensor:
+        """Latents (..., C, h, w) of frames (...)."""
+        found = self.latents[episode, frame]
+        return self.encode(found) if self.encode else found.float()
 
     def state(self, episode, frame, context: int) -> State:
         """The recorded state at `frame` (B,) of `episode` (B,)."""
@@ -69,8 +71,8 @@ class Episodes:
         steps = s + torch.arange(1 - context, 0)
         actions = self.actions[e, steps.clamp(min=0)] * (steps >= 0)[..., None]
         return State(
-            self.latents[e[:, 0], 0].float(),
-            self.latents[e, frames].float(),
+            self.at(e[:, 0], 0),
+            self.at(e, frames),
             actions,
             self.path[e[:, 0], s[:, 0]],
         )
@@ -79,7 +81,7 @@ class Episodes:
         """The k frames (B, k, C, h, w) after `frame` and the actions (B, k, D) that led to them."""
         e, s = torch.as_tensor(episode)[:, None], torch.as_tensor(frame)[:, None]
         return (
-            self.latents[e, s + 1 + torch.arange(k)].float(),
+            self.at(e, s + 1 + torch.arange(k)),
             self.actions[e, s + torch.arange(k)],
         )
 
@@ -88,9 +90,8 @@ class Episodes:
         reach too far.
         """
         grip = np.sign(self.actions[..., -1].numpy())
-        turns = np.pad(
-            grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0))
-        )  # at the step that opens or closes
+        # at the step that opens or closes
+        turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))
         soon = (
             sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
         )
@@ -156,7 +157,7 @@ class Pool:
         self.refill(rng, step)
         state = State(*(t[name] for name in State._fields))
         target, actions = self.episodes.future(t["episode"], t["frame"], c.frames)
-        newest = self.episodes.latents[t["episode"], t["frame"]].float()
+        newest = self.episodes.at(t["episode"], t["frame"])
         previous = torch.cat([newest[:, None], target[:, :-1]], dim=1)
         rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)
         weight = (

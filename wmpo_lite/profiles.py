@@ -22,9 +22,8 @@ class Profile:
     after_success: int = 4  # frames that alignment still sees once an episode has succeeded
     reward_steps: int = 500
     reward_lr: float = 1e-3
-    reward_frozen: int = (
-        2  # lower layers of its encoder that stay as the policy's image tower has them
-    )
+    # lower layers of its encoder that stay as the policy's image tower has them
+    reward_frozen: int = 2
     iterations: int = 28
     groups: int = 16
     group_size: int = 16

@@ -80,6 +80,22 @@ def test_latent_sizes_by_hand():
     assert AutoencoderConfig(size=256, fold=1, channels=(128, 256, 512, 512)).latent_size == 32
 
 
+def test_folded_pixels_lose_nothing_and_learn_nothing():
+    model = Autoencoder(AutoencoderConfig(kind="pixels", size=16, fold=4, latent_channels=48))
+    frames = torch.from_numpy(tiny.noise_frames(3, 2))
+    latents = model.encode_uint8(frames)
+    assert not list(model.parameters()) and model.config.latent_size == 4
+    assert latents.shape == (3, 2, 48, 4, 4) and latents.min() >= -1 and latents.max() <= 1
+    assert torch.equal(model.decode_uint8(latents), frames)
+    # channel = color * 16 + row * 4 + column of the pixel within its square
+    assert latents[1, 1, 16 * 2 + 4 * 3 + 1, 2, 0] == frames[1, 1, 8 + 3, 1, 2] / 127.5 - 1
+
+
+def test_folded_pixels_with_other_channels_are_refused():
+    with pytest.raises(UserError, match="a latent of pixels has 48 channels, not 16"):
+        Autoencoder(AutoencoderConfig(kind="pixels", fold=4))
+
+
 def test_measured_latents_have_zero_mean_and_unit_variance_per_channel():
     model, frames = tiny.autoencoder(), floats(5)
     raw = model.encode_raw(frames)
@@ -122,7 +138,7 @@ def test_reconstruct_encodes_and_decodes():
 
 
 def test_unknown_kinds_are_refused_with_the_choices():
-    with pytest.raises(UserError, match="kind 'temporal' is unknown; use 'tiny' or 'kl'"):
+    with pytest.raises(UserError, match="kind 'temporal' is unknown; use 'tiny', 'kl' or 'pixels'"):
         Autoencoder(AutoencoderConfig(kind="temporal"))
 
 

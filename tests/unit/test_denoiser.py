@@ -74,11 +74,32 @@ def test_an_open_gate_lets_the_reference_through_and_a_closed_one_what_is_drawn(
     x_t, _, context, _ = inputs()
     change, gate = torch.randn(x_t.shape), torch.full((*x_t.shape[:2], 1, *x_t.shape[3:]), -99.0)
     gate[:, 1, :, 2, 3] = 99.0  # of the second frame, one position
-    found = compose(context, torch.cat([change, gate], dim=2), gated=True)
+    found = compose(context, torch.cat([change, gate], dim=2))
     drawn = context.frames[:, -1:] + change
     assert torch.equal(found[:, 1, :, 2, 3], context.reference[:, :, 2, 3])
     found[:, 1, :, 2, 3] = drawn[:, 1, :, 2, 3]
     assert torch.equal(found, drawn)
+
+
+def test_every_pixel_of_a_folded_latent_has_a_gate_of_its_own():
+    """48 channels are 16 pixels of three colors; gate 6 lets those of pixel 6 through."""
+    x_t = torch.randn(2, 1, 48, 4, 4)
+    reference, newest = torch.randn(2, 48, 4, 4), torch.randn(2, 1, 48, 4, 4)
+    context = Context(reference, newest, None, None, None)
+    gate = torch.full((2, 1, 16, 4, 4), -99.0)
+    gate[:, :, 6] = 99.0
+    found = compose(context, torch.cat([torch.zeros_like(x_t), gate], dim=2))
+    for channel in range(48):
+        wanted = reference[:, channel] if channel % 16 == 6 else newest[:, 0, channel]
+        assert torch.equal(found[:, 0, channel], wanted)
+
+
+@KINDS
+def test_more_gates_cost_outputs_and_must_fit(kind):
+    x_t, t, context, actions = inputs()
+    assert build(kind, gates=4).predict_x0(x_t, t, context, actions).shape == x_t.shape
+    with pytest.raises(UserError, match="3 gates cannot share 4 channels"):
+        build(kind, gates=3)
 
 
 @KINDS

@@ -88,6 +88,20 @@ def test_half_precision_is_kept_as_such_and_read_as_single():
     assert {part.dtype for part in (*state, frames, moves)} == {torch.float32}
 
 
+def test_pictures_are_encoded_when_a_batch_wants_them():
+    frames = torch.from_numpy(tiny.noise_frames(3, 9))
+    actions = torch.from_numpy(tiny.random_actions(3, 8, D))
+    model = tiny.autoencoder()
+    lazy = Episodes(frames, actions, encode=model.encode_uint8)
+    latents = Episodes(model.encode_uint8(frames), actions)
+    for one, other in zip(lazy.state([0, 2], [1, 8], C), latents.state([0, 2], [1, 8], C)):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert torch.allclose(lazy.future([1], [2], K)[0], latents.future([1], [2], K)[0], atol=1e-5)
+    lossy = Dreamer()
+    run(Pool(lazy, lossy, WindowConfig(batch=4, **PLAIN)), steps=2)
+    assert lossy.calls[0][2].shape == (4, K, 4, 8, 8)
+
+
 @pytest.mark.parametrize("episodes, steps", [(2, 5), (2, 3), (3, 4)])
 def test_latents_and_actions_that_do_not_fit_are_refused(episodes, steps):
     with pytest.raises(
@@ -177,9 +191,8 @@ def test_positions_that_move_weigh_more():
     assert weight.shape == (8, K, 1, 8, 8) and (weight == 11).all()
     still = numbered()
     still.latents[:] = 3.0
-    still.latents[:, 1:, :, 2, 5] = (
-        3.3  # one position is another than in the first frame, and stays so
-    )
+    # one position is another than in the first frame, and stays so
+    still.latents[:, 1:, :, 2, 5] = 3.3
     model = Dreamer()
     run(Pool(still, model, WindowConfig(batch=64, own=0, motion=8.0, change=2.0, start=0.0)), 1)
     state, _, _, _, weight = model.calls[0]

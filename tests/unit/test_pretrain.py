@@ -11,12 +11,14 @@ import torch
 
 from wmpo_lite import checkpoint, pretrain_policy
 from wmpo_lite import policy as policy_module
+from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import TRAVEL, plan_grasp, plan_hover
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
 from wmpo_lite.origin import claim
+from wmpo_lite.recipes import pretrain
 from wmpo_lite.recipes.pretrain import (
     PolicyConfig,
     PretrainConfig,
@@ -341,3 +343,15 @@ def test_autoencoder_and_world_model_of_other_settings_are_refused(tmp_path, mon
     )
     with pytest.raises(UserError, match="world_model/provenance.json.*inputs.autoencoder"):
         make_shared(folder, config, seed=0)
+
+
+def test_play_as_pixels_is_kept_as_pictures_until_it_is_wanted(tmp_path):
+    for shard in range(2):
+        frames = tiny.noise_frames(2, 4, seed=shard)
+        np.savez(tmp_path / f"{shard}.npz", frames=frames, actions=tiny.random_actions(2, 3, 4))
+    pixels = Autoencoder(AutoencoderConfig(kind="pixels", size=16, fold=4, latent_channels=48))
+    paths = sorted(tmp_path.glob("*.npz"))
+    episodes = pretrain.play_episodes(pixels, paths, tmp_path / "latents")
+    assert episodes.latents.dtype == torch.uint8 and len(episodes) == 4
+    assert torch.equal(episodes.at(3, 2), pixels.encode_uint8(episodes.latents[3, 2]))
+    assert not (tmp_path / "latents").exists()

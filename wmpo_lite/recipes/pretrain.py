@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from wmpo_lite import checkpoint
-from wmpo_lite.autoencoder import Autoencoder, PerceptualLoss, autoencoder_loss, to_float
+from wmpo_lite.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    PerceptualLoss,
+    autoencoder_loss,
+    to_float,
+)
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import read_arrays
@@ -35,9 +41,8 @@ HELD_OUT = 2  # first shards of play, which nothing is trained on
 class PolicyConfig:
     """How a task's policy is made before WMPO begins."""
 
-    scene_shards: int = (
-        10  # labelled still scenes, 2048 each: what stands in for a big VLA's pre-training
-    )
+    # labelled still scenes, 2048 each: what stands in for a big VLA's pre-training
+    scene_shards: int = 10
     vision_steps: int = 2200
     ground_steps: int = 900
     reach_steps: int = 2500
@@ -45,13 +50,11 @@ class PolicyConfig:
     demos: int = 32
     clone_steps: int = 300
     early: float = 0.3  # see `pretrain_policy.clone`
-    noise: float = (
-        0.8  # demonstrations are disturbed seldom and strongly: most chunks have a clean label
-    )
+    # demonstrations are disturbed seldom and strongly: most chunks have a clean label
+    noise: float = 0.8
     burst: float = 0.1
-    shipped_demos: int = (
-        128  # of the demonstrations, so many at most are shipped for alignment and reward model
-    )
+    # of the demonstrations, so many at most are shipped for alignment and reward model
+    shipped_demos: int = 128
     start: str | None = None  # begin with the policy of another task
 
 
@@ -77,6 +80,7 @@ class PretrainConfig:
     play_shards: int = 224  # of 32 episodes of 48 steps, the first two held out
     autoencoder_shards: int = 111
     autoencoder_steps: int = 8_000
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     world_model_steps: int = 16_000
     world_model_lr: float = 1e-3
     world_model: WorldModelConfig = WorldModelConfig(frames=2)
@@ -167,9 +171,6 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     """Autoencoder and world model of the table-top, from broad play."""
     home, work = folder / SHARED, folder / "work"
     paths = collect_play(config.play_shards, work / "play")
-    frames_of = lambda some, every=1: np.concatenate(
-        [read_arrays(p)["frames"][:, ::every] for p in some]
-    )
     counted = {
         "play_episodes": 32 * config.play_shards,
         "play_frames": 32 * 49 * config.play_shards,
@@ -185,38 +186,14 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     tower = Policy.load(folder / "place" / "policy").vision
     asked = {
         "seed": seed,
-        "settings": _part(config, "autoencoder_shards", "autoencoder_steps"),
+        "settings": _part(config, "autoencoder", "autoencoder_shards", "autoencoder_steps"),
         "inputs": _inputs(tower=tower),
     }
     if not _made(home / "autoencoder", asked):
-        _begin(work / "fit_autoencoder", asked)
-        frames = frames_of(paths[HELD_OUT : HELD_OUT + config.autoencoder_shards], every=2).reshape(
-            -1, 64, 64, 3
-        )
-        torch.manual_seed(seed)
-        model = Autoencoder().to(memory_format=torch.channels_last)
-        spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
-        sample = to_float(torch.from_numpy(frames[spread_over]))
-        loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
-        settings = FitConfig(
-            steps=config.autoencoder_steps,
-            lr=2e-3,
-            warmup=100,
-            ema=0.995,
-            decay=0.5,
-            save_every=500,
-        )
-        records = fit(
-            model,
-            loss,
-            settings,
-            seed=seed,
-            name="autoencoder",
-            folder=work / "fit_autoencoder",
-            made_from={"frames": checkpoint.digest({"frames": frames})},
-        )
-        model.measure_spread(sample)
-        model.save(home / "autoencoder", note(asked, records, frames=len(frames)))
+        if config.autoencoder.kind == "pixels":  # nothing to learn
+            Autoencoder(config.autoencoder).save(home / "autoencoder", note(asked, [None]))
+        else:
+            _fit_autoencoder(home, work, paths, config, tower, asked, note)
 
     autoencoder = Autoencoder.load(home / "autoencoder")
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
@@ -227,7 +204,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
     }
     if not _made(home / "world_model", asked):
         _begin(work / "fit_world_model", asked)
-        episodes = Episodes(*play_latents(autoencoder, paths[HELD_OUT:], work / "latents"))
+        episodes = play_episodes(autoencoder, paths[HELD_OUT:], work / "latents")
         torch.manual_seed(seed)
         model = WorldModel(config.world_model).to(memory_format=torch.channels_last)
         pool = Pool(episodes, model, config.windows)
@@ -250,6 +227,52 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
             made_from=pool.origin(),
         )
         model.save(home / "world_model", note(asked, records))
+
+
+def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
+    """Train the autoencoder on pictures of play, looked at through the policy's image tower."""
+    seed = asked["seed"]
+    _begin(work / "fit_autoencoder", asked)
+    shown = paths[HELD_OUT : HELD_OUT + config.autoencoder_shards]
+    frames = np.concatenate([read_arrays(path)["frames"][:, ::2] for path in shown])
+    frames = frames.reshape(-1, *frames.shape[2:])
+    torch.manual_seed(seed)
+    model = Autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
+    spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
+    sample = to_float(torch.from_numpy(frames[spread_over]))
+    loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
+    settings = FitConfig(
+        steps=config.autoencoder_steps,
+        lr=2e-3,
+        warmup=100,
+        ema=0.995,
+        decay=0.5,
+        save_every=500,
+    )
+    records = fit(
+        model,
+        loss,
+        settings,
+        seed=seed,
+        name="autoencoder",
+        folder=work / "fit_autoencoder",
+        made_from={"frames": checkpoint.digest({"frames": frames})},
+    )
+    model.measure_spread(sample)
+    model.save(home / "autoencoder", note(asked, records, frames=len(frames)))
+
+
+def play_episodes(autoencoder: Autoencoder, paths, folder: Path) -> Episodes:
+    """Shards of play as the world model's episodes; what is costly to encode is encoded once, into
+    `folder`.
+    """
+    if autoencoder.config.kind != "pixels":
+        return Episodes(*play_latents(autoencoder, paths, folder))
+    shards = [read_arrays(path) for path in progress(paths, desc="read play")]
+    frames, actions = (np.concatenate([s[key] for s in shards]) for key in ("frames", "actions"))
+    return Episodes(
+        torch.from_numpy(frames), torch.from_numpy(actions), encode=autoencoder.encode_uint8
+    )
 
 
 def play_latents(autoencoder: Autoencoder, paths, folder: Path):

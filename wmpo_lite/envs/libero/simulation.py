@@ -216,9 +216,8 @@ class Simulation:
         forward pass three times, here it is computed once.
         """
         controller, robot, data = self.robot.controller, self.robot, self.data
-        self.sim.forward = (
-            _nothing  # the controller asks for a forward pass that has just been made
-        )
+        # the controller asks for a forward pass that has just been made
+        self.sim.forward = _nothing
         try:
             for substep in range(self.substeps):
                 self._mujoco.mj_step1(self.model, data)
