@@ -349,7 +349,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     scenes = None
     if not made:
         shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]
-        scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0].files}
+        scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
     demos = collect_demonstrations(task, config.demos, work, noise=config.noise, burst=config.burst)
     if not made:
         settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)
