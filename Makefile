@@ -83,7 +83,7 @@ lab: check $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb
 
 notebooks: check $(STAMP)  ## execute the notebooks and store what they show (ARGS="03" for one)
-	$(TEST_ENV) $(BIN)/python -m wmpo_lite.notebooks $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m wmpo_lite.report.notebooks $(ARGS)
 
 browser: check $(STAMP)  ## click the notebooks' widgets in a headless Chromium (installs playwright)
 	@$(BIN)/python -m pip install -q -e '.[browser]'

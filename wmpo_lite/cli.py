@@ -35,8 +35,8 @@ class Demo:
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name, get_task
-        from wmpo_lite.main_job import main_job
-        from wmpo_lite.workspace import ASSETS, Run, run_folder
+        from wmpo_lite.recipes.main_job import main_job
+        from wmpo_lite.recipes.workspace import ASSETS, Run, run_folder
 
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = {} if self.track_real else {"track_real": False}
@@ -69,7 +69,7 @@ class Assets:
 
     def __call__(self):
         from wmpo_lite.recipes.pretrain import install_assets
-        from wmpo_lite.workspace import ASSETS
+        from wmpo_lite.recipes.workspace import ASSETS
 
         train_assets(Path("runs") / "assets", self.seed, self.profile)
         install_assets(Path("runs") / "assets", ASSETS)
@@ -101,8 +101,8 @@ class UpperBound:
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name
-        from wmpo_lite.upper_bound import upper_bound
-        from wmpo_lite.workspace import Run, run_folder
+        from wmpo_lite.recipes.upper_bound import upper_bound
+        from wmpo_lite.recipes.workspace import Run, run_folder
 
         upper_bound(
             Run(task=self.task, seed=self.seed),
@@ -118,7 +118,7 @@ class Doctor:
     run: Annotated[Path | None, tyro.conf.Positional] = None
 
     def __call__(self):
-        from wmpo_lite.doctor import main as examine
+        from wmpo_lite.report.doctor import main as examine
 
         sys.exit(examine(self.run))
 
@@ -135,7 +135,7 @@ class Results:
     """also make the README's picture of real and imagined episodes from this run"""
 
     def __call__(self):
-        from wmpo_lite import results
+        from wmpo_lite.report import results
 
         if self.runs:
             results.collect(self.runs)
@@ -160,7 +160,7 @@ class Ship:
     rollouts: int | None = None  # keep only so many of the recorded rollouts
 
     def __call__(self):
-        from wmpo_lite.shipped import ship_run
+        from wmpo_lite.recipes.shipped import ship_run
 
         print(ship_run(self.run, rollouts=self.rollouts))
 

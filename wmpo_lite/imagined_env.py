@@ -5,7 +5,7 @@
 import numpy as np
 import torch
 
-from wmpo_lite.envs.actions import check_actions
+from wmpo_lite.actions import check_actions
 from wmpo_lite.errors import UserError
 from wmpo_lite.reward import last_judged
 from wmpo_lite.trajectory import InitialStates

@@ -486,15 +486,6 @@ def load_language(folder) -> tuple:
         ) from error
 
 
-def load_policy(folder) -> TokenPolicy:
-    """The policy in a checkpoint folder, of whichever class it is."""
-    if checkpoint.read_json(Path(folder) / "config.json").get("class") == "BackbonePolicy":
-        from wmpo_lite.backbone import BackbonePolicy
-
-        return BackbonePolicy.load(folder)
-    return Policy.load(folder)
-
-
 def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):
     """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D);
     mask (B, K) marks steps that count.

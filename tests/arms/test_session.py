@@ -50,7 +50,7 @@ def test_states_are_found_in_which_an_instruction_can_be_followed():
 
 
 def test_the_reward_model_marks_recorded_episodes_as_the_task_did():
-    from wmpo_lite.shipped import Shipped
+    from wmpo_lite.recipes.shipped import Shipped
 
     shipped = Shipped("place")
     judge, rollouts = shipped.reward_model(), shipped.rollouts()[:16]
@@ -142,7 +142,7 @@ def test_deploy_films_marks_and_numbers_its_episodes(desk, capsys):
 
 
 def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, capsys, monkeypatch):
-    from wmpo_lite.workspace import Run, Workspace, initial_frames
+    from wmpo_lite.recipes.workspace import Run, Workspace, initial_frames
 
     monkeypatch.setattr("wmpo_lite.train.set_threads", lambda: None)  # a run takes all cores
     settings = Settings(checkpoint="policy", collect=3, name="desk", speed=10.0, look=0.5)
@@ -220,7 +220,7 @@ def test_a_real_desk_is_collected_from_homed_judged_and_learnt_from(tmp_path, mo
     """
     from wmpo_lite.arms import cameras
     from wmpo_lite.arms.emulator import Emulator
-    from wmpo_lite.workspace import initial_frames
+    from wmpo_lite.recipes.workspace import initial_frames
 
     monkeypatch.chdir(tmp_path)
     with Emulator(PLACE, initial_states(PLACE, "demos", range(1)), size=64) as servos:

@@ -111,7 +111,7 @@ def imagination_speed(task, seconds: float) -> dict:
     from wmpo_lite.autoencoder import Autoencoder
     from wmpo_lite.envs.libero.env import ACTION_DIM, LiberoEnv
     from wmpo_lite.imagined_env import ImaginedEnv
-    from wmpo_lite.profiles import PROFILES
+    from wmpo_lite.recipes.profiles import PROFILES
     from wmpo_lite.reward import RewardModel
     from wmpo_lite.train import set_threads
     from wmpo_lite.trajectory import InitialStates

@@ -17,10 +17,10 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.evaluate import agreement, auc_interval
-from wmpo_lite.main_job import replay_in
-from wmpo_lite.policy import load_policy
+from wmpo_lite.policies import load_policy
+from wmpo_lite.recipes.main_job import replay_in
+from wmpo_lite.recipes.workspace import Run, Workspace, clip_scores, imagined_env, initial_frames
 from wmpo_lite.rollout import rollout
-from wmpo_lite.workspace import Run, Workspace, clip_scores, imagined_env, initial_frames
 
 FIRST_STATE = 120_000  # of the validation split; used nowhere else
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from wmpo_lite import checkpoint
-from wmpo_lite.main_job import demonstrations, recorded_episodes
 from wmpo_lite.own_context import Pool, WindowConfig
-from wmpo_lite.results import ALIGNED, NOT_ALIGNED, RESULTS, panel_record
+from wmpo_lite.recipes.main_job import demonstrations, recorded_episodes
+from wmpo_lite.recipes.trust import panel
+from wmpo_lite.recipes.workspace import TRAINING_STATES, TRUST_STATES, Run, Workspace
+from wmpo_lite.report.results import ALIGNED, NOT_ALIGNED, RESULTS, panel_record
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import FitConfig, fit
-from wmpo_lite.trust import panel
-from wmpo_lite.workspace import TRAINING_STATES, TRUST_STATES, Run, Workspace
 from wmpo_lite.world_model import WorldModel
 
 PATH = RESULTS / "world_model.json"

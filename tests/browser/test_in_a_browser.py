@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from wmpo_lite.notebooks import FOLDER
+from wmpo_lite.report.notebooks import FOLDER
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs the `browser` extra; `make browser` installs it"

@@ -11,7 +11,7 @@ from wmpo_lite.checkpoint import fingerprint, load_tensors
 from wmpo_lite.errors import UserError
 from wmpo_lite.policy import Policy
 from wmpo_lite.recipes.pretrain import HELD_OUT, PRETRAINING, install_assets, make_assets
-from wmpo_lite.shipped import Shipped
+from wmpo_lite.recipes.shipped import Shipped
 from wmpo_lite.trajectory import load_trajectories
 from wmpo_lite.world_model import WorldModel
 

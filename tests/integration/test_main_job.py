@@ -46,7 +46,7 @@ def test_one_command_ends_with_numbers_and_a_report(whole):
 
 
 def test_alignment_fine_tunes_the_shipped_world_model(whole):
-    from wmpo_lite.workspace import ASSETS
+    from wmpo_lite.recipes.workspace import ASSETS
     from wmpo_lite.world_model import WorldModel
 
     folder, _ = whole

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from wmpo_lite import notebooks
+from wmpo_lite.report import notebooks
 
 PATHS = notebooks.paths()
 EXPECTED = [
@@ -107,7 +107,7 @@ def test_the_profile_decides_sizes(monkeypatch):
 def test_without_an_extra_the_rest_of_a_notebook_is_skipped_with_a_message(tmp_path):
     cells = [
         new_markdown_cell("# small"),
-        new_code_cell("from wmpo_lite.notebooks import needs\nprint(needs('json', 'x'))"),
+        new_code_cell("from wmpo_lite.report.notebooks import needs\nprint(needs('json', 'x'))"),
         new_code_cell("needs('nothing_of_this_name.inside', 'pip install nothing');"),
         new_code_cell("import nothing_of_this_name\nprint('never')"),
         new_code_cell("1 / 0"),
@@ -129,7 +129,7 @@ def test_without_an_extra_the_rest_of_a_notebook_is_skipped_with_a_message(tmp_p
 def test_a_notebook_whose_extra_is_missing_is_not_executed(tmp_path, monkeypatch, capsys):
     cells = [
         new_markdown_cell("# small"),
-        new_code_cell("from wmpo_lite.notebooks import needs"),
+        new_code_cell("from wmpo_lite.report.notebooks import needs"),
         new_code_cell('needs("nothing_of_this_name.inside", "how");'),
     ]
     path = tmp_path / "00_small.ipynb"

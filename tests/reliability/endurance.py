@@ -107,7 +107,7 @@ def grpo_iterations(count: int) -> dict:
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.grpo import GRPOConfig
     from wmpo_lite.imagined_env import ImaginedEnv
-    from wmpo_lite.optimise import optimise
+    from wmpo_lite.train_grpo import optimise
 
     torch.set_num_threads(1)
     task, config = get_task("place"), GRPOConfig(groups=4, group_size=4, minibatch=16)

@@ -83,7 +83,7 @@ def make_run(folder: Path):
 
 
 def read_run(folder: Path):
-    from wmpo_lite.diagnosis import diagnose
+    from wmpo_lite.report.diagnosis import diagnose
 
     assert all(len(str(finding).splitlines()) == 1 for finding in diagnose(folder)), (
         "a finding has several lines"
@@ -113,7 +113,7 @@ def make_report(folder: Path):
 
 
 def read_report(folder: Path):
-    from wmpo_lite.report import write_report
+    from wmpo_lite.report.write import write_report
 
     path = write_report(folder)
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
@@ -136,7 +136,7 @@ def make_results(folder: Path):
 
 
 def read_results(folder: Path):
-    from wmpo_lite import results
+    from wmpo_lite.report import results
 
     with tempfile.TemporaryDirectory() as other:  # collecting writes, so it does that elsewhere
         into = Path(other) / "results"
@@ -200,7 +200,7 @@ def make_weights(folder: Path):
 
 def read_weights(folder: Path):
     from wmpo_lite.autoencoder import Autoencoder
-    from wmpo_lite.policy import load_policy
+    from wmpo_lite.policies import load_policy
     from wmpo_lite.reward import RewardModel
     from wmpo_lite.world_model import WorldModel
 
@@ -319,7 +319,7 @@ def make_run_to_go_on(folder: Path):
     """The folder of a run that is to be resumed, with assets of tiny models."""
     import tiny
 
-    from wmpo_lite.workspace import Run, Workspace
+    from wmpo_lite.recipes.workspace import Run, Workspace
 
     tiny.assets(folder / "assets")
     w = Workspace(
@@ -331,7 +331,7 @@ def make_run_to_go_on(folder: Path):
 
 
 def read_run_to_go_on(folder: Path):
-    from wmpo_lite.workspace import Run, Workspace
+    from wmpo_lite.recipes.workspace import Run, Workspace
 
     with tempfile.TemporaryDirectory() as other:
         copy(folder / "run", Path(other) / "run")
@@ -372,7 +372,7 @@ def make_ship(folder: Path):
 
 
 def read_ship(folder: Path):
-    from wmpo_lite.shipped import Shipped, ship_run
+    from wmpo_lite.recipes.shipped import Shipped, ship_run
 
     with tempfile.TemporaryDirectory() as other:  # shipping writes, so it does that elsewhere
         copy(folder, Path(other) / "all")

@@ -96,7 +96,7 @@ KINDS = {
         {
             "unit/test_cli.py": ("test_help_is_shown", "test_a_reader_that_has_seen"),
             "unit/test_workspace.py": ("test_a_clock_that_is_set_back",),
-            "unit/test_optimise.py": ("test_groups_drawn_anew",),
+            "unit/test_train_grpo.py": ("test_groups_drawn_anew",),
             "unit/test_renderer.py": ("test_an_environment_left_open",),
         },
     ),

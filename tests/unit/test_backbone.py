@@ -11,13 +11,14 @@ import tiny
 import torch
 
 from wmpo_lite import grpo
-from wmpo_lite.backbone import BackboneConfig, BackbonePolicy
 from wmpo_lite.errors import UserError
-from wmpo_lite.optimise import optimise
-from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss, load_policy
-from wmpo_lite.pretrain_policy import clone
+from wmpo_lite.policies import load_policy
+from wmpo_lite.policies.backbone import BackboneConfig, BackbonePolicy
+from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss
+from wmpo_lite.recipes.pretrain_policy import clone
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import FitConfig
+from wmpo_lite.train_grpo import optimise
 
 CONFIG = BackboneConfig(image=64, chunk=2, action_dim=3)
 SENTENCES = ["put the red cube on the plate", "open the drawer", "put the green cube on the plate"]

@@ -11,7 +11,7 @@ import pytest
 from wmpo_lite import cli
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import UserError
-from wmpo_lite.workspace import Run, run_folder
+from wmpo_lite.recipes.workspace import Run, run_folder
 
 
 def refused(capsys, *arguments) -> str:

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint, diagnosis, doctor
+from wmpo_lite import checkpoint, install_check
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
+from wmpo_lite.report import diagnosis, doctor
 from wmpo_lite.trajectory import Trajectory, save_trajectories
 
 
@@ -80,7 +81,7 @@ def outcomes(n, share):
 @pytest.fixture
 def run(tmp_path):
     """A run folder without fault."""
-    pins = {name: doctor.pinned_versions()[name][0] for name in ("mujoco", "torch")}
+    pins = {name: install_check.pinned_versions()[name][0] for name in ("mujoco", "torch")}
     checkpoint.write_json(
         tmp_path / "config.json", {"task": "place", "rollout_budget": 12, "horizon": 24, "chunk": 8}
     )
@@ -100,7 +101,7 @@ def levels(run, topic):
 
 
 def test_this_installation_is_sound():
-    checks = doctor.check_installation()
+    checks = install_check.check_installation()
     assert [name for name, _, _ in checks] == [
         "Python",
         "packages",
@@ -114,15 +115,15 @@ def test_this_installation_is_sound():
 
 
 def test_a_simulator_that_moves_otherwise_is_found(monkeypatch):
-    finish, tips = np.array(doctor.KNOWN_FINISH), np.array(doctor.KNOWN_TIPS)
+    finish, tips = np.array(install_check.KNOWN_FINISH), np.array(install_check.KNOWN_TIPS)
     for answer, expected in (
         ((finish, tips), True),
         ((finish + 2, tips), False),
         ((finish, tips + 0.004), False),
         ((np.where(np.arange(8) == 3, 0, finish), tips), False),
     ):
-        monkeypatch.setattr(doctor, "known_rollout", lambda answer=answer: answer)
-        ok, message = doctor._check_known_answer()
+        monkeypatch.setattr(install_check, "known_rollout", lambda answer=answer: answer)
+        ok, message = install_check._check_known_answer()
         assert ok == expected and ("pinned mujoco" in message) != expected
 
 
@@ -130,18 +131,18 @@ def test_a_check_that_breaks_is_a_failed_check(monkeypatch):
     def broken():
         raise OSError("libEGL is gone")
 
-    monkeypatch.setattr(doctor, "known_rollout", broken)
-    found = {name: (ok, message) for name, ok, message in doctor.check_installation()}
+    monkeypatch.setattr(install_check, "known_rollout", broken)
+    found = {name: (ok, message) for name, ok, message in install_check.check_installation()}
     assert found["known answer"] == (False, "OSError: libEGL is gone") and found["splits"][0]
 
 
 def test_another_package_version_is_named(monkeypatch):
     monkeypatch.setattr(
-        doctor,
+        install_check,
         "pinned_versions",
         lambda: {"mujoco": ("0.0.1", False), "numpy-gone": ("1", False), "extra-gone": ("1", True)},
     )
-    ok, message = doctor._check_packages()
+    ok, message = install_check._check_packages()
     assert (
         not ok
         and "pinned 0.0.1" in message
@@ -344,7 +345,7 @@ def test_main_prints_and_returns_a_status(run, capsys, monkeypatch):
     [(0.95, 9.0, []), (0.79, 9.0, ["AUC 0.790"]), (0.79, 0.5, ["0.5 dB", "AUC 0.790"])],
 )
 def test_the_trust_panel_warns_before_grpo_begins(auc, cost, warnings):
-    from wmpo_lite.trust import describe_trust
+    from wmpo_lite.recipes.trust import describe_trust
 
     agreement = {
         "auc": auc,

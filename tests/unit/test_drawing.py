@@ -59,7 +59,7 @@ def test_without_a_way_to_draw_there_is_one_sentence_and_no_run_folder(tmp_path,
 
 
 def test_the_doctor_fails_where_nothing_can_be_drawn():
-    script = "from wmpo_lite import doctor; print(doctor._check_gl())"
+    script = "from wmpo_lite import install_check; print(install_check._check_gl())"
     done = run("-c", script, folder=".", MUJOCO_GL="bogus")
     assert "(False, " in done.stdout and "cannot render here" in done.stdout
     assert "(True, " in run("-c", script, folder=".", MUJOCO_GL="").stdout

@@ -2,6 +2,7 @@
 told in one line.
 """
 
+import ast
 import re
 import shutil
 import subprocess
@@ -79,7 +80,7 @@ def test_the_code_is_formatted_and_lints_clean():
 def test_the_readme_is_short_and_its_map_of_the_code_is_true():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
-    plan = text.split("wmpo_lite/\n")[1].split("\n```")[0]
+    plan = re.search(r"\nwmpo_lite/ .*?\n```", text, re.S)[0]
     named = {
         word
         for line in plan.splitlines()
@@ -101,6 +102,60 @@ def test_the_readme_is_short_and_its_map_of_the_code_is_true():
         )
         for word in named
     ), named
+
+
+# Who may import what; the core is the modules that lie in wmpo_lite/ itself.
+ALLOWED = {
+    "core": {"core"},
+    "policies": {"core", "policies"},
+    "envs": {"core", "envs"},
+    "datagen": {"core", "envs", "datagen"},
+    "report": {"core", "envs", "report"},
+    "recipes": {"core", "policies", "envs", "datagen", "report", "recipes"},
+    "arms": {"core", "policies", "envs", "recipes", "report", "arms"},
+}
+TOP = ("cli", "install_check", "setup_check")  # belong to no room: whoever starts the program
+
+
+def test_imports_go_one_way():
+    wrong, edges = [], {}
+    for path in (ROOT / "wmpo_lite").rglob("*.py"):
+        parts = path.relative_to(ROOT / "wmpo_lite").with_suffix("").parts
+        if parts[0] in TOP:
+            continue
+        room = parts[0] if len(parts) > 1 else "core"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for name in imported(node):
+                target = name.split(".")
+                there = target[0] if target[0] in ALLOWED else "core"
+                edges.setdefault(".".join(parts), set()).add(name)
+                if target[0] in TOP[:1] or there not in ALLOWED[room]:
+                    wrong.append(f"{'.'.join(parts)} -> {name}")
+    assert not wrong, wrong
+    assert not circle(edges), circle(edges)
+
+
+def circle(edges: dict) -> list[str]:
+    """Modules that import each other in a circle, [] if none do."""
+    done = set()
+
+    def walk(name, path):
+        if name in path:
+            return path[path.index(name) :] + [name]
+        if name in done:
+            return []
+        done.add(name)
+        return next((c for c in (walk(n, [*path, name]) for n in edges.get(name, ())) if c), [])
+
+    return next((c for c in (walk(name, []) for name in edges) if c), [])
+
+
+def imported(node) -> list[str]:
+    """Modules of the package that an import statement names, without `wmpo_lite.`."""
+    if not (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "wmpo_lite"):
+        return []
+    inside = node.module.split(".")[1:]
+    return [".".join(inside)] if inside else [alias.name for alias in node.names]
 
 
 def test_versions_agree_between_files():

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import checkpoint, pretrain_policy
+from wmpo_lite import checkpoint
 from wmpo_lite import policy as policy_module
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
@@ -18,7 +18,7 @@ from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
 from wmpo_lite.origin import claim
-from wmpo_lite.recipes import pretrain
+from wmpo_lite.recipes import pretrain, pretrain_policy
 from wmpo_lite.recipes.pretrain import (
     PolicyConfig,
     PretrainConfig,

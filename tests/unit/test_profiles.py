@@ -8,9 +8,9 @@ import torch
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy
-from wmpo_lite.profiles import PROFILES, paper_models
+from wmpo_lite.recipes.profiles import PROFILES, paper_models
+from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.reward import RewardModel
-from wmpo_lite.workspace import Run
 from wmpo_lite.world_model import WorldModel
 
 

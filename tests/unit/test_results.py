@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from wmpo_lite import results
 from wmpo_lite.errors import UserError
+from wmpo_lite.report import results
 
 
 def finished(folder, task="place", seed=0, profile="laptop", wmpo=0.5, **more):

@@ -325,7 +325,7 @@ def test_one_state_is_a_batch_of_one():
 
 def test_the_learning_rate_rises_at_first_and_falls_at_last(monkeypatch):
     from wmpo_lite import grpo
-    from wmpo_lite.optimise import optimise
+    from wmpo_lite.train_grpo import optimise
 
     rates = []
     monkeypatch.setattr(

@@ -7,9 +7,9 @@ import torch
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.shipped import FILES, POLICIES, Shipped, ship_run
+from wmpo_lite.recipes.shipped import FILES, POLICIES, Shipped, ship_run
+from wmpo_lite.recipes.workspace import ASSETS, initial_frames
 from wmpo_lite.trajectory import save_trajectories
-from wmpo_lite.workspace import ASSETS, initial_frames
 
 SHARED = ("autoencoder", "world_model")
 

@@ -12,9 +12,11 @@ import sys
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint, plots, report, show
+from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import agreement
+from wmpo_lite.report import plots, show
+from wmpo_lite.report import write as report
 
 POLICIES = {"base": 0.31, "grpo": 0.36, "dpo": 0.33, "wmpo": 0.55}
 
@@ -306,8 +308,8 @@ def test_importing_show_is_light():
     heavy = ("matplotlib", "torch", "scipy", "PIL", "imageio_ffmpeg")
     assert (
         run_python(
-            f"import sys, wmpo_lite.show, wmpo_lite.plots; print([name for name in {heavy} if name"
-            " in sys.modules])"
+            "import sys, wmpo_lite.report.show, wmpo_lite.report.plots; "
+            f"print([name for name in {heavy} if name in sys.modules])"
         )
         == "[]"
     )
@@ -427,7 +429,7 @@ def test_every_word_of_the_methods_picture_stays_in_its_box_and_in_the_picture()
 
 def test_plots_leave_no_global_state(tmp_path):
     code = (
-        "import sys; from wmpo_lite import plots; plots.success_bars({'policies': {'base':"
+        "import sys; from wmpo_lite.report import plots; plots.success_bars({'policies': {'base':"
         " {'success': [True, False]}}}).savefig(sys.argv[1]); print('matplotlib.pyplot' in"
         " sys.modules)"
     )

@@ -514,7 +514,7 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
     ],
 )
 def test_numbers_that_are_none_are_valid_json_and_found_by_the_doctor(tmp_path, value):
-    from wmpo_lite.diagnosis import diagnose
+    from wmpo_lite.report.diagnosis import diagnose
 
     log = MetricsLog(tmp_path / "metrics.jsonl")
     (

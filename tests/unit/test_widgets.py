@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from wmpo_lite import widgets
 from wmpo_lite.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
-from wmpo_lite.notebooks import figure
-from wmpo_lite.widgets import KEYS, MOVES, Driver
+from wmpo_lite.report import widgets
+from wmpo_lite.report.notebooks import figure
+from wmpo_lite.report.widgets import KEYS, MOVES, Driver
 
 
 @pytest.fixture(autouse=True)

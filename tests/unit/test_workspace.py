@@ -10,13 +10,14 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import checkpoint, main_job
+from wmpo_lite import checkpoint
 from wmpo_lite.envs import tasks
 from wmpo_lite.errors import UserError
+from wmpo_lite.recipes import main_job
+from wmpo_lite.recipes.trust import describe_trust, panel, trust
+from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.trajectory import save_trajectories
-from wmpo_lite.trust import describe_trust, panel, trust
-from wmpo_lite.workspace import Run, Workspace, imagined_env, initial_frames
 from wmpo_lite.world_model import WorldModel
 
 SMALL = {
@@ -216,7 +217,7 @@ def test_a_run_folder_with_files_of_another_shape_is_refused_by_name(workspace, 
 def test_a_clock_that_is_set_back_takes_no_time_away(workspace, monkeypatch):
     monkeypatch.setattr("time.time", lambda: -1e9)
     times = iter([5.0, 7.5])
-    monkeypatch.setattr("wmpo_lite.workspace.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("wmpo_lite.recipes.workspace.time.monotonic", lambda: next(times))
     workspace.stage("align", dict)
     assert workspace.seconds() == 2.5
 

@@ -16,8 +16,8 @@ def load_policy(name: str, task: str, collecting: bool = False):
     policies/wmpo), a run's folder or its name under runs/, or one that ships: base, grpo, dpo,
     wmpo. By default wmpo, and base for collecting, because the main job starts from that one.
     """
-    from wmpo_lite import policy
-    from wmpo_lite.shipped import POLICIES, Shipped
+    from wmpo_lite import policies
+    from wmpo_lite.recipes.shipped import POLICIES, Shipped
 
     name = str(name or ("base" if collecting else "wmpo"))
     for folder in (
@@ -27,7 +27,7 @@ def load_policy(name: str, task: str, collecting: bool = False):
         Path("runs") / name / "policies" / "wmpo",
     ):
         if (folder / "actions.json").exists():
-            return policy.load_policy(folder)
+            return policies.load_policy(folder)
     if name in ("base", *POLICIES):
         return Shipped(task).policy(name)
     raise UserError(

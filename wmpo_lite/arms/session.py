@@ -26,7 +26,7 @@ class Session:
     def __init__(self, settings: Settings):
         from wmpo_lite.envs.drawing import import_mujoco
         from wmpo_lite.envs.tabletop.tasks import get_task
-        from wmpo_lite.workspace import run_folder
+        from wmpo_lite.recipes.workspace import run_folder
 
         self.s, self.task = settings, get_task(settings.task)
         self.run_folder = run_folder(
@@ -50,7 +50,7 @@ class Session:
         self.first_row = 0 if settings.collect else settings.state
         self.temperature = settings.temperature
         if settings.collect and self.temperature is None:
-            from wmpo_lite.profiles import PROFILES
+            from wmpo_lite.recipes.profiles import PROFILES
 
             self.temperature = PROFILES["laptop"].temperature
 
@@ -88,7 +88,7 @@ class Session:
         s, self.desk, self.states = self.s, None, None
         look = Disturbance(background=s.look, texture=s.look, lighting=s.look, camera=0.01 * s.look)
         if not s.real:
-            from wmpo_lite.workspace import TRAINING_STATES
+            from wmpo_lite.recipes.workspace import TRAINING_STATES
 
             split, first, count = (
                 ("rollouts", TRAINING_STATES * s.seed, s.collect)
@@ -286,7 +286,7 @@ class Session:
         )
         self.mark = None
         if self.marked_by == "reward":
-            from wmpo_lite.shipped import Shipped
+            from wmpo_lite.recipes.shipped import Shipped
 
             judge = Shipped(
                 s.task
@@ -336,7 +336,7 @@ def write_film(path: Path, episodes) -> Path:
     """The first few episodes side by side as an MP4 of the speed at which they happened."""
     from wmpo_lite import checkpoint
     from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
-    from wmpo_lite.show import film_grid, to_mp4
+    from wmpo_lite.report.show import film_grid, to_mp4
 
     shown = [e.trajectory for e in episodes[:SHOWN]]
     film = film_grid(

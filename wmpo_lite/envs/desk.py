@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmpo_lite.envs.actions import check_actions
+from wmpo_lite.actions import check_actions
 from wmpo_lite.errors import UserError
 
 

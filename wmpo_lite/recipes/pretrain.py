@@ -327,7 +327,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     web-scale pre-training of a big VLA and the only place where the simulator's labels are used.
     """
     from wmpo_lite.envs.tabletop.tasks import get_task
-    from wmpo_lite.pretrain_policy import clone, ground, reach, train_vision
+    from wmpo_lite.recipes.pretrain_policy import clone, ground, reach, train_vision
     from wmpo_lite.trajectory import load_metadata, save_trajectories
 
     home, work = folder / task, folder / "work" / task
@@ -423,7 +423,7 @@ def install_assets(source: Path, target: Path):
     """
     import shutil
 
-    from wmpo_lite.shipped import copy_half
+    from wmpo_lite.recipes.shipped import copy_half
 
     folders = [source / SHARED / name for name in ("autoencoder", "world_model")]
     folders += [path.parent for path in sorted(Path(source).glob("*/policy/provenance.json"))]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from wmpo_lite.envs.actions import check_actions
+from wmpo_lite.actions import check_actions
 from wmpo_lite.envs.libero.look import Look
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmpo_lite.envs.actions import check_actions
+from wmpo_lite.actions import check_actions
 from wmpo_lite.envs.drawing import import_mujoco
 from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene

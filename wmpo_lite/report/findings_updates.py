@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from wmpo_lite.findings import Finding
+from wmpo_lite.report.findings import Finding
 
 # Where a figure stops being good: rules of thumb for policies of this size, to look closer and not
 # to judge.

@@ -7,11 +7,11 @@ its place, what is missing.
 
 from pathlib import Path
 
-from wmpo_lite import checkpoint, plots
-from wmpo_lite import report_sections as sections
+from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.report_files import load_films, load_object, read_metrics, with_comparisons
-from wmpo_lite.report_page import page
+from wmpo_lite.report import plots, sections
+from wmpo_lite.report.page import page
+from wmpo_lite.report.run_files import load_films, load_object, read_metrics, with_comparisons
 
 # of MP4 in one report, a third more as base64: with the plots the file stays below 6 MB
 FILM_BYTES = 3_800_000

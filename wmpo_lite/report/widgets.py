@@ -239,7 +239,7 @@ def drive(driver: Driver, presses: str = ""):
         return pad(driver)
     from IPython.display import HTML
 
-    from wmpo_lite.show import film_strip, image_html
+    from wmpo_lite.report.show import film_strip, image_html
 
     for name in presses.split():
         driver.press(name)
@@ -259,7 +259,7 @@ def explore(figure: Callable, **sliders):
     """
     from IPython.display import HTML
 
-    from wmpo_lite.show import image_html
+    from wmpo_lite.report.show import image_html
 
     values = {name: spec[0] for name, spec in sliders.items()}
     picture = lambda **chosen: HTML(image_html(figure(**chosen)))

@@ -10,8 +10,8 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
-from wmpo_lite.trust import describe_trust, trust
-from wmpo_lite.workspace import (
+from wmpo_lite.recipes.trust import describe_trust, trust
+from wmpo_lite.recipes.workspace import (
     SWAP_STATES,
     TRACK_STATES,
     TRAINING_STATES,
@@ -275,7 +275,7 @@ def train_wmpo(w: Workspace) -> dict:
     With `track_real` the policy is also tried out in the real environment every few iterations, so
     that a reader sees both curves. Nothing is chosen by that.
     """
-    from wmpo_lite.optimise import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimise, save_policy_once
 
     s = w.settings
     policy = w.base()
@@ -324,7 +324,7 @@ def real_success(w: Workspace, policy) -> dict:
 def train_online(w: Workspace) -> dict:
     """Baseline: the same GRPO in the real environment until P rollouts are spent."""
     from wmpo_lite.grpo import GRPOConfig
-    from wmpo_lite.optimise import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimise, save_policy_once
 
     s = w.settings
     policy = w.base()
@@ -367,7 +367,7 @@ def train_online(w: Workspace) -> dict:
 def train_offline(w: Workspace) -> dict:
     """Baseline: DPO on success and failure pairs of the P recorded rollouts."""
     from wmpo_lite.dpo import DPOConfig, train_dpo
-    from wmpo_lite.optimise import save_policy_once
+    from wmpo_lite.train_grpo import save_policy_once
 
     s = w.settings
     policy = w.base()
@@ -393,7 +393,7 @@ def train_offline(w: Workspace) -> dict:
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
     from wmpo_lite.evaluate import paired_comparison, successful_lengths, trajectory_length_ratio
-    from wmpo_lite.policy import load_policy
+    from wmpo_lite.policies import load_policy
 
     n = w.settings.evaluation_states
     states = w.states("evaluation", w.settings.evaluation_from, n)
@@ -543,7 +543,7 @@ def main_job(run: Run, folder: Path) -> dict:
 
 
 def _main_job(w: Workspace) -> dict:
-    from wmpo_lite.report import write_report
+    from wmpo_lite.report.write import write_report
 
     steps = (
         ("rollouts", record_rollouts),

@@ -7,7 +7,7 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import wilson_interval
 from wmpo_lite.files import read_arrays
 
-RESULTS = Path(__file__).resolve().parent.parent / "assets" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results"
 PATH = RESULTS / "main_job.json"
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
 BOUND = {"task": str, "upper_bound_success": float}

@@ -7,7 +7,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError, require_between
-from wmpo_lite.workspace import TRAINING_STATES, Run, Workspace, greedy
+from wmpo_lite.recipes.workspace import TRAINING_STATES, Run, Workspace, greedy
 
 
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
@@ -35,7 +35,7 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
 
 def _upper_bound(w: Workspace, iterations: int) -> dict:
     from wmpo_lite.evaluate import success_rate
-    from wmpo_lite.optimise import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimise, save_policy_once
 
     run, s = w.run, w.settings
 
@@ -61,7 +61,7 @@ def _upper_bound(w: Workspace, iterations: int) -> dict:
         return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
 
     def measure():
-        from wmpo_lite.policy import load_policy
+        from wmpo_lite.policies import load_policy
 
         found = greedy(
             w,

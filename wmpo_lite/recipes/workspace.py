@@ -13,9 +13,9 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 from wmpo_lite.owner import Owner
-from wmpo_lite.profiles import PROFILES, Profile
+from wmpo_lite.recipes.profiles import PROFILES, Profile
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = (
     10_000,
     1_000,
@@ -203,7 +203,7 @@ class Workspace:
         return self._once("autoencoder", lambda: Autoencoder.load(self.shared / "autoencoder"))
 
     def base(self):
-        from wmpo_lite.policy import load_policy
+        from wmpo_lite.policies import load_policy
 
         return load_policy(self.assets / "policy")
 

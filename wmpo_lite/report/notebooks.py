@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmpo_lite.errors import UserError
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares
 MAX_CELLS, MAX_LINES, MAX_BYTES = (
     30,
@@ -40,7 +40,7 @@ def film(frames, fps: float = 5, alt: str = "film"):
     """A film uint8 (T, H, W, 3) to be shown by the cell that ends with it."""
     from IPython.display import HTML
 
-    from wmpo_lite.show import video_html
+    from wmpo_lite.report.show import video_html
 
     return HTML(video_html(frames, fps, alt))
 
@@ -49,7 +49,7 @@ def picture(image, alt: str = "picture"):
     """An image uint8 (H, W, 3) or a matplotlib Figure to be shown by the cell that ends with it."""
     from IPython.display import HTML
 
-    from wmpo_lite.show import image_html
+    from wmpo_lite.report.show import image_html
 
     return HTML(image_html(image, alt))
 

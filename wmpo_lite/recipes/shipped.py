@@ -8,7 +8,7 @@ from pathlib import Path
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError, require_between
 from wmpo_lite.files import restore, whole_folder
-from wmpo_lite.workspace import ASSETS
+from wmpo_lite.recipes.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
 FILES = (
@@ -117,7 +117,7 @@ class Shipped:
 
     def metrics(self) -> list[dict]:
         """The shipped run's log, one record a step."""
-        from wmpo_lite.report_files import read_metrics
+        from wmpo_lite.report.run_files import read_metrics
 
         return read_metrics(self._file("metrics.jsonl"))
 

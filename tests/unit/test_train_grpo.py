@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import grpo, optimise
+from wmpo_lite import grpo, train_grpo
 
 
 @pytest.mark.parametrize("groups", [3, 1100, 2001])
@@ -20,14 +20,14 @@ def test_groups_drawn_anew_have_numbers_of_their_own(monkeypatch, groups):
         ]
 
     learnt = []
-    monkeypatch.setattr(optimise, "rollout", rollout)
+    monkeypatch.setattr(train_grpo, "rollout", rollout)
     monkeypatch.setattr(
         grpo, "batch_from_trajectories", lambda kept: SimpleNamespace(mask=torch.ones(1), kept=kept)
     )
     monkeypatch.setattr(
         grpo, "update", lambda policy, optimiser, data, *rest: learnt.extend(data.kept) or {}
     )
-    (record,) = optimise.optimise(
+    (record,) = train_grpo.optimise(
         tiny.policy(),
         lambda seed: None,
         tiny.states(4, frames=False),

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from wmpo_lite import checkpoint
-from wmpo_lite.workspace import (
+from wmpo_lite.recipes.workspace import (
     TRAINING_STATES,
     TRUST_STATES,
     Workspace,
@@ -176,7 +176,7 @@ def describe_trust(t: dict) -> str:
             " on imagined video"
         ),
     ]
-    from wmpo_lite.findings_evaluation import about_trust
+    from wmpo_lite.report.findings_evaluation import about_trust
 
     return "\n".join(
         lines

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint, plots, show
+from wmpo_lite import checkpoint
 from wmpo_lite.evaluate import success_rate
-from wmpo_lite.report_files import load_object
-from wmpo_lite.report_page import film_figures, folded, note, pairs, picture, table, text
+from wmpo_lite.report import plots, show
+from wmpo_lite.report.page import film_figures, folded, note, pairs, picture, table, text
+from wmpo_lite.report.run_files import load_object
 
 FILM_WIDTH = 192  # pixels a film is enlarged to before encoding, at least about
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint, plots
+from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import paired_comparison
+from wmpo_lite.report import plots
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -5,11 +5,11 @@ of the classic silent zeros struck, what to do.
 import json
 from pathlib import Path
 
-from wmpo_lite.doctor import pinned_versions
 from wmpo_lite.errors import UserError
-from wmpo_lite.findings import Finding, about_rollouts, about_states, about_windows
-from wmpo_lite.findings_evaluation import about_evaluation, about_trust
-from wmpo_lite.findings_updates import about_updates
+from wmpo_lite.install_check import pinned_versions
+from wmpo_lite.report.findings import Finding, about_rollouts, about_states, about_windows
+from wmpo_lite.report.findings_evaluation import about_evaluation, about_trust
+from wmpo_lite.report.findings_updates import about_updates
 
 FILES = {
     "config.json": "the run's settings",

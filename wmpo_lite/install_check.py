@@ -1,9 +1,6 @@
-"""`wmpo-lite doctor`: is this installation sound, and did a run really learn, or did a classic
-silent zero strike?
+"""Is this installation sound? Packages against their pins, a rendered frame, a known rollout.
 
-`check_installation` compares packages with their pins, renders a frame and repeats a rollout whose
-outcome is stored below; what a run's files say is `diagnosis.diagnose`'s to tell. Nothing is
-written, and no network is used.
+What a run's files say is `report.diagnosis`'s to tell. Nothing is written, and no network is used.
 """
 
 import os
@@ -227,28 +224,3 @@ def _check_splits():
 
 
 # ------------------------------------------------------------------------------------------ report
-
-
-def main(run: Path | None = None) -> int:
-    """Print the installation's report, and a run's if named. Returns 1 if a check fails or a
-    finding is a problem.
-    """
-    print("Installation")
-    checks = check_installation()
-    for name, ok, message in checks:
-        print(f"  {'ok  ' if ok else 'FAIL'}  {name:<14} {message}")
-    bad = sum(not ok for _, ok, _ in checks)
-    if run is not None:
-        from wmpo_lite.diagnosis import diagnose
-
-        findings = diagnose(run)
-        print(f"\nRun {run}")
-        for level in ("problem", "note", "ok"):
-            for finding in findings:
-                if finding.level == level:
-                    print(f"  {level:<8} {finding.topic:<19} {finding.message}")
-        bad += sum(finding.level == "problem" for finding in findings)
-    print(
-        f"\n{bad} {'problem' if bad == 1 else 'problems'} found." if bad else "\nNo problems found."
-    )
-    return int(bool(bad))

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from wmpo_lite.findings import Finding
-from wmpo_lite.findings_updates import column, ends
+from wmpo_lite.report.findings import Finding
+from wmpo_lite.report.findings_updates import column, ends
 
 # Where a figure stops being good: rules of thumb for policies of this size, to look closer and not
 # to judge.

@@ -5,7 +5,7 @@ returns HTML.
 import html
 import json
 
-from wmpo_lite import show
+from wmpo_lite.report import show
 
 FPS = 5  # the control rate of the table-top: films play in real time
 
