@@ -1,5 +1,7 @@
-"""The command line: `wmpo-lite demo | assets | upper-bound | doctor | results | ship | deploy`."""
+"""The command line, `wmpo-lite`: one small class a command."""
 
+import dataclasses
+import json
 import os
 import sys
 from contextlib import suppress
@@ -11,6 +13,24 @@ import tyro
 
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.recipes.profiles import Profile
+
+# Every number of a profile is a flag, too; None leaves it as the profile has it.
+Overrides = dataclasses.make_dataclass(
+    "Overrides",
+    [
+        (field.name, field.type | None, None)
+        for field in dataclasses.fields(Profile)
+        if field.name not in ("track_real", "evaluation_states")  # these have a flag with help
+    ],
+    frozen=True,
+)
+Numbers = tyro.conf.OmitArgPrefixes[Overrides]
+
+
+def changed(overrides) -> dict:
+    """What was asked for, by name."""
+    return {key: value for key, value in vars(overrides).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -29,9 +49,9 @@ class Demo:
     from_scratch: bool = False  # train the shipped assets anew first (hours)
     track_real: bool = True
     """try the policy in the simulator as it learns: outside the budget, nothing is chosen by it"""
-    evaluation_states: int | None = (
-        None  # held-out initial states of the last stage; by default the profile's number
-    )
+    evaluation_states: int | None = None
+    """held-out initial states of the last stage; by default the profile's number"""
+    settings: Numbers = Overrides()
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name, get_task
@@ -39,7 +59,7 @@ class Demo:
         from wmpo_lite.recipes.workspace import ASSETS, Run, run_folder
 
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
-        changes = {} if self.track_real else {"track_real": False}
+        changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
         if self.evaluation_states is not None:
             changes["evaluation_states"] = self.evaluation_states
         run = Run(
@@ -58,6 +78,20 @@ class Demo:
         if self.from_scratch:
             train_assets(assets, self.seed, self.profile)
         main_job(run, folder)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Print all numbers of a run as JSON, without running it."""
+
+    profile: str = "laptop"
+    settings: Numbers = Overrides()
+
+    def __call__(self):
+        from wmpo_lite.recipes.workspace import Run
+
+        run = Run(profile=self.profile, changes=changed(self.settings))
+        print(json.dumps(dataclasses.asdict(run.settings()), indent=1))
 
 
 @dataclass(frozen=True)
@@ -180,6 +214,7 @@ class Deploy(Settings):
 
 COMMANDS = {
     "demo": Demo,
+    "config": Config,
     "assets": Assets,
     "upper-bound": UpperBound,
     "doctor": Doctor,

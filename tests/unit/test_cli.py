@@ -2,6 +2,8 @@
 terminal is.
 """
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 from wmpo_lite import cli
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import UserError
+from wmpo_lite.recipes.profiles import Profile
 from wmpo_lite.recipes.workspace import Run, run_folder
 
 
@@ -41,6 +44,9 @@ def empty(tmp_path, monkeypatch):
         (["demo", "--from-scratch", "--seed", "-1"], "--seed", "0 to"),
         (["assets", "--seed", "-1"], "--seed", "0 to"),
         (["demo", "--evaluation-states", "0"], "--evaluation-states", "1 to"),
+        (["config", "--align-steps", "0"], "--align-steps", "1 to"),
+        (["config", "--wmpo-lr", "nan"], "--wmpo-lr", "1e-09 to"),
+        (["demo", "--refill", "-1"], "--refill", "0 to"),
         (["demo", "--rollout-budget", "0"], "--rollout-budget", "1 to 10_000"),
         (["demo", "--rollout-budget", "10001"], "--rollout-budget", "1 to 10_000"),
         (["upper-bound", "--iterations", "-3"], "--iterations", "1 to"),
@@ -107,6 +113,20 @@ def test_the_upper_bound_of_a_task_of_libero_has_a_folder_of_its_own(capsys):
     from wmpo_lite.envs.tasks import folder_name
 
     assert run_folder(f"{folder_name('libero_object/0')}-upper-s0").parent.name == "runs"
+
+
+def test_every_number_of_a_profile_is_a_flag_and_config_prints_them_all(capsys):
+    fields = {field.name: field for field in dataclasses.fields(Profile)}
+    wanted = {name: 3 if field.type is int else 0.5 for name, field in fields.items()}
+    flags = [(name, wanted[name]) for name in fields if fields[name].type in (int, float)]
+    flags = [(name, value) for name, value in flags if name != "evaluation_states"]
+    flags = [part for name, value in flags for part in (f"--{name.replace('_', '-')}", str(value))]
+    cli.main(["config", "--profile", "smoke", "--freeze-vision", "False", *flags])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == set(fields) and found["freeze_vision"] is False
+    assert all(
+        found[name] == wanted[name] for name in fields if f"--{name.replace('_', '-')}" in flags
+    )
 
 
 def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):

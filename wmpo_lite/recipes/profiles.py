@@ -2,7 +2,10 @@
 sizes.
 """
 
+import dataclasses
 from dataclasses import dataclass
+
+from wmpo_lite.errors import require_between
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,19 @@ PROFILES = {
         trust_rollouts=512,
     ),
 }
+
+
+ZERO_IS_FINE = ("evaluation_from", "after_success", "reward_frozen", "refill", "wmpo_decay")
+
+
+def check_ranges(profile: Profile) -> None:
+    """UserError for a number that no run can work with, by the name of its flag."""
+    for field in dataclasses.fields(profile):
+        value, flag = getattr(profile, field.name), f"--{field.name.replace('_', '-')}"
+        if field.type is int:
+            require_between(flag, value, int(field.name not in ZERO_IS_FINE), 1_000_000)
+        elif field.type is float:
+            require_between(flag, value, 1e-9, 1_000)
 
 
 def paper_models() -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 from wmpo_lite.owner import Owner
-from wmpo_lite.recipes.profiles import PROFILES, Profile
+from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = (
@@ -59,7 +59,7 @@ class Run:
             )
         settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
         require_between("--seed", self.seed, 0, LARGEST_SEED)
-        require_between("--evaluation-states", settings.evaluation_states, 1, 1_000_000)
+        check_ranges(settings)
         require_between("--rollout-budget", self.rollout_budget, 1, TRAINING_STATES)
         if self.rollout_budget < settings.online_group_size:
             raise UserError(
