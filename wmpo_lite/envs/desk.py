@@ -100,7 +100,7 @@ class Desk:
             "the arm was not moved",
         )
         frames, done, info = [], [], {}
-        for action in np.moveaxis(actions, 1, 0):
+        for action in np.moveaxis(actions.clip(-1, 1), 1, 0):
             allowed, limited = self._limit(action)
             self.log.append(
                 {
