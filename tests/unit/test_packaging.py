@@ -3,6 +3,7 @@ told in one line.
 """
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -156,6 +157,28 @@ def imported(node) -> list[str]:
         return []
     inside = node.module.split(".")[1:]
     return [".".join(inside)] if inside else [alias.name for alias in node.names]
+
+
+def test_a_copy_outside_a_checkout_finds_assets_by_name_or_says_that_it_has_none(tmp_path):
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "wmpo_lite", tmp_path / "site" / "wmpo_lite", ignore=ignore)
+    script = (
+        f"import wmpo_lite.cli as c; assert c.__file__.startswith({str(tmp_path)!r}), c.__file__; "
+        "from wmpo_lite.recipes.shipped import Shipped; print(Shipped().thresholds()); "
+        "c.main(['results'])"
+    )
+
+    def run(**names):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), **names}
+        command = [sys.executable, "-c", script]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    found = run(WMPO_ASSETS=str(ROOT / "assets"))
+    assert found.returncode == 0 and "| place | 0 | 128 |" in found.stdout, found.stderr
+    lost = run(WMPO_ASSETS="")
+    assert "let WMPO_ASSETS name the folder that holds them" in lost.stderr
 
 
 def test_versions_agree_between_files():

@@ -39,8 +39,8 @@ class Shipped:
         self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
             raise UserError(
-                f"there are no trained assets for task '{task}' ({self.home}); use another task, or"
-                " train them with `make assets`"
+                f"there are no trained assets for task '{task}' ({self.home}); use another task,"
+                " train them with `make assets`, or let WMPO_ASSETS name the folder that holds them"
             )
 
     def autoencoder(self):

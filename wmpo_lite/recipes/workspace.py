@@ -12,10 +12,10 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.files import ASSETS
 from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = (
     10_000,
     1_000,
@@ -103,7 +103,8 @@ class Workspace:
         if not self.assets.exists():
             raise UserError(
                 f"there are no trained assets for task '{run.task}' ({self.assets}); train them"
-                " with --from-scratch, or choose another task"
+                " with --from-scratch, choose another task, or let WMPO_ASSETS name the folder that"
+                " holds assets"
             )
         config = {
             **dataclasses.asdict(run),

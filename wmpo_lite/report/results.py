@@ -5,9 +5,9 @@ from pathlib import Path
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import wilson_interval
-from wmpo_lite.files import read_arrays
+from wmpo_lite.files import ASSETS, read_arrays
 
-RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results"
+RESULTS = ASSETS / "results"
 PATH = RESULTS / "main_job.json"
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
 BOUND = {"task": str, "upper_bound_success": float}
