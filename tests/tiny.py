@@ -34,7 +34,7 @@ def same_weights(build):
 
 
 def shake(module: torch.nn.Module, scale: float = 0.1, seed: int = 0) -> torch.nn.Module:
-    """Random values in every parameter: zero-initialised layers would hide what their inputs do."""
+    """Random values in every parameter: zero-initialized layers would hide what their inputs do."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -179,8 +179,8 @@ class Counter:
         self.goal, self.resets, self.instructions = goal, [], []
 
     def picture(self, total) -> np.ndarray:
-        grey = np.clip(128 + 20 * np.asarray(total), 0, 255).astype(np.uint8)
-        return np.broadcast_to(grey[..., None, None, None], (*grey.shape, SIZE, SIZE, 3)).copy()
+        gray = np.clip(128 + 20 * np.asarray(total), 0, 255).astype(np.uint8)
+        return np.broadcast_to(gray[..., None, None, None], (*gray.shape, SIZE, SIZE, 3)).copy()
 
     def reset(self, initial: InitialStates) -> np.ndarray:
         self.total, self.done = initial.states[:, 0].copy(), np.zeros(len(initial), bool)
@@ -199,7 +199,7 @@ class Counter:
 
 
 def moving_dot(episodes: int, steps: int, seed: int):
-    """Latents (E, T + 1, 1, 8, 8) of a soft dot that starts near the centre and moves by the first
+    """Latents (E, T + 1, 1, 8, 8) of a soft dot that starts near the center and moves by the first
     action, and actions (E, T, 2).
     """
     generator = torch.Generator().manual_seed(seed)

@@ -167,8 +167,8 @@ class PerceptualLoss(nn.Module):
     """How different two pictures are to a frozen vision tower (as LPIPS is of a classifier's
     features).
 
-    A pixel that is a little grey is nothing to a squared error and may tell a policy that a peg
-    stands two millimetres farther on. tower: a SigLIP-style tower, as a policy has; sample: frames
+    A pixel that is a little gray is nothing to a squared error and may tell a policy that a peg
+    stands two millimeters farther on. tower: a SigLIP-style tower, as a policy has; sample: frames
     (B, 3, H, W) in [-1, 1] that the spread of its features is measured on.
     """
 

@@ -147,7 +147,7 @@ def evaluating(policy):
         policy.train(training)
 
 
-def optimiser_step(optimizer: torch.optim.Optimizer, grad_clip: float, where: str) -> float:
+def optimizer_step(optimizer: torch.optim.Optimizer, grad_clip: float, where: str) -> float:
     """Clip the gradient, step, return the norm before clipping. UserError and untouched weights if
     it is not finite.
     """

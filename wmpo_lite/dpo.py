@@ -22,7 +22,7 @@ from wmpo_lite.batch import (
     batch_log_probs,
     evaluating,
     minibatches,
-    optimiser_step,
+    optimizer_step,
 )
 from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import check_choice, check_positive, check_range
@@ -37,18 +37,18 @@ class DPOConfig:
 
     # strength of the pull towards the reference; small lets the policy move further
     beta: float = 0.1
-    normalise: Literal["sum", "mean"] = (
+    normalize: Literal["sum", "mean"] = (
         "sum"  # of a trajectory's log-probs; mean makes length irrelevant
     )
     lr: float = 1e-4
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
-    batch: int = 16  # pairs an optimiser step, give or take what divides them evenly
+    batch: int = 16  # pairs an optimizer step, give or take what divides them evenly
     grad_clip: float = 1.0
     temperature: float = 1.0  # of the log-probs, policy and reference alike
 
     def __post_init__(self):
-        check_choice("normalise", self.normalise, ("sum", "mean"))
+        check_choice("normalize", self.normalize, ("sum", "mean"))
         check_range("DPOConfig", self, epochs=1, pairs=1, batch=1)
         check_positive("DPOConfig", self, "beta", "lr", "grad_clip", "temperature")
 
@@ -102,14 +102,14 @@ def state_key(trajectory: Trajectory, position: int) -> tuple:
 
 
 def reduce_log_probs(
-    log_probs: torch.Tensor, mask: torch.Tensor, normalise: str = "sum"
+    log_probs: torch.Tensor, mask: torch.Tensor, normalize: str = "sum"
 ) -> torch.Tensor:
     """Log-probability of each trajectory: log_probs, mask (N, n_chunks, K, D) -> (N,), over its
     valid tokens only.
     """
-    check_choice("normalise", normalise, ("sum", "mean"))
+    check_choice("normalize", normalize, ("sum", "mean"))
     total = log_probs.masked_fill(~mask, 0.0).flatten(1).sum(1)
-    return total if normalise == "sum" else total / mask.flatten(1).sum(1).clamp(min=1)
+    return total if normalize == "sum" else total / mask.flatten(1).sum(1).clamp(min=1)
 
 
 def dpo_loss(
@@ -146,7 +146,7 @@ def trajectory_log_probs(
 ) -> torch.Tensor:
     """Log-probabilities (m,) of trajectories `index` (m,) of a batch under a policy."""
     log_probs, _ = batch_log_probs(policy, batch, index, config.temperature, device)
-    return reduce_log_probs(log_probs, batch.mask[index].to(device), config.normalise)
+    return reduce_log_probs(log_probs, batch.mask[index].to(device), config.normalize)
 
 
 def train_dpo(
@@ -195,7 +195,7 @@ def train_dpo(
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                logs["grad_norm"] = optimiser_step(
+                logs["grad_norm"] = optimizer_step(
                     optimizer, config.grad_clip, f"DPO step {len(history)}"
                 )
                 history.append(logs)

@@ -222,7 +222,7 @@ def f1_score(predictions, labels) -> float:
 def best_threshold(scores, labels) -> tuple[float, float]:
     """(threshold, F1) of the best rule `score >= threshold` for scores (N,) and bool labels (N,).
 
-    Candidates lie half-way between neighbouring distinct scores; to call everything a success is no
+    Candidates lie half-way between neighboring distinct scores; to call everything a success is no
     candidate, even where F1 would like it. Among equally good ones the widest gap wins (new scores
     are least likely to cross it), then the middle one. Raises UserError for one class only or equal
     scores.

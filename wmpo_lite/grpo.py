@@ -20,7 +20,7 @@ from wmpo_lite.batch import (  # noqa: F401
     batch_log_probs,
     evaluating,
     minibatches,
-    optimiser_step,
+    optimizer_step,
     valid_token_mask,
 )
 from wmpo_lite.errors import UserError
@@ -66,7 +66,7 @@ class GRPOConfig:
     # time wanders about where it would settle
     decay: int = 0
     epochs: int = 2  # passes over the trajectories of an iteration
-    # trajectories an optimiser step; those of an iteration are cut evenly, into parts near this
+    # trajectories an optimizer step; those of an iteration are cut evenly, into parts near this
     # size
     minibatch: int = 128
     # trajectories a forward pass; gradients add up to the same step in less memory
@@ -138,13 +138,13 @@ def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Te
     check_choice("std", std, ("population", "unbiased"))
     rewards = table_of(rewards)
     n = rewards.shape[1]
-    centred = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
-    squares = centred.square().sum(1, keepdim=True)
+    centered = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
+    squares = centered.square().sum(1, keepdim=True)
     scale = (squares / n).sqrt() if std == "population" else (squares / max(n - 1, 1)).sqrt() + 1e-6
     # Rewards are compared, not std > 0: the mean of equal rewards rounds, and the division would
     # blow that up to +-1.
     equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return torch.where(equal, torch.zeros_like(centred), centred / scale.masked_fill(equal, 1.0))
+    return torch.where(equal, torch.zeros_like(centered), centered / scale.masked_fill(equal, 1.0))
 
 
 def keep_groups(rewards: torch.Tensor, rule: str = "drop") -> torch.Tensor:
@@ -363,7 +363,7 @@ def update(
                             _add(sums, counts, name, value, weights.get(name, tokens))
                 if steps == 0:
                     check_on_policy(policy, surprise[0] / max(1, surprise[1]), config.temperature)
-                norm = optimiser_step(optimizer, config.grad_clip, f"GRPO update {steps}")
+                norm = optimizer_step(optimizer, config.grad_clip, f"GRPO update {steps}")
                 _add(sums, counts, "grad_norm", norm, 1)
                 steps += 1
     return {

@@ -149,14 +149,14 @@ def _check_rendering():
         picture = env.reset(states)[0].astype(int)  # (64, 64, 3)
     finally:
         env.close()
-    # A broken driver draws black, noise or nothing: look for the orange arm and for the grey table
+    # A broken driver draws black, noise or nothing: look for the orange arm and for the gray table
     # around it.
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     orange = ((red > 120) & (red - blue > 80) & (green > 40) & (green < red)).mean()
-    grey = ((picture.max(-1) - picture.min(-1) < 25) & (red > 60) & (red < 230)).mean()
-    ok = orange > 0.01 and grey > 0.3
+    gray = ((picture.max(-1) - picture.min(-1) < 25) & (red > 60) & (red < 230)).mean()
+    ok = orange > 0.01 and gray > 0.3
     message = (
-        f"a frame shows the arm on {100 * orange:.0f} % and the table on {100 * grey:.0f} % of its"
+        f"a frame shows the arm on {100 * orange:.0f} % and the table on {100 * gray:.0f} % of its"
         " pixels"
     )
     return ok, (

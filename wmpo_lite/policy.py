@@ -277,11 +277,11 @@ class TokenPolicy(nn.Module):
                 .to(logits.device)
             )
             tokens = (log_p - torch.log(-torch.log(noise))).argmax(-1)
-        return tokens, log_p.gather(-1, tokens[..., None]).squeeze(-1), self.detokenise(tokens)
+        return tokens, log_p.gather(-1, tokens[..., None]).squeeze(-1), self.detokenize(tokens)
 
     # -- action tokens -----------------------------------------------------------------------------
 
-    def tokenise(self, actions) -> torch.Tensor:
+    def tokenize(self, actions) -> torch.Tensor:
         """Actions (..., D) -> nearest bin (..., D), clipped to the statistics' range; UserError for
         NaN and another D.
         """
@@ -300,7 +300,7 @@ class TokenPolicy(nn.Module):
         unit = (actions - low) / (high - low)
         return (unit.clamp(0, 1) * (self.config.bins - 1)).round().long()
 
-    def detokenise(self, tokens: torch.Tensor) -> torch.Tensor:
+    def detokenize(self, tokens: torch.Tensor) -> torch.Tensor:
         low, high = self._range()
         return low + tokens.float() / (self.config.bins - 1) * (high - low)
 
@@ -487,10 +487,10 @@ def load_language(folder) -> tuple:
 
 
 def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):
-    """Behaviour cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D);
+    """Behavior cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D);
     mask (B, K) marks steps that count.
     """
-    log_p, _ = policy.log_probs(frames, instructions, policy.tokenise(actions), seen=seen)
+    log_p, _ = policy.log_probs(frames, instructions, policy.tokenize(actions), seen=seen)
     mask = log_p.new_ones(log_p.shape[:2]) if mask is None else mask
     loss = -(log_p.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
     return loss, {}

@@ -25,7 +25,7 @@ from wmpo_lite.progress import progress
 
 @dataclass(frozen=True)
 class FitConfig:
-    """steps: optimiser steps; lr: peak; warmup: steps; decay: final share of the steps over which
+    """steps: optimizer steps; lr: peak; warmup: steps; decay: final share of the steps over which
     lr falls linearly to a twentieth; ema: 0 for none.
 
     save_every: steps between checkpoints (paper for the world model: AdamW 1e-4, clip 0.1, EMA
@@ -86,7 +86,7 @@ def fit(
     """
     trained = trainable(module)
     parameters = list(trained.values())
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     average = {key: p.detach().clone() for key, p in trained.items()} if config.ema else None
@@ -96,13 +96,13 @@ def fit(
     }  # when to save changes no weight
     made = origin(module, folder, name=name, seed=seed, **settings, **(made_from or {}))
     if folder is not None and (Path(folder) / "progress.json").exists():
-        start, records = load_progress(folder, module, optimiser, average, made, extra)
+        start, records = load_progress(folder, module, optimizer, average, made, extra)
     module.train()
     clock, sums, count = time.monotonic(), {}, 0
     for step in progress(
         range(start, config.steps), initial=start, total=config.steps, desc=name, mininterval=2
     ):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         loss, logs = loss_fn(*generators(seed, step), step)
         if not torch.isfinite(loss):
@@ -110,7 +110,7 @@ def fit(
                 f"the loss of '{name}' became {loss.item()} at step {step}; lower its learning rate"
                 f" ({config.lr:g}) and start again"
             )
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         if not torch.isfinite(norm):
@@ -118,7 +118,7 @@ def fit(
                 f"the gradient of '{name}' is not finite at step {step}; lower its learning rate"
                 f" ({config.lr:g}) and start again"
             )
-        optimiser.step()
+        optimizer.step()
         if average is not None:
             decay = min(
                 config.ema, (step + 1) / (step + 10)
@@ -142,7 +142,7 @@ def fit(
             if on_log:
                 on_log(records[-1])
         if folder is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            save_progress(folder, step + 1, module, optimiser, average, records, made, extra)
+            save_progress(folder, step + 1, module, optimizer, average, records, made, extra)
     if average is not None:
         with torch.no_grad():
             for key, parameter in trained.items():
@@ -206,14 +206,14 @@ def check_origin(folder, found: dict | None, made: dict):
         )
 
 
-def save_progress(folder, step, module, optimiser, average, records, made, extra=None):
-    """Write a checkpoint: the optimiser's state and the average (dict or None) by name of the
+def save_progress(folder, step, module, optimizer, average, records, made, extra=None):
+    """Write a checkpoint: the optimizer's state and the average (dict or None) by name of the
     parameter, and `made`, the `origin` of the training.
     """
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     for name, parameter in trainable(module).items():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = (
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = (
                 value if torch.is_tensor(value) else torch.tensor(value)
             )
     tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
@@ -231,8 +231,8 @@ def save_progress(folder, step, module, optimiser, average, records, made, extra
             old.unlink()
 
 
-def load_progress(folder, module, optimiser, average, made, extra=None):
-    """Put a checkpoint into module, optimiser, average and extra; returns (step, records).
+def load_progress(folder, module, optimizer, average, made, extra=None):
+    """Put a checkpoint into module, optimizer, average and extra; returns (step, records).
     UserError where it was not `made` from the same; nothing is changed then.
     """
     path = Path(folder) / "progress.json"
@@ -258,29 +258,28 @@ def load_progress(folder, module, optimiser, average, made, extra=None):
     wanted = {f"extra.{key}": value.shape for key, value in (extra or {}).items()}
     wanted |= {f"average.{name}": value.shape for name, value in (average or {}).items()}
     for name, parameter in trainable(module).items():
-        if (
-            f"optimiser.{name}.step" in tensors
-        ):  # a parameter that has had no gradient yet has no state
+        # a parameter that has had no gradient yet has no state
+        if f"optimizer.{name}.step" in tensors:
             wanted |= {
-                f"optimiser.{name}.step": (),
-                **{f"optimiser.{name}.{key}": parameter.shape for key in ("exp_avg", "exp_avg_sq")},
+                f"optimizer.{name}.step": (),
+                **{f"optimizer.{name}.{key}": parameter.shape for key in ("exp_avg", "exp_avg_sq")},
             }
-    for key, shape in wanted.items():
+    unknown = [key for key in tensors if key not in wanted and not key.startswith("module.")]
+    for key, shape in [*wanted.items(), *((key, None) for key in unknown)]:
         if key not in tensors or tensors[key].shape != shape:
-            what = (
-                f"{'has another shape of' if key in tensors else 'lacks'}"
-                f" '{key.removeprefix('extra.')}'"
-            )
+            what = "holds" if shape is None else "lacks"
+            what = "has another shape of" if shape is not None and key in tensors else what
+            what = f"{what} '{key.removeprefix('extra.')}'"
             raise UserError(
                 f"{folder} holds the unfinished training of another kind (it {what}); remove it or"
                 " choose another folder"
             )
     module.load_state_dict(weights)
     for name, parameter in trainable(module).items():
-        if f"optimiser.{name}.step" in tensors:
-            optimiser.state[parameter] = {
+        if f"optimizer.{name}.step" in tensors:
+            optimizer.state[parameter] = {
                 key: (
-                    tensors[f"optimiser.{name}.{key}"]
+                    tensors[f"optimizer.{name}.{key}"]
                     .clone()
                     .to("cpu" if key == "step" else parameter.device)
                 )

@@ -18,7 +18,7 @@ from wmpo_lite.train import load_progress, origin, save_progress
 from wmpo_lite.trajectory import InitialStates
 
 
-def optimise(
+def optimize(
     policy,
     make_env: Callable,
     states: InitialStates,
@@ -54,7 +54,7 @@ def optimise(
         )
     policy.train_vision(not freeze_vision)
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
     made = origin(
         policy,
         folder,
@@ -69,14 +69,14 @@ def optimise(
     )
     records, start = [], 0
     if folder is not None and (Path(folder) / "progress.json").exists():
-        start, records = load_progress(folder, policy, optimiser, None, made)
+        start, records = load_progress(folder, policy, optimizer, None, made)
     bar = progress(
         range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1
     )
     for iteration in bar:
         clock = time.monotonic()
         rng = np.random.default_rng([seed, iteration])
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.lr * min(
                 1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1)
             )
@@ -120,7 +120,7 @@ def optimise(
             record["valid_fraction"] = float(data.mask.float().mean())
             record |= grpo.update(
                 policy,
-                optimiser,
+                optimizer,
                 data,
                 config,
                 torch.Generator().manual_seed(int(rng.integers(2**31))),
@@ -135,7 +135,7 @@ def optimise(
         if folder is not None and (
             (iteration + 1) % save_every == 0 or iteration + 1 == iterations
         ):
-            save_progress(folder, iteration + 1, policy, optimiser, None, records, made)
+            save_progress(folder, iteration + 1, policy, optimizer, None, records, made)
     policy.eval()
     return records
 

@@ -140,7 +140,7 @@ def test_frames_and_tokens_belong_together(arm):
         torch.from_numpy(t.tokens).unflatten(0, (-1, tiny.CHUNK)),
     )
     assert np.allclose(again.detach().flatten(0, 1).numpy(), t.log_probs, atol=1e-5)
-    assert np.allclose(policy.detokenise(torch.from_numpy(t.tokens)), t.actions)
+    assert np.allclose(policy.detokenize(torch.from_numpy(t.tokens)), t.actions)
 
 
 def test_a_chunk_of_an_older_picture_has_no_tokens_to_learn_from(arm):

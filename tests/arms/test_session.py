@@ -23,7 +23,7 @@ from wmpo_lite.trajectory import load_metadata, load_trajectories
 PLACE = get_task("place")
 
 
-def test_a_real_desks_state_tells_its_colours_and_the_other_sentence():
+def test_a_real_desks_state_tells_its_colors_and_the_other_sentence():
     row = desk_state(PLACE, "put the blue cube on the plate", "red", home())
     assert (
         sentences(PLACE, row) == ("put the blue cube on the plate", "put the red cube on the plate")

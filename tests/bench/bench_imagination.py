@@ -133,16 +133,16 @@ def measure() -> dict:
     future = torch.randn(BATCH, CONFIG.frames, *state.reference.shape[1:])
     pixels = torch.rand(BATCH, 4, 3, 64, 64) * 2 - 1
     actions = torch.rand(BATCH, CHUNK, CONFIG.action_dim) * 2 - 1
-    optimiser = torch.optim.AdamW(world_model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(world_model.parameters(), lr=1e-5)
 
     def dream():
         autoencoder.decode_uint8(world_model.next_frames(state, actions)[0])
 
     def train():
         loss, _, _ = world_model.loss(state, actions[:, : CONFIG.frames], future, None)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     one_frame = lambda: unet.imagine(pixels, actions[:, :1])
     sample = lambda: world_model.next_frames(state, actions)
@@ -169,7 +169,7 @@ def measure() -> dict:
         pixel = seconds(one_frame)
         after = seconds(dream)
         # The world model's turns lie on both sides of the U-Net's: a machine that changes speed
-        # favours neither.
+        # favors neither.
         wm_fps, unet_fps = BATCH * CHUNK / ((before + after) / 2), BATCH / pixel
         rates = [matmul_gflops()]
         sampling = work * passes / seconds(sample)

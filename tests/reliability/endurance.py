@@ -107,7 +107,7 @@ def grpo_iterations(count: int) -> dict:
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.grpo import GRPOConfig
     from wmpo_lite.imagined_env import ImaginedEnv
-    from wmpo_lite.train_grpo import optimise
+    from wmpo_lite.train_grpo import optimize
 
     torch.set_num_threads(1)
     task, config = get_task("place"), GRPOConfig(groups=4, group_size=4, minibatch=16)
@@ -120,7 +120,7 @@ def grpo_iterations(count: int) -> dict:
             iterations=1, horizon=8, seed=n, stage="endurance", tolerate_silence=True, refill=0
         )
         if n % 4:
-            optimise(
+            optimize(
                 policy,
                 lambda seed: ImaginedEnv(*models, threshold=0.5, seed=seed),
                 imagined_from,
@@ -128,7 +128,7 @@ def grpo_iterations(count: int) -> dict:
                 **options,
             )
         else:
-            optimise(policy, lambda seed: real, real_from, config, **options)
+            optimize(policy, lambda seed: real, real_from, config, **options)
 
     try:
         return repeated(step, count)

@@ -204,7 +204,7 @@ KINDS = {
         {
             "unit/test_train.py": (
                 "test_a_training_of_other_parameters",
-                "test_the_optimisers_state",
+                "test_the_optimizers_state",
             )
         },
     ),

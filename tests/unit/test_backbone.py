@@ -18,7 +18,7 @@ from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss
 from wmpo_lite.recipes.pretrain_policy import clone
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import FitConfig
-from wmpo_lite.train_grpo import optimise
+from wmpo_lite.train_grpo import optimize
 
 CONFIG = BackboneConfig(image=64, chunk=2, action_dim=3)
 SENTENCES = ["put the red cube on the plate", "open the drawer", "put the green cube on the plate"]
@@ -158,14 +158,14 @@ def test_action_tokens_stand_at_the_end_of_the_vocabulary(family):
     assert torch.equal(policy.head[0], words[VOCABULARY - 1]) and torch.equal(
         policy.head[255], words[VOCABULARY - 256]
     )
-    tokens = policy.tokenise(torch.tensor([-1.0, 0.0, 1.0]))
+    tokens = policy.tokenize(torch.tensor([-1.0, 0.0, 1.0]))
     assert tokens.tolist() == [0, 128, 255] and policy.vocabulary_ids(tokens).tolist() == [
         299,
         171,
         44,
     ]
     assert torch.allclose(
-        policy.detokenise(policy.tokenise(torch.tensor([0.3, -0.7, 0.999]))),
+        policy.detokenize(policy.tokenize(torch.tensor([0.3, -0.7, 0.999]))),
         torch.tensor([0.3, -0.7, 0.999]),
         atol=1 / 255,
     )
@@ -179,10 +179,10 @@ def test_it_learns_a_chunk_by_heart_and_comes_back_from_disk(family, lora_rank, 
     before = {
         name: value.clone() for name, value in policy.named_parameters() if not value.requires_grad
     }
-    optimiser = torch.optim.Adam(parameters, lr=1e-2)
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
     for _ in range(80):
         loss, _ = cloning_loss(policy, pictures, SENTENCES, actions)
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert (policy.act(pictures, SENTENCES)[2] - actions).abs().max() < 0.02
     trained = {name for name, value in policy.named_parameters() if value.requires_grad}
     if lora_rank:
@@ -215,7 +215,7 @@ def test_grpo_updates_it_like_any_policy(lora_rank, vision):
     policy.set_range(tiny.policy().statistics, 4)
     before = {name: value.detach().clone() for name, value in policy.named_parameters()}
     config = grpo.GRPOConfig(groups=4, group_size=8, lr=1e-3, warmup=1, epochs=1, minibatch=16)
-    record = optimise(
+    record = optimize(
         policy,
         lambda seed: tiny.Counter(),
         tiny.states(8),
@@ -397,8 +397,8 @@ def test_a_policy_turned_into_sixteen_bits_keeps_its_action_range():
         .eval()
     )
     tokens, _, actions = policy.act(frames(), SENTENCES)
-    assert actions.dtype == torch.float32 and torch.equal(policy.tokenise(actions), tokens)
-    assert policy.detokenise(torch.tensor([[0, 255, 0, 255]]))[0].tolist() == pytest.approx(
+    assert actions.dtype == torch.float32 and torch.equal(policy.tokenize(actions), tokens)
+    assert policy.detokenize(torch.tensor([[0, 255, 0, 255]]))[0].tolist() == pytest.approx(
         [-0.3701, 0.2003] * 2, abs=1e-6
     )
 

@@ -55,7 +55,7 @@ def test_a_kit_keeps_the_contract_of_a_task(make_env, seed):
     env = make_env(kit)
     state = kit.sample(np.random.default_rng(seed))
     assert state.shape == (env.model.nq + kit.num_parameters,) and np.isfinite(state).all()
-    colors = kit.colours(state[env.model.nq :])
+    colors = kit.colors(state[env.model.nq :])
     names = {env.model.geom(i).name for i in range(env.model.ngeom)}
     of_things = {name for name in names if name.startswith("thing_")}
     assert set(colors) == of_things and len(of_things) >= len(kit.things)

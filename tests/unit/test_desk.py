@@ -94,7 +94,7 @@ def test_the_box_keeps_the_tips_and_lets_them_back_in(table):
         desk.step_chunk(np.tile(np.float32([*direction, -1]), (4, 5, 1)), every_frame=False)
         assert (table.tip > low - 0.006).all() and (
             table.tip < high + 0.006
-        ).all()  # the arm itself overshoots by a few millimetres
+        ).all()  # the arm itself overshoots by a few millimeters
     assert sum(record["limited"].all() for record in desk.log) > 6
     free = [record["limited"].any() for record in desk.log[::5]]
     assert not all(free)  # a command back into the box is left alone

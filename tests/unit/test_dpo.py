@@ -19,7 +19,7 @@ K, D, BINS = 2, 3, 5
 
 
 class TinyPolicy(nn.Module):
-    """Categorical logits, linear in the mean colour of the frame; counts the frames
+    """Categorical logits, linear in the mean color of the frame; counts the frames
     it was shown.
     """
 
@@ -77,7 +77,7 @@ def seeded(seed=0):
     "field, value",
     [
         ("beta", 0.0),
-        ("normalise", "max"),
+        ("normalize", "max"),
         ("lr", -1.0),
         ("epochs", 0),
         ("pairs", 0),
@@ -92,7 +92,7 @@ def test_bad_settings_are_named(field, value):
 
 
 def test_defaults_are_the_documented_ones():
-    assert (DPOConfig().beta, DPOConfig().normalise) == (0.1, "sum")
+    assert (DPOConfig().beta, DPOConfig().normalize) == (0.1, "sum")
 
 
 def test_pairs_prefer_the_same_initial_state():
@@ -152,7 +152,7 @@ def test_reduce_log_probs():
         0,
         0,
     ]
-    with pytest.raises(UserError, match="normalise"):
+    with pytest.raises(UserError, match="normalize"):
         reduce_log_probs(log_probs, mask, "max")
 
 
@@ -190,7 +190,7 @@ def test_default_beta():
     assert float(dpo_loss(zero + 10, zero, zero, zero)[0]) == pytest.approx(0.3132617, abs=1e-6)
 
 
-def test_gradient_favours_the_chosen():
+def test_gradient_favors_the_chosen():
     c, r = (
         torch.randn(9, generator=seeded()).requires_grad_(),
         torch.randn(9, generator=seeded(1)).requires_grad_(),
@@ -217,12 +217,12 @@ def total_log_prob(policy, trajectories):
     return reduce_log_probs(log_probs, batch.mask)
 
 
-@pytest.mark.parametrize("normalise", ["sum", "mean"])
-def test_training_prefers_successes(normalise):
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
+def test_training_prefers_successes(normalize):
     policy, trajectories, seen = TinyPolicy(), rollouts(), []
     reference = copy.deepcopy(policy)
     before = total_log_prob(policy, trajectories)
-    config = DPOConfig(lr=0.02, epochs=5, pairs=16, batch=4, normalise=normalise)
+    config = DPOConfig(lr=0.02, epochs=5, pairs=16, batch=4, normalize=normalize)
     history = train_dpo(
         policy, reference, trajectories, config, seed=1, on_step=lambda *args: seen.append(args)
     )
@@ -255,10 +255,10 @@ def test_reference_is_asked_once_and_may_be_the_policy_itself():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"beta": 0.7}, {"normalise": "mean"}, {"temperature": 1.6}]
+    "options", [{}, {"beta": 0.7}, {"normalize": "mean"}, {"temperature": 1.6}]
 )
 def test_training_computes_the_loss_of_its_options(options):
-    settings = {"beta": 0.1, "normalise": "sum", "temperature": 1.0} | options
+    settings = {"beta": 0.1, "normalize": "sum", "temperature": 1.0} | options
     policy, other, trajectories = TinyPolicy(), TinyPolicy(), rollouts(1, 1)
     with torch.no_grad():
         other.head.weight.mul_(3)
@@ -269,7 +269,7 @@ def test_training_computes_the_loss_of_its_options(options):
                 p, batch, torch.arange(2), settings["temperature"], torch.device("cpu")
             )[0],
             batch.mask,
-            settings["normalise"],
+            settings["normalize"],
         ).tolist()
         for p in (policy, other)
     )

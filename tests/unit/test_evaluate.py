@@ -24,7 +24,7 @@ from wmpo_lite.evaluate import (
 
 
 def test_wilson_golden_values():
-    # centre (p + z^2/2n) / (1 + z^2/n), half-width z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2), with z
+    # center (p + z^2/2n) / (1 + z^2/n), half-width z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2), with z
     # = 1.959964
     z = 1.959963984540054
     low, high = wilson_interval(0, 10)

@@ -33,7 +33,7 @@ K, D, BINS = 2, 3, 5
 
 
 class TinyPolicy(nn.Module):
-    """Categorical logits, linear in the mean colour of the frame; it remembers how many frames it
+    """Categorical logits, linear in the mean color of the frame; it remembers how many frames it
     was shown.
     """
 
@@ -44,9 +44,9 @@ class TinyPolicy(nn.Module):
         self.seen: list[tuple[torch.Tensor, list[str]]] = []
 
     def distribution(self, frames, temperature):
-        colour = frames.float().mean((1, 2)) / 255  # (M, 3)
+        color = frames.float().mean((1, 2)) / 255  # (M, 3)
         return torch.distributions.Categorical(
-            logits=self.head(colour).view(-1, K, D, BINS) / temperature
+            logits=self.head(color).view(-1, K, D, BINS) / temperature
         )
 
     def log_probs(self, frames, instructions, tokens, temperature):
@@ -592,9 +592,9 @@ class Forgetful(TinyPolicy):
     """Drops a third of its inputs while it is trained."""
 
     def distribution(self, frames, temperature):
-        colour = nn.functional.dropout(frames.float().mean((1, 2)) / 255, 0.3, self.training)
+        color = nn.functional.dropout(frames.float().mean((1, 2)) / 255, 0.3, self.training)
         return torch.distributions.Categorical(
-            logits=self.head(colour).view(-1, K, D, BINS) / temperature
+            logits=self.head(color).view(-1, K, D, BINS) / temperature
         )
 
 

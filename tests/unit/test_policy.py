@@ -34,11 +34,11 @@ def generator(seed=0):
 
 def test_tokens_by_hand():
     model = tiny.policy(statistics=STATISTICS)
-    assert model.tokenise(
+    assert model.tokenize(
         [[-1.0, 0.0, -3.0, -0.5], [1.0, 0.2, 5.0, 0.5], [0.0, 0.1, 1.0, 0.0]]
     ).tolist() == [[0] * 4, [6] * 4, [3] * 4]
     assert torch.allclose(
-        model.detokenise(torch.tensor([0, 6, 3, 1])), torch.tensor([-1.0, 0.2, 1.0, -0.5 + 1 / 6])
+        model.detokenize(torch.tensor([0, 6, 3, 1])), torch.tensor([-1.0, 0.2, 1.0, -0.5 + 1 / 6])
     )
 
 
@@ -47,18 +47,18 @@ def test_actions_come_back_within_half_a_bin(bins):
     model = tiny.policy(statistics=STATISTICS, bins=bins)
     low, high = torch.tensor(STATISTICS.low), torch.tensor(STATISTICS.high)
     actions = low + torch.rand(500, 4, generator=generator()) * (high - low)
-    tokens = model.tokenise(actions)
+    tokens = model.tokenize(actions)
     assert tokens.dtype == torch.int64 and tokens.min() == 0 and tokens.max() == bins - 1
     half = (high - low) / (bins - 1) / 2
-    assert ((model.detokenise(tokens) - actions).abs() <= half * 1.0001).all()
-    assert torch.equal(model.tokenise(model.detokenise(tokens)), tokens)
+    assert ((model.detokenize(tokens) - actions).abs() <= half * 1.0001).all()
+    assert torch.equal(model.tokenize(model.detokenize(tokens)), tokens)
 
 
 def test_actions_outside_the_range_are_clipped():
     model = tiny.policy()
     assert (
-        model.tokenise(np.full((2, 3, 4), -9.0)).eq(0).all()
-        and model.tokenise(np.full((2, 3, 4), 9.0)).eq(V - 1).all()
+        model.tokenize(np.full((2, 3, 4), -9.0)).eq(0).all()
+        and model.tokenize(np.full((2, 3, 4), 9.0)).eq(V - 1).all()
     )
 
 
@@ -167,7 +167,7 @@ def test_recomputed_log_probs_equal_the_sampled_ones(temperature):
     tokens, sampled, actions = model.act(frames, texts, temperature, generator())
     again, entropy = model.log_probs(frames, texts, tokens, temperature)
     assert torch.allclose(again, sampled, atol=1e-5)
-    assert torch.equal(actions, model.detokenise(tokens))
+    assert torch.equal(actions, model.detokenize(tokens))
     expected = torch.log_softmax(model.logits(frames, texts) / temperature, dim=-1)
     assert torch.allclose(again, expected.gather(-1, tokens[..., None])[..., 0], atol=1e-6)
     assert torch.allclose(
@@ -249,7 +249,7 @@ def test_cloning_loss_by_hand():
     frames, texts = look(2)
     actions = torch.from_numpy(tiny.random_actions(2, K, D))
     log_p = torch.log_softmax(model.logits(frames, texts), -1).gather(
-        -1, model.tokenise(actions)[..., None]
+        -1, model.tokenize(actions)[..., None]
     )[..., 0]  # (2, K, D)
     assert torch.allclose(cloning_loss(model, frames, texts, actions)[0], -log_p.mean(), atol=1e-6)
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
@@ -269,15 +269,15 @@ def test_cloning_learns_a_tiny_batch():
     frames, _ = look(2)
     frames, texts = frames.repeat(2, 1, 1, 1), [tiny.RED] * 2 + [tiny.BLUE] * 2
     actions = torch.from_numpy(tiny.random_actions(4, K, D))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(120):
         loss, _ = cloning_loss(model, frames, texts, actions)
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(np.log(V), rel=0.2)
     assert losses[-1] < 0.1 * losses[0]
-    assert (model.act(frames, texts)[0] == model.tokenise(actions)).float().mean() > 0.95
+    assert (model.act(frames, texts)[0] == model.tokenize(actions)).float().mean() > 0.95
 
 
 # --------------------------------------------------------------------------------------- contracts
@@ -320,11 +320,11 @@ def test_a_range_that_is_none_is_refused_where_it_is_made(low, high):
 def test_actions_without_a_token_are_refused():
     model = tiny.policy(statistics=STATISTICS)
     with pytest.raises(UserError, match="actions hold NaN"):
-        model.tokenise([[0.0, math.nan, 0.0, 0.0]])
+        model.tokenize([[0.0, math.nan, 0.0, 0.0]])
     for shape in ((4, 1), (4, 7), (3,), ()):
         with pytest.raises(UserError, match=r"expected \(\.\.\., 4\), a number for each of"):
-            model.tokenise(np.zeros(shape))
-    ends = model.tokenise([[math.inf] * 4, [-math.inf] * 4])
+            model.tokenize(np.zeros(shape))
+    ends = model.tokenize([[math.inf] * 4, [-math.inf] * 4])
     assert ends.tolist() == [[model.config.bins - 1] * 4, [0] * 4]
 
 

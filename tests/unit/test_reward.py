@@ -328,7 +328,7 @@ def tower():
 
 
 def encode(model, clips):
-    """The encoder's normalised tokens of clips uint8 (B, L, H, W, 3)."""
+    """The encoder's normalized tokens of clips uint8 (B, L, H, W, 3)."""
     pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     return model.norm(model.encoder(pixel_values=pixels).last_hidden_state)
 
@@ -491,12 +491,12 @@ def test_it_learns_a_toy_world_and_its_threshold():
 def test_it_overfits_two_clips():
     model = tiny.reward_model(contrast=1.0)
     clips = torch.from_numpy(tiny.noise_frames(2, L))
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(80):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             model(clips, [tiny.RED] * 2), torch.tensor([1.0, 0.0])
         )
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
     p = model.probabilities(clips, [tiny.RED] * 2)
     assert p[0] > 0.95 and p[1] < 0.05
 
@@ -510,12 +510,12 @@ def test_the_same_picture_can_be_a_success_for_one_sentence_only():
             tiny.BLUE,
         ],
     )
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(80):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             model(clips, texts), torch.tensor([1.0, 0.0])
         )
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
     p = model.probabilities(clips, texts)
     assert p[0] > 0.9 and p[1] < 0.1
 

@@ -64,7 +64,7 @@ def test_trajectories_hold_what_happened():
         assert t.success == bool(len(reached)) and t.finish_step == (
             reached[0] + 1 if len(reached) else HORIZON
         )
-        assert np.allclose(t.actions, model.detokenise(torch.from_numpy(t.tokens)).numpy())
+        assert np.allclose(t.actions, model.detokenize(torch.from_numpy(t.tokens)).numpy())
 
 
 def test_log_probs_are_those_of_the_frames_at_chunk_starts():
@@ -325,15 +325,15 @@ def test_one_state_is_a_batch_of_one():
 
 def test_the_learning_rate_rises_at_first_and_falls_at_last(monkeypatch):
     from wmpo_lite import grpo
-    from wmpo_lite.train_grpo import optimise
+    from wmpo_lite.train_grpo import optimize
 
     rates = []
     monkeypatch.setattr(
         grpo,
         "update",
-        lambda policy, optimiser, *more: rates.append(optimiser.param_groups[0]["lr"]) or {},
+        lambda policy, optimizer, *more: rates.append(optimizer.param_groups[0]["lr"]) or {},
     )
-    learn = lambda **more: optimise(
+    learn = lambda **more: optimize(
         tiny.policy(),
         lambda seed: tiny.Counter(),
         tiny.states(8),

@@ -202,7 +202,7 @@ def test_side_by_side_places_films_borders_and_labels():
     ).any()
 
 
-def test_a_shorter_film_holds_its_last_frame_and_borders_are_grey_without_an_outcome():
+def test_a_shorter_film_holds_its_last_frame_and_borders_are_gray_without_an_outcome():
     short, long = moving_square(2, 8, 0), moving_square(6, 8, 1)
     page = show.film_grid([short, long], columns=1, scale=1)
     edge = show.BORDER
@@ -273,7 +273,7 @@ def test_mp4_is_h264_yuv420p_with_even_sides_and_the_same_pictures(tmp_path):
     assert data == show.to_mp4(film, fps=5)
 
 
-def test_gif_keeps_frames_colours_and_speed():
+def test_gif_keeps_frames_colors_and_speed():
     from PIL import Image
 
     film = show.side_by_side([moving_square(6, 8, 3)], ["one"], success=[False])

@@ -103,7 +103,7 @@ def test_initial_states_are_fair():
     for x, y in ((a, b), (a, peg), (b, peg)):
         assert np.linalg.norm(x - y, axis=1).min() > 0.075
     for text, row in zip(part.instructions, part.states):
-        assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} nut over the peg"
+        assert text == f"put the {pair.COLORS[int(row[-2 if row[-1] else -3])]} nut over the peg"
     assert (
         0.35 < part.states[:, -1].mean() < 0.65 and (part.states[:, -3] != part.states[:, -2]).all()
     )

@@ -150,18 +150,18 @@ def test_splits_share_no_state_and_repeat_themselves():
 
 
 def test_initial_states_are_fair():
-    """Names, colours and the goal vary; no state is solved, and objects start apart and within
+    """Names, colors and the goal vary; no state is solved, and objects start apart and within
     reach.
     """
     part = initial_states(PLACE, "evaluation", np.arange(400))
-    colours, named = part.states[:, -3:-1].astype(int), part.states[:, -1]
+    colors, named = part.states[:, -3:-1].astype(int), part.states[:, -1]
     assert (
-        (colours[:, 0] != colours[:, 1]).all()
-        and len(np.unique(colours, axis=0)) == 6
+        (colors[:, 0] != colors[:, 1]).all()
+        and len(np.unique(colors, axis=0)) == 6
         and 0.4 < named.mean() < 0.6
     )
     for text, row in zip(part.instructions, part.states):
-        assert text == f"put the {pair.COLOURS[int(row[-2 if row[-1] else -3])]} cube on the plate"
+        assert text == f"put the {pair.COLORS[int(row[-2 if row[-1] else -3])]} cube on the plate"
     a, b, plate = part.states[:, 7:9], part.states[:, 14:16], part.states[:, 21:23]
     distance = lambda x, y: np.linalg.norm(x - y, axis=1).min()
     assert (
@@ -204,8 +204,8 @@ def test_contract(make_env, size):
     assert env.step_chunk(random_actions(3, 1))[0].std() > 10  # what was handed out is the caller's
 
 
-def test_a_state_of_its_own_colours_and_place(env):
-    """Each episode of a batch is drawn in its own colours: the named cube shows up where the state
+def test_a_state_of_its_own_colors_and_place(env):
+    """Each episode of a batch is drawn in its own colors: the named cube shows up where the state
     says.
     """
     part = states(12)
@@ -215,9 +215,9 @@ def test_a_state_of_its_own_colours_and_place(env):
             (picture[..., c] > picture[..., [i for i in range(3) if i != c]].max(-1) + 50)
             for c in range(3)
         ]
-        present = {int(colour) for colour in row[-3:-1]}
-        for colour in (1, 2):  # green and blue; the arm itself is reddish
-            assert bool(dominant[colour].sum() > 3) == (colour in present)
+        present = {int(color) for color in row[-3:-1]}
+        for color in (1, 2):  # green and blue; the arm itself is reddish
+            assert bool(dominant[color].sum() > 3) == (color in present)
 
 
 def test_batch_composition_and_threads_change_no_bit(make_env):
@@ -454,7 +454,7 @@ def test_a_disturbance_changes_the_picture_and_nothing_else(make_env, switch):
 
 
 @pytest.mark.parametrize("switch", ["background", "texture", "lighting", "camera"])
-def test_a_disturbance_belongs_to_the_state_not_to_its_neighbours(make_env, switch):
+def test_a_disturbance_belongs_to_the_state_not_to_its_neighbors(make_env, switch):
     part = states(4)
     env = make_env(disturbance=Disturbance(**{switch: 0.05 if switch == "camera" else 1.0}))
     together = env.reset(part)
@@ -486,18 +486,18 @@ def test_labels_say_what_lies_where(env):
     assert np.allclose(found["points"][:, 3, :2], env.position("plate")) and np.allclose(
         found["opening"], 1
     )
-    for b, colours in enumerate(env.parameters[:, :2].astype(int)):
-        assert found["present"][b].tolist() == [colour in colours for colour in range(3)] + [
+    for b, colors in enumerate(env.parameters[:, :2].astype(int)):
+        assert found["present"][b].tolist() == [color in colors for color in range(3)] + [
             True,
             True,
         ]
-        for cube, colour in zip(PLACE.CUBES, colours):
-            assert np.allclose(found["points"][b, colour], env.position(cube)[b])
-        (missing,) = {0, 1, 2} - set(colours)
+        for cube, color in zip(PLACE.CUBES, colors):
+            assert np.allclose(found["points"][b, color], env.position(cube)[b])
+        (missing,) = {0, 1, 2} - set(colors)
         assert not found["points"][b, missing].any()
 
 
-def test_labelled_scenes_show_what_they_say():
+def test_labeled_scenes_show_what_they_say():
     found, again, other = (random_scenes(PLACE, 12, seed, size=32) for seed in (0, 0, 1))
     assert all(np.array_equal(found[key], again[key]) for key in found)
     assert not np.array_equal(found["frames"], other["frames"])
@@ -510,12 +510,12 @@ def test_labelled_scenes_show_what_they_say():
         assert not (scenes & ~found["present"][:, channel]).any()
 
 
-def test_another_colour_is_another_one_and_both_occur():
+def test_another_color_is_another_one_and_both_occur():
     found = {
-        pair.with_another_colour("put the red cube on the plate", number) for number in range(4)
+        pair.with_another_color("put the red cube on the plate", number) for number in range(4)
     }
     assert found == {"put the green cube on the plate", "put the blue cube on the plate"}
-    assert pair.with_another_colour("open the drawer", 0) == ""
+    assert pair.with_another_color("open the drawer", 0) == ""
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.train import FitConfig, MetricsLog, fit, generators, learning_rate
 
@@ -256,7 +257,7 @@ def test_a_training_of_other_parameters_is_refused(tmp_path):
         attempt()
 
 
-def test_the_optimisers_state_goes_by_name(tmp_path):
+def test_the_optimizers_state_goes_by_name(tmp_path):
     """The same parameters in another order of registration, as another version of a
     model may have.
     """
@@ -288,6 +289,20 @@ def test_the_optimisers_state_goes_by_name(tmp_path):
     assert all(
         torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items()
     )
+
+
+def test_what_a_checkpoint_holds_beyond_the_training_is_named(tmp_path):
+    """An optimizer's state under names of another version would be forgotten in silence."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    fit(module, regression(module), CONFIG, seed=0, name="stage", folder=tmp_path)
+    path = next(tmp_path.glob("state_*"))
+    tensors = checkpoint.load_tensors(path)
+    checkpoint.save_tensors(path, {**tensors, "adam.weight.step": torch.zeros(())})
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    with pytest.raises(UserError, match="another kind .it holds 'adam.weight.step'."):
+        fit(module, regression(module), CONFIG, seed=0, name="stage", folder=tmp_path)
 
 
 def test_a_training_that_does_not_say_what_it_was_made_from_is_refused(tmp_path):

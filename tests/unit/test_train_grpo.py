@@ -25,9 +25,9 @@ def test_groups_drawn_anew_have_numbers_of_their_own(monkeypatch, groups):
         grpo, "batch_from_trajectories", lambda kept: SimpleNamespace(mask=torch.ones(1), kept=kept)
     )
     monkeypatch.setattr(
-        grpo, "update", lambda policy, optimiser, data, *rest: learnt.extend(data.kept) or {}
+        grpo, "update", lambda policy, optimizer, data, *rest: learnt.extend(data.kept) or {}
     )
-    (record,) = train_grpo.optimise(
+    (record,) = train_grpo.optimize(
         tiny.policy(),
         lambda seed: None,
         tiny.states(4, frames=False),

@@ -82,7 +82,7 @@ def check_action(action) -> np.ndarray:
 
 
 def lead(commanded, tip, action) -> np.ndarray:
-    """Where the tip (3,) is commanded next, metres: see `Commander`."""
+    """Where the tip (3,) is commanded next, meters: see `Commander`."""
     moved = np.clip(commanded + MAX_STEP * action[:3], tip - 1.5 * MAX_STEP, tip + 1.5 * MAX_STEP)
     moved = np.clip(moved, WORKSPACE[:, 0], WORKSPACE[:, 1])
     moved[:2] *= min(1, REACH / np.linalg.norm(moved[:2]))

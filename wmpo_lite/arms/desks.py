@@ -69,26 +69,26 @@ def find_states(task, instruction: str, split: str, first: int, count: int):
 
 def desk_state(task, instruction: str, other: str, joints) -> np.ndarray:
     """What is known of the initial state of a real desk, in the layout of the simulator's: the
-    arm's joints and the two colours, NaN for where things lie.
+    arm's joints and the two colors, NaN for where things lie.
 
     The main job needs no more: it imagines from recorded pictures, and only makes the second
-    sentence from the colours.
+    sentence from the colors.
     """
     from wmpo_lite.envs.tabletop import scene
     from wmpo_lite.envs.tabletop.env import Disturbance
-    from wmpo_lite.envs.tabletop.tasks.pair import COLOURS
+    from wmpo_lite.envs.tabletop.tasks.pair import COLORS
 
     rng = np.random.default_rng(0)
     state = np.full_like(task.sample(rng, Disturbance(), "demos"), np.nan)
-    named = next((colour for colour in COLOURS if task.sentence(colour) == instruction), None)
-    if named is None or other not in COLOURS or other == named:
+    named = next((color for color in COLORS if task.sentence(color) == instruction), None)
+    if named is None or other not in COLORS or other == named:
         raise UserError(
             f"to collect on a real desk give --instruction like '{task.sentence('red')}' and"
-            f" --other, the colour of the second object ({', '.join(COLOURS)}); got '{instruction}'"
+            f" --other, the color of the second object ({', '.join(COLORS)}); got '{instruction}'"
             f" and '{other}'"
         )
     state[:7] = np.append(joints[:5], np.full(2, joints[5] * scene.FINGER_TRAVEL))
-    state[-3:] = COLOURS.index(named), COLOURS.index(other), 0
+    state[-3:] = COLORS.index(named), COLORS.index(other), 0
     return state
 
 

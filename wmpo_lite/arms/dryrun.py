@@ -18,7 +18,7 @@ OPEN, CLOSED, INK = (30, 110, 220), (205, 62, 70), (35, 38, 43)  # RGB
 
 def plan(policy, arm, instruction: str, temperature: float | None = None, seed: int = 0) -> dict:
     """The next chunk from what the arm sees now: frame uint8 (H, W, 3), actions (K, 4), tips (K +
-    1, 3) in metres as they would be commanded if the arm followed to the letter, the first one
+    1, 3) in meters as they would be commanded if the arm followed to the letter, the first one
     being where the tips are. Raises ArmStopped where `deploy` would stop the arm.
     """
     import torch
@@ -67,11 +67,11 @@ def draw(planned: dict, path) -> Path:
     pen.line([tuple(p) for p in shadow], fill=INK, width=1)
     pen.line([tuple(p) for p in spots], fill=OPEN, width=2)
     for k, (x, y) in enumerate(spots):
-        colour = CLOSED if k and planned["actions"][k - 1][3] > 0 else OPEN
+        color = CLOSED if k and planned["actions"][k - 1][3] > 0 else OPEN
         if k:
-            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
         else:
-            pen.ellipse((x - 7, y - 7, x + 7, y + 7), outline=colour, width=2)
+            pen.ellipse((x - 7, y - 7, x + 7, y + 7), outline=color, width=2)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     checkpoint.write_atomic(Path(path), buffer.getvalue())
@@ -79,7 +79,7 @@ def draw(planned: dict, path) -> Path:
 
 
 def _pixels(points, shape) -> np.ndarray:
-    """Points (N, 3) of the room in metres -> places (N, 2) in the drawing, right and down."""
+    """Points (N, 3) of the room in meters -> places (N, 2) in the drawing, right and down."""
     seen = np.concatenate(
         [points, np.ones((len(points), 1))], axis=1
     ) @ scene.camera_matrix().T.astype(np.float64)

@@ -30,7 +30,7 @@ class Guard:
     """Checks every command of one arm and stops the arm when no more come.
 
     limits (6, 2): joint limits; speed (6,): how fast targets may move, rad/s and openings a second;
-    box (3, 2): where the finger tips may be, metres, by forward kinematics; margin: metres that a
+    box (3, 2): where the finger tips may be, meters, by forward kinematics; margin: meters that a
     target may leave it by; watchdog: seconds without a command after which the arm is stopped.
 
     A target outside is not refused but pulled back: a joint to its limit, a leap to what the speed
@@ -64,7 +64,7 @@ class Guard:
             )
         if self.box.shape != (3, 2) or not (self.box[:, 0] < self.box[:, 1]).all():
             raise UserError(
-                "the box of the finger tips must be three pairs (low, high) in metres with low"
+                "the box of the finger tips must be three pairs (low, high) in meters with low"
                 f" below high; got {self.box.tolist()}"
             )
         if not (self.speed > 0).all() or not margin >= 0 or not watchdog > 2 * POLL:

@@ -57,7 +57,7 @@ class Settings:
     emulated: bool = False
     """so101: servos on a pseudo-terminal with the simulated arm behind them"""
     latency: float = 0.0  # sim: seconds by which pictures are late
-    camera_noise: float = 0.0  # sim: grey levels of 255
+    camera_noise: float = 0.0  # sim: gray levels of 255
     jitter: float = 0.0  # sim: rad of noise on joint commands
     look: float = 0.0  # simulated desks: how strange the scene looks, 0 to 1
     speed: float = 1.0  # sim: how much faster than the clock the world runs

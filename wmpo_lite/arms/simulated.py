@@ -25,7 +25,7 @@ BEHIND = 0.05
 @dataclass(frozen=True)
 class SimulatedConfig:
     """size: pixels of the picture; latency: s by which every picture is old; camera_noise: standard
-    deviation in grey levels of 255; jitter: standard deviation of noise on every joint command,
+    deviation in gray levels of 255; jitter: standard deviation of noise on every joint command,
     rad; disturbance: how the scene looks unlike the training's; camera_rate: pictures a second;
     stuck: s without a new picture after which the arm stops; speed: seconds of the simulated world
     in one of the wall clock; seed: of the noise and of the look.
@@ -44,7 +44,7 @@ class SimulatedConfig:
     def __post_init__(self):
         for name, bad, wanted in (
             ("latency", not 0 <= self.latency <= 2, "between 0 and 2 s"),
-            ("camera_noise", not self.camera_noise >= 0, "0 or more grey levels"),
+            ("camera_noise", not self.camera_noise >= 0, "0 or more gray levels"),
             ("jitter", not self.jitter >= 0, "0 rad or more"),
             ("camera_rate", not 1 <= self.camera_rate <= 200, "between 1 and 200 Hz"),
             ("stuck", not self.stuck * self.camera_rate > 2, "more than the time of two pictures"),

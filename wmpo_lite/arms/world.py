@@ -122,7 +122,7 @@ class World:
 
     @property
     def tip(self) -> np.ndarray:
-        """Position (3,) of the point between the finger tips in metres."""
+        """Position (3,) of the point between the finger tips in meters."""
         return self.data.site("tip").xpos.copy()
 
     @property

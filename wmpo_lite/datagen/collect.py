@@ -1,4 +1,4 @@
-"""Recording by worker processes: play, demonstrations and labelled still scenes, as npz shards.
+"""Recording by worker processes: play, demonstrations and labeled still scenes, as npz shards.
 
 A shard's number is its seed, so any number of workers gives the same files. Shards that exist are
 kept if they were recorded with the same settings, which the comment of the npz archive tells;
@@ -202,7 +202,7 @@ def collect_demonstrations(
 def collect_scenes(
     task: str, shards: int, folder: Path, *, workers: int | None = None
 ) -> list[Path]:
-    """Record shards of labelled scenes of `task`; returns the paths."""
+    """Record shards of labeled scenes of `task`; returns the paths."""
     jobs = [
         (record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz")
         for i in range(shards)

@@ -21,7 +21,7 @@ WHITE = (0.93, 0.93, 0.95)
 
 @dataclass(frozen=True)
 class Thing:
-    """One body. geoms: (type, size, position) of its primitives, lengths in metres.
+    """One body. geoms: (type, size, position) of its primitives, lengths in meters.
 
     height: of its top when it stands on the table; half: of its center then; radius: what another
     thing has to be let go within to end on, in or round it; rim: beyond which it certainly misses.
@@ -129,7 +129,7 @@ class Kit:
         """MJCF of all things."""
         return "".join(_body(t) for t in self.things)
 
-    def colours(self, parameters: np.ndarray) -> dict:
+    def colors(self, parameters: np.ndarray) -> dict:
         """Geom name -> RGB of one episode."""
         rgb = parameters.reshape(-1, 3)
         return {
@@ -195,8 +195,8 @@ def _color(rng, free: bool) -> np.ndarray:
     if not free and rng.random() < 0.6:
         return np.clip(np.array(WHITE) * rng.uniform(0.75, 1.05), 0, 1)
     if rng.random() < 0.5:
-        names = tuple(scene.COLOURS)
-        return np.array(scene.COLOURS[names[rng.integers(len(names))]])
+        names = tuple(scene.COLORS)
+        return np.array(scene.COLORS[names[rng.integers(len(names))]])
     return np.array(
         colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1.0), rng.uniform(0.45, 0.95))
     )

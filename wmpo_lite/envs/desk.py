@@ -13,9 +13,9 @@ from wmpo_lite.errors import UserError
 @dataclass(frozen=True)
 class DeskConfig:
     """latency: control steps by which the picture is old when the policy sees it; camera_noise:
-    standard deviation of pixel noise, grey levels of 255; brightness: factor on all pixels; jitter:
+    standard deviation of pixel noise, gray levels of 255; brightness: factor on all pixels; jitter:
     standard deviation of noise on executed actions, in action units; speed: largest command, 1 for
-    the whole range; low, high: corners of the box that the finger tips may enter, metres, or None;
+    the whole range; low, high: corners of the box that the finger tips may enter, meters, or None;
     dry_run: show what would be done and do nothing. seed: of all noise. Every initial state has
     noise of its own, by its split and index, whatever else is in the batch; the members of a group
     share it.
@@ -34,7 +34,7 @@ class DeskConfig:
     def __post_init__(self):
         for name, bad, wanted in (
             ("latency", self.latency < 0, "0 or more control steps"),
-            ("camera_noise", self.camera_noise < 0, "0 or more grey levels"),
+            ("camera_noise", self.camera_noise < 0, "0 or more gray levels"),
             ("jitter", self.jitter < 0, "0 or more action units"),
             ("speed", not 0 < self.speed <= 1, "more than 0 and at most 1"),
             ("brightness", self.brightness <= 0, "more than 0"),
@@ -68,7 +68,7 @@ class Desk:
             env,
             config,
             MAX_STEP if step is None else step,
-        )  # metres that a command of 1 moves the tips
+        )  # meters that a command of 1 moves the tips
         if config.low is not None and not hasattr(env, "tip"):
             raise UserError(
                 "DeskConfig.low and high need an environment that knows where its finger tips are"

@@ -6,7 +6,7 @@ places of the last 256 entries of the vocabulary, the lowest bin the very last. 
 in one pass (OpenVLA-OFT, arXiv 2502.19645; the paper's policy): after picture and sentence stand K
 x D learnt queries, and each one's output is compared with those 256 embeddings only.
 
-In place of `Policy` wherever the kit takes one: `rollout`, `optimise`, `clone`. A model of billions
+In place of `Policy` wherever the kit takes one: `rollout`, `optimize`, `clone`. A model of billions
 of parameters wants a GPU and `lora_rank`.
 """
 

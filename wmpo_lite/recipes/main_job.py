@@ -171,9 +171,9 @@ def reward_episodes(trajectories, frames=None) -> dict:
     """Trajectories as the arrays that `reward.sample_clips` wants; frames (E, T + 1, H, W, 3):
     others than their own.
     """
-    from wmpo_lite.envs.tabletop.tasks.pair import with_another_colour
+    from wmpo_lite.envs.tabletop.tasks.pair import with_another_color
 
-    other = [with_another_colour(t.instruction, t.index) for t in trajectories]
+    other = [with_another_color(t.instruction, t.index) for t in trajectories]
     return {
         "frames": np.stack([t.frames for t in trajectories]) if frames is None else frames,
         "success": np.array([t.success for t in trajectories]),
@@ -275,7 +275,7 @@ def train_wmpo(w: Workspace) -> dict:
     With `track_real` the policy is also tried out in the real environment every few iterations, so
     that a reader sees both curves. Nothing is chosen by that.
     """
-    from wmpo_lite.train_grpo import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimize, save_policy_once
 
     s = w.settings
     policy = w.base()
@@ -287,7 +287,7 @@ def train_wmpo(w: Workspace) -> dict:
 
     if s.track_real and not (w.folder / "fit_wmpo" / "progress.json").exists():
         w.log({"stage": "real", "step": 0, **real_success(w, policy)})
-    records = optimise(
+    records = optimize(
         policy,
         lambda seed: imagined_env(w, seed),
         initial_frames(w.rollouts()),
@@ -324,7 +324,7 @@ def real_success(w: Workspace, policy) -> dict:
 def train_online(w: Workspace) -> dict:
     """Baseline: the same GRPO in the real environment until P rollouts are spent."""
     from wmpo_lite.grpo import GRPOConfig
-    from wmpo_lite.train_grpo import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimize, save_policy_once
 
     s = w.settings
     policy = w.base()
@@ -341,7 +341,7 @@ def train_online(w: Workspace) -> dict:
         temperature=s.temperature,
     )
     states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
-    records = optimise(
+    records = optimize(
         policy,
         lambda seed: w.env,
         states,

@@ -41,7 +41,7 @@ HELD_OUT = 2  # first shards of play, which nothing is trained on
 class PolicyConfig:
     """How a task's policy is made before WMPO begins."""
 
-    # labelled still scenes, 2048 each: what stands in for a big VLA's pre-training
+    # labeled still scenes, 2048 each: what stands in for a big VLA's pre-training
     scene_shards: int = 10
     vision_steps: int = 2200
     ground_steps: int = 900
@@ -323,7 +323,7 @@ def _metadata(path: Path) -> dict:
 def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     """The cloned policy of `task` and the demonstrations that are shipped with it.
 
-    Its vision tower and decoder are pre-trained on labelled still scenes, the stand-in for the
+    Its vision tower and decoder are pre-trained on labeled still scenes, the stand-in for the
     web-scale pre-training of a big VLA and the only place where the simulator's labels are used.
     """
     from wmpo_lite.envs.tabletop.tasks import get_task

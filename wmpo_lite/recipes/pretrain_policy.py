@@ -19,14 +19,14 @@ def train_vision(
     seed: int,
     folder: Path,
     batch: int = 64,
-    centre=(0.19, 0.0, 0.05),
+    center=(0.19, 0.0, 0.05),
     scale=(0.04, 0.07, 0.04),
 ):
     """Pre-train a policy's vision `tower` on random scenes: where things are, which are there,
     which pixels they cover.
 
     scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them; without masks nothing is
-    asked of pixels. centre, scale: metres, what places are measured from and in. Returns (records,
+    asked of pixels. center, scale: meters, what places are measured from and in. Returns (records,
     held-out errors).
     """
     import torch
@@ -40,7 +40,7 @@ def train_vision(
     made_from = {
         "scenes": digest(scenes),
         "batch": batch,
-        "centre": list(centre),
+        "center": list(center),
         "scale": list(scale),
     }
 
@@ -73,7 +73,7 @@ def train_vision(
     total = len(scenes["frames"])
     known = total - min(HELD_OUT_SCENES, total // 5)
     held_out = slice(known, total)
-    centre, scale = torch.tensor(centre), torch.tensor(scale)
+    center, scale = torch.tensor(center), torch.tensor(scale)
     grid = (
         scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None
     )  # (N, 32, 32): every other pixel
@@ -82,14 +82,14 @@ def train_vision(
     def errors(index):
         place, masks = probe(torch.from_numpy(scenes["frames"][index]))
         present = torch.from_numpy(scenes["present"][index])
-        points = (torch.from_numpy(scenes["points"][index]) - centre) / scale
+        points = (torch.from_numpy(scenes["points"][index]) - center) / scale
         distance = (
             F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present
         ).sum() / present.sum()
         exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
         opening = F.mse_loss(place[:, 4, 4], torch.from_numpy(scenes["opening"][index]))
         found = {
-            "centimetres": float(
+            "centimeters": float(
                 (
                     ((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1).detach() * present
                 ).sum()
@@ -146,8 +146,8 @@ def ground(
         features = torch.cat(
             [policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)]
         )
-    centre, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
-    points = (torch.from_numpy(scenes["points"]) - centre) / scale
+    center, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
+    points = (torch.from_numpy(scenes["points"]) - center) / scale
 
     def loss_fn(generator, rng, step):
         index = np.sort(rng.integers(len(points), size=batch))
@@ -160,7 +160,7 @@ def ground(
         error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
         error[:, 1, 2] = 0  # the target stands on the table
         return error.mean(), {
-            "centimetres": float(
+            "centimeters": float(
                 ((found - target) * scale).detach()[:, 0, :2].norm(dim=-1).mean() * 100
             )
         }
@@ -248,7 +248,7 @@ def reach(
         seen, texts, actions = examples(
             np.arange(total, len(features)), np.random.default_rng(seed)
         )
-        chosen = policy.detokenise(policy.logits(None, texts, seen).argmax(-1)).numpy()
+        chosen = policy.detokenize(policy.logits(None, texts, seen).argmax(-1)).numpy()
     off = np.linalg.norm((chosen - actions)[..., :2].sum(axis=1), axis=1) * MAX_STEP * 1000
     return records, {
         "reach_median_mm": float(np.median(off)),
@@ -278,7 +278,7 @@ def clone(
     early: float = 0.3,
     log_every: int = 50,
 ):
-    """Behaviour cloning on chunks from every frame of the demonstrations up to shortly after
+    """Behavior cloning on chunks from every frame of the demonstrations up to shortly after
     success, or to their end where there is none (the intended actions, never the noise).
 
     early: share of frames from the first three, where the instruction alone says which way to go;

@@ -35,14 +35,14 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
 
 def _upper_bound(w: Workspace, iterations: int) -> dict:
     from wmpo_lite.evaluate import success_rate
-    from wmpo_lite.train_grpo import optimise, save_policy_once
+    from wmpo_lite.train_grpo import optimize, save_policy_once
 
     run, s = w.run, w.settings
 
     def train():
         policy = w.base()
         config = s.wmpo_update()
-        records = optimise(
+        records = optimize(
             policy,
             lambda seed: w.env,
             w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096),

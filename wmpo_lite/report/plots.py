@@ -8,12 +8,12 @@ import numpy as np
 
 from wmpo_lite.errors import UserError
 
-COLOURS = {"base": "#8d949e", "grpo": "#d98a2b", "dpo": "#8a6bb0", "wmpo": "#1f6fb4"}
+COLORS = {"base": "#8d949e", "grpo": "#d98a2b", "dpo": "#8a6bb0", "wmpo": "#1f6fb4"}
 NAMES = {"base": "base", "grpo": "online GRPO", "dpo": "offline DPO", "wmpo": "WMPO"}
 
 
-def policy_colour(name: str) -> str:
-    return COLOURS.get(name, "#4f9d8f")
+def policy_color(name: str) -> str:
+    return COLORS.get(name, "#4f9d8f")
 
 
 def _figure(width: float, height: float):
@@ -44,8 +44,8 @@ def ordered_policies(evaluation: dict) -> list[str]:
     """
     policies = evaluation.get("policies") or {}
     names = [
-        *(name for name in COLOURS if name in policies),
-        *(name for name in policies if name not in COLOURS),
+        *(name for name in COLORS if name in policies),
+        *(name for name in policies if name not in COLORS),
     ]
     return [name for name in names if policies[name].get("success")]
 
@@ -69,7 +69,7 @@ def success_bars(evaluation: dict):
     low, high = (
         100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high")
     )
-    axes.bar(range(len(names)), values, width=0.62, color=[policy_colour(name) for name in names])
+    axes.bar(range(len(names)), values, width=0.62, color=[policy_color(name) for name in names])
     # Rounding may leave a bound a hair on the wrong side at 0 and 100 %, which errorbar refuses.
     axes.errorbar(
         range(len(names)),
@@ -107,7 +107,7 @@ def _series(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
 
 
-def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0) -> None:
+def _curve(axes, records, key: str, color: str, label: str, factor: float = 1.0) -> None:
     """The values, pale, under their running mean (at most 9 records): single
     iterations are noisy.
     """
@@ -117,7 +117,7 @@ def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0
         axes.plot(
             x,
             factor * y,
-            color=colour,
+            color=color,
             lw=1.6,
             marker="o" if len(y) < 4 else None,
             ms=4,
@@ -126,8 +126,8 @@ def _curve(axes, records, key: str, colour: str, label: str, factor: float = 1.0
         return
     half = width // 2
     mean = [y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))]
-    axes.plot(x, factor * y, color=colour, lw=0.9, alpha=0.35)
-    axes.plot(x, factor * np.array(mean), color=colour, lw=1.8, label=label)
+    axes.plot(x, factor * y, color=color, lw=0.9, alpha=0.35)
+    axes.plot(x, factor * np.array(mean), color=color, lw=1.8, label=label)
 
 
 def learning_curves(records: Sequence[dict]):
@@ -165,9 +165,9 @@ def learning_curves(records: Sequence[dict]):
     if updates:
         for name in updates:
             label = {"wmpo": "WMPO (imagined)", "grpo": "online GRPO (real)"}[name]
-            _curve(flat[0], stages[name], "success", COLOURS[name], label, 100)
-            _curve(flat[1], stages[name], "entropy", COLOURS[name], NAMES[name])
-            _curve(flat[2], stages[name], "approx_kl", COLOURS[name], NAMES[name])
+            _curve(flat[0], stages[name], "success", COLORS[name], label, 100)
+            _curve(flat[1], stages[name], "entropy", COLORS[name], NAMES[name])
+            _curve(flat[2], stages[name], "approx_kl", COLORS[name], NAMES[name])
         _real_success(flat[0], stages.get("real", []))
         flat[0].set_ylim(0, 100)
         flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
@@ -233,7 +233,7 @@ def _group_fates(axes, records, name: str) -> None:
         x,
         shares,
         labels=[label for label, _ in fates.values()],
-        colors=[colour for _, colour in fates.values()],
+        colors=[color for _, color in fates.values()],
     )
     axes.set_ylim(0, 1.35 * max(1.0, shares.sum(axis=0).max()))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
@@ -270,16 +270,16 @@ def trust_plot(trust: dict):
 
 def _psnr_panel(axes, trust):
     curves = trust["psnr"]
-    for key, label, colour in (
-        ("model", "world model", COLOURS["wmpo"]),
-        ("copy_last", "last known frame repeated", COLOURS["base"]),
+    for key, label, color in (
+        ("model", "world model", COLORS["wmpo"]),
+        ("copy_last", "last known frame repeated", COLORS["base"]),
     ):
         axes.plot(
             curves["horizons"],
             np.array(curves[key], float),
             marker="o",
             ms=4,
-            color=colour,
+            color=color,
             label=label,
         )
     axes.set_xticks(curves["horizons"])
@@ -288,8 +288,8 @@ def _psnr_panel(axes, trust):
     _clean(axes, "How long does it stay true?", "imagined frames", "PSNR (dB)")
 
 
-def _bars(axes, labels, values, colours, form: str, limits: tuple[float, float]):
-    axes.bar(range(len(values)), values, width=0.6, color=colours)
+def _bars(axes, labels, values, colors, form: str, limits: tuple[float, float]):
+    axes.bar(range(len(values)), values, width=0.6, color=colors)
     axes.set_xticks(range(len(values)), labels)
     axes.set_ylim(*limits)
     for i, value in enumerate(values):
@@ -312,7 +312,7 @@ def _sensitivity_panel(axes, trust):
         axes,
         labels,
         values,
-        [COLOURS["wmpo"], *[COLOURS["base"]] * len(kinds)],
+        [COLORS["wmpo"], *[COLORS["base"]] * len(kinds)],
         "{:.1f}",
         (0, 1.15 * values.max()),
     )
@@ -325,7 +325,7 @@ def _f1_panel(axes, trust):
     if not known:
         raise KeyError("reward_f1_real")
     names, values = zip(*known)
-    _bars(axes, names, values, ["#5a9bd0", COLOURS["wmpo"]][: len(known)], "{:.2f}", (0, 1.12))
+    _bars(axes, names, values, ["#5a9bd0", COLORS["wmpo"]][: len(known)], "{:.2f}", (0, 1.12))
     axes.set_yticks(np.linspace(0, 1, 6))
     _clean(axes, "Does the reward model see success?", y="F1 of the reward model")
 
@@ -335,8 +335,8 @@ def _scores_panel(axes, trust):
     if scores.shape != real.shape:
         raise KeyError("scores")
     jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(scores))
-    colours = np.where(real, "#229657", "#cd3e46")
-    axes.scatter(real + jitter, scores, s=13, c=colours, alpha=0.65, linewidths=0)
+    colors = np.where(real, "#229657", "#cd3e46")
+    axes.scatter(real + jitter, scores, s=13, c=colors, alpha=0.65, linewidths=0)
     if trust.get("threshold") is not None:
         axes.axhline(trust["threshold"], color="#23262b", lw=1, ls="--")
         axes.text(0.5, trust["threshold"], "threshold", fontsize=7, ha="center", va="bottom")
@@ -357,13 +357,13 @@ def _roc_panel(axes, trust):
             np.array([(scores[group] >= level).mean() for level in levels])
             for group in (~real, real)
         )
-        axes.plot(false_alarms, hits, color=COLOURS["wmpo"], lw=1.8)
-        axes.fill_between(false_alarms, hits, color=COLOURS["wmpo"], alpha=0.08, lw=0)
+        axes.plot(false_alarms, hits, color=COLORS["wmpo"], lw=1.8)
+        axes.fill_between(false_alarms, hits, color=COLORS["wmpo"], alpha=0.08, lw=0)
     auc = (trust.get("agreement") or {}).get("auc")
     if auc is not None:
         axes.text(0.96, 0.06, f"AUC {auc:.3f}", ha="right", fontsize=11)
     axes.set_aspect("equal")
-    _clean(axes, "Does it rank outcomes rightly?", "false alarms", "successes recognised")
+    _clean(axes, "Does it rank outcomes rightly?", "false alarms", "successes recognized")
 
 
 def _confusion_panel(axes, trust):
@@ -409,14 +409,14 @@ def method_loop():
         "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream),
         "deploy": (0.1, 0.5, "better policy,\nreal again", real),
     }
-    for x, y, text, colour in boxes.values():
+    for x, y, text, color in boxes.values():
         axes.add_patch(
             FancyBboxPatch(
                 (x, y),
                 1.5,
                 0.72,
                 boxstyle="round,pad=0.04,rounding_size=0.08",
-                facecolor=colour,
+                facecolor=color,
                 edgecolor="#5b6068",
                 lw=1,
             )

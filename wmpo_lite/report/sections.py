@@ -381,7 +381,7 @@ def _trust_films(threshold: float | None, films: dict, budget: list[int]) -> str
     return (
         "<p>Left: what the simulator did. Right: what the world model imagined from the first"
         " frame and the same actions. Borders: green for success, red for failure; where the"
-        f" colours differ, the imagination misjudged{misjudged}.</p>"
+        f" colors differ, the imagination misjudged{misjudged}.</p>"
         + film_figures(beside, _captions(films, len(real)), budget)
     )
 

@@ -76,7 +76,7 @@ def film_grid(
     uint8 (T, H', W', 3).
 
     A shorter film holds its last frame until the longest ends. labels: a line of text above each;
-    success: the border of each, green for True, red for False, grey for None or without `success`.
+    success: the border of each, green for True, red for False, gray for None or without `success`.
     scale enlarges every pixel. Raises UserError where lengths or sizes disagree.
     """
     films = [check_film(film) for film in films]
@@ -105,8 +105,8 @@ def film_grid(
     ]
     for i, (top, left) in enumerate(corners):
         outcome = None if success is None else success[i]
-        colour = NEUTRAL if outcome is None else SUCCESS if outcome else FAILURE
-        page[top + bar : top + cell_height, left : left + cell_width] = colour
+        color = NEUTRAL if outcome is None else SUCCESS if outcome else FAILURE
+        page[top + bar : top + cell_height, left : left + cell_width] = color
         if labels is not None:
             _write_text(page, str(labels[i]), top, left, cell_width)
     grid = np.repeat(page[None], length, axis=0)
@@ -150,7 +150,7 @@ def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
     bytes.
 
     Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p
-    halves the resolution of colour: enlarge small films first.
+    halves the resolution of color: enlarge small films first.
     """
     import imageio_ffmpeg
 
@@ -158,9 +158,9 @@ def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
     frames = np.pad(
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
     )
-    # Untagged colours are guessed at by each player; one thread and no encoder tags make the bytes
+    # Untagged colors are guessed at by each player; one thread and no encoder tags make the bytes
     # reproducible.
-    colours = [
+    colors = [
         "-vf",
         "scale=out_color_matrix=bt709",
         "-colorspace",
@@ -195,7 +195,7 @@ def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
             pix_fmt_out="yuv420p",
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=colours + options,
+            output_params=colors + options,
         )
         writer.send(None)
         for frame in frames:
@@ -210,7 +210,7 @@ def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
 
 
 def to_gif(frames, fps: float = 5) -> bytes:
-    """A film as an endlessly repeated GIF with one palette of 256 colours for all frames (so that
+    """A film as an endlessly repeated GIF with one palette of 256 colors for all frames (so that
     nothing flickers).
     """
     from PIL import Image

@@ -190,7 +190,7 @@ class LiberoEnv:
         newest only.
 
         info holds, after every step, `states` (B, K, nq), `tip` (B, K, 3) and `objects` (B, K, n,
-        3) in metres, n as in `objects`, their orientations `turned` (B, K, n, 4), w x y z, and the
+        3) in meters, n as in `objects`, their orientations `turned` (B, K, n, 4), w x y z, and the
         `opening` (B, K) of the gripper in [0, 1]: only experts, tests and teleoperation may look at
         these; `now` has the newest of each, after a reset too; and `wrist`, like the frames, if
         that camera is on.

@@ -10,13 +10,13 @@ import numpy as np
 from wmpo_lite.errors import UserError
 
 ABOVE, DOWN, CLOSE, LIFT, CARRY, LOWER, OPEN, AWAY = range(8)
-FULL = 0.10  # metres of error that ask for the full action
+FULL = 0.10  # meters of error that ask for the full action
 HOVER = 0.12  # m over the grasp before the hand goes down
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the hand closes, seen from the object's origin: `aside` (x, y) and `height`, metres."""
+    """Where the hand closes, seen from the object's origin: `aside` (x, y) and `height`, meters."""
 
     aside: tuple[float, float] = (0.0, 0.0)
     height: float = 0.0
@@ -59,7 +59,7 @@ class PickAndPlace:
     intended action (B, 7) for its present state.
 
     things (B,): numbers of the objects to move, by default the task's; spots (B, 2): where to on
-    the table, by default to the task's goal. pick_offset, place_offset (B, 2): metres by which the
+    the table, by default to the task's goal. pick_offset, place_offset (B, 2): meters by which the
     hand closes and lets go elsewhere. keeps (B,): whose hand neither lowers what it carries nor
     lets go of it, and goes on with it to one point of `wander` (T, B, 3) after the other, 8 steps
     each.
@@ -203,14 +203,14 @@ def demonstrate(
     recorded as the expert's intention.
 
     Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 7),
-    done bool (B, T), `tip` (B, T + 1, 3) and `objects` (B, T + 1, n, 3) in metres, `opening` (B, T
+    done bool (B, T), `tip` (B, T + 1, 3) and `objects` (B, T + 1, n, 3) in meters, `opening` (B, T
     + 1) in [0, 1].
     """
     return _record(env, states, rng, noise, burst, lambda: PickAndPlace(env))
 
 
 def attempt(env, states, rng: np.random.Generator) -> dict:
-    """The expert, off by centimetres in half of its grasps and two thirds of its placements; in a
+    """The expert, off by centimeters in half of its grasps and two thirds of its placements; in a
     third of the episodes it comes to the goal, keeps hold and goes on from there, or a world model
     would take the way up for letting go. Returns the dict of `demonstrate`; `done` tells which came
     out well.

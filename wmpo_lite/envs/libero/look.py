@@ -15,9 +15,9 @@ class Look:
     """The defaults are the fast ones; `Look.official()` draws what LIBERO draws.
 
     samples: of antialiasing per pixel; 0 leaves edges jagged (LIBERO: 4). reflections: mirror
-    images on shiny material; without them the top of the flat stove is grey instead of white, and
+    images on shiny material; without them the top of the flat stove is gray instead of white, and
     floors lose a faint shine. shadows: cast shadows; most of LIBERO's lamps cast none, the switch
-    costs nothing then. grain: metres; corners of a mesh that share a cube of this size are drawn as
+    costs nothing then. grain: meters; corners of a mesh that share a cube of this size are drawn as
     one, which coarsens small parts below a third of a pixel's width of the agent view (the near
     wrist view shows it). None takes 0.25 m / size, 0 draws every triangle. Physics never sees any
     of it.
@@ -79,7 +79,7 @@ class Painter:
 
 
 def coarsen(model, grain: float):
-    """Join the corners of each mesh that lie in one cube of `grain` metres and drop the triangles
+    """Join the corners of each mesh that lie in one cube of `grain` meters and drop the triangles
     that vanish thereby (in place).
     """
     for mesh in range(model.nmesh):

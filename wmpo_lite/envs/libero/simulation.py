@@ -13,7 +13,7 @@ from wmpo_lite.errors import UserError
 AGENT, WRIST = "agentview", "robot0_eye_in_hand"
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open
 # of the cabinets and stoves under the benchmark's states, which do not say where these stand
-# (LIBERO draws it, within a centimetre)
+# (LIBERO draws it, within a centimeter)
 PLACEMENT_SEED = 0
 # control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
 SETTLE = 10
@@ -21,7 +21,7 @@ DRIFT, TILT, SPEED = (
     0.03,
     30.0,
     0.1,
-    # metres over ground and degrees that an object may move while its initial state settles, m/s
+    # meters over ground and degrees that an object may move while its initial state settles, m/s
     # that it may have then
 )
 
@@ -115,7 +115,7 @@ class Simulation:
 
     def draw(self, seeds: list[int], taken: np.ndarray) -> np.ndarray:
         """A settled state whose premise holds, from the first of `seeds` that gives one at least a
-        millimetre away from all states in `taken` (N, S).
+        millimeter away from all states in `taken` (N, S).
         """
         for seed in seeds:
             self.sample(seed)
@@ -259,7 +259,7 @@ class Simulation:
 
     def measures(self) -> dict:
         """What experts and tests may look at: joint state, finger-tip position (3,), object
-        positions (n, 3), metres, and their orientations (n, 4); how far the fingers are apart, of
+        positions (n, 3), meters, and their orientations (n, 4); how far the fingers are apart, of
         the 8 cm that they can be.
         """
         return {

@@ -46,7 +46,7 @@ def inverse_kinematics(position: np.ndarray) -> np.ndarray:
     """Joint angles that put the finger tips at `position` with the gripper straight down and its
     jaws along world y.
 
-    position: (..., 3) metres, origin on the table under the pan axis, x forward, z up. Returns
+    position: (..., 3) meters, origin on the table under the pan axis, x forward, z up. Returns
     (..., 5) rad in the order of `JOINTS`. Targets out of reach are pulled back to the nearest
     reachable extension; joint limits are applied last.
     """
@@ -72,7 +72,7 @@ def inverse_kinematics(position: np.ndarray) -> np.ndarray:
 
 
 def forward_kinematics(joints: np.ndarray) -> np.ndarray:
-    """Finger-tip position (..., 3) in metres for joint angles (..., 5) in rad; `wrist_roll` does
+    """Finger-tip position (..., 3) in meters for joint angles (..., 5) in rad; `wrist_roll` does
     not move the tip.
     """
     pan, lift, elbow, wrist, _ = np.moveaxis(np.asarray(joints, dtype=np.float64), -1, 0)

@@ -34,8 +34,8 @@ class Disturbance:
     """Changes of the scene that no training run sees (paper: position, background and texture
     disruption); all off by default.
 
-    object_shift, target_shift: extra uniform range in metres; background, texture, lighting:
-    strength in [0, 1]; camera: metres of eye movement.
+    object_shift, target_shift: extra uniform range in meters; background, texture, lighting:
+    strength in [0, 1]; camera: meters of eye movement.
     """
 
     object_shift: float = 0.0
@@ -198,16 +198,16 @@ class TabletopEnv:
 
     @property
     def tip(self) -> np.ndarray:
-        """Finger-tip positions (B, 3) in metres."""
+        """Finger-tip positions (B, 3) in meters."""
         return arm.forward_kinematics(self.qpos[:, self._columns(arm.JOINTS)])
 
     @property
     def opening(self) -> np.ndarray:
-        """Mean finger travel (B,) in metres, 0 closed."""
+        """Mean finger travel (B,) in meters, 0 closed."""
         return self.qpos[:, self._columns(("finger_left", "finger_right"))].mean(axis=1)
 
     def position(self, name: str) -> np.ndarray:
-        """Position (B, 3) of a free body, or (B, 2) of a sliding disc, in metres."""
+        """Position (B, 3) of a free body, or (B, 2) of a sliding disc, in meters."""
         if f"{name}_x" in self._joint_names:
             return self.qpos[:, self._columns((f"{name}_x", f"{name}_y"))]
         start = self.model.joint(name).qposadr[0]
@@ -271,7 +271,7 @@ class TabletopEnv:
     def _paint(self, b: int):
         model, d = self.model, self.disturbance
         model.geom_rgba[:] = self._default_rgba
-        for geom, rgb in self.task.colours(self.parameters[b]).items():
+        for geom, rgb in self.task.colors(self.parameters[b]).items():
             model.geom_rgba[model.geom(geom).id, :3] = rgb
         if d.background or d.lighting or d.camera or d.texture:
             rng = np.random.default_rng([7, int(self.initial.indices[b])])

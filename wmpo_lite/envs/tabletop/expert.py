@@ -18,7 +18,7 @@ class PickAndPlace:
     """Closed-loop expert for B episodes. `act` returns the intended action (B, 4) for the current
     state.
 
-    pick_offset: (B, 3) metres added to the grasp point (0 for an expert); place_offset: to the
+    pick_offset: (B, 3) meters added to the grasp point (0 for an expert); place_offset: to the
     release point. recover: notice a descent that collides, lift, and descend anew without
     place_offset; `collided` (B,) tells who had to.
     """
@@ -94,7 +94,7 @@ class PickAndPlace:
 
 def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
     """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up,
-    from the hand's place `tip` (B, 3); metres.
+    from the hand's place `tip` (B, 3); meters.
     """
     ghost = SimpleNamespace(
         tip=tip.copy(), task=SimpleNamespace(place_tolerance=0)
@@ -107,7 +107,7 @@ def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
 
 
 def plan_hover(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
-    """Straight to the place above `point` at travelling height, with an open gripper: actions (B,
+    """Straight to the place above `point` at traveling height, with an open gripper: actions (B,
     steps, 4).
     """
     tip, above = tip.copy(), point * [1, 1, 0] + [0, 0, TRAVEL]
@@ -120,13 +120,13 @@ def plan_hover(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
 
 def labels(env) -> dict:
     """What a scene holds, for auxiliary targets of pre-training: points (B, 5, 3) of red, green,
-    blue, target and hand in metres (zero where absent), present (B, 5), opening (B,) in [0, 1].
+    blue, target and hand in meters (zero where absent), present (B, 5), opening (B,) in [0, 1].
     """
     batch = len(env.tip)
     points, present = np.zeros((batch, 5, 3), np.float32), np.zeros((batch, 5), bool)
-    for name, colour in zip(env.task.objects, env.parameters.T):
-        points[np.arange(batch), colour.astype(int)] = env.position(name)
-        present[np.arange(batch), colour.astype(int)] = True
+    for name, color in zip(env.task.objects, env.parameters.T):
+        points[np.arange(batch), color.astype(int)] = env.position(name)
+        present[np.arange(batch), color.astype(int)] = True
     points[:, 3, :2], points[:, 4], present[:, 3:] = env.position(env.task.target), env.tip, True
     return {
         "points": points,
@@ -146,7 +146,7 @@ def demonstrate(
     recover: bool = False,
 ):
     """Run the task's expert, whose grasp and release points are off by `offsets`, each (B, 3) in
-    metres.
+    meters.
 
     recover: see `PickAndPlace`. Gaussian noise (in action units) is added to what is executed,
     never to what is recorded as the expert's intention; each step of each episode is disturbed with

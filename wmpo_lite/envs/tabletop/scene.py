@@ -9,7 +9,7 @@ from wmpo_lite.envs.tabletop import arm
 TIMESTEP = 0.005  # s
 FINGER_TRAVEL = 0.032  # m per finger; fully open the jaws are 2 x this apart
 CUBE_HALF = 0.014  # m
-COLOURS = {
+COLORS = {
     "red": (0.85, 0.10, 0.10),
     "green": (0.10, 0.62, 0.15),
     "blue": (0.12, 0.22, 0.85),
@@ -53,7 +53,7 @@ def sliding_disc(name: str, radius: float, thickness: float, rgb) -> str:
 
 
 def free_nut(name: str, outer: float, inner: float, half_height: float) -> str:
-    """A square frame of four bars (half sizes in metres) that the gripper can take from outside."""
+    """A square frame of four bars (half sizes in meters) that the gripper can take from outside."""
     middle, bar = (outer + inner) / 2, (outer - inner) / 2
     bars = (
         ("", 0, middle, outer, bar),

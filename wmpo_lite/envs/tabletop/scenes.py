@@ -23,7 +23,7 @@ CLASSES = (
 
 def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
     """`count` pictures with labels: frames uint8 (N, H, W, 3); masks uint8 (N, H, W), 0 background
-    else 1 + index in CLASSES; points float32 (N, 5, 3) table coordinates in metres; present bool
+    else 1 + index in CLASSES; points float32 (N, 5, 3) table coordinates in meters; present bool
     (N, 5); opening float32 (N,) finger travel in [0, 1].
     """
     env = TabletopEnv(task, size=size, threads=1)
@@ -71,8 +71,8 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
         ids = masker.draw_geoms(env._render_data, "front")
         out["masks"][n][np.isin(ids, hand)] = 5
         out["masks"][n][np.isin(ids, geoms[task.target])] = 4
-        for cube, colour in zip(task.objects, env.parameters[0]):
-            out["masks"][n][np.isin(ids, geoms[cube])] = 1 + int(colour)
+        for cube, color in zip(task.objects, env.parameters[0]):
+            out["masks"][n][np.isin(ids, geoms[cube])] = 1 + int(color)
         for key, value in labels(env).items():
             out[key][n] = value[0]
     masker.close()

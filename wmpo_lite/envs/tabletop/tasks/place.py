@@ -1,4 +1,4 @@
-"""`place`: put the named cube on the plate. A second cube of another colour makes the instruction
+"""`place`: put the named cube on the plate. A second cube of another color makes the instruction
 matter.
 """
 
@@ -27,15 +27,15 @@ def bodies() -> str:
 
 
 def instruction(state: np.ndarray) -> str:
-    return sentence(pair.named_colour(state))
+    return sentence(pair.named_color(state))
 
 
-def sentence(colour: str) -> str:
-    return f"put the {colour} cube on the plate"
+def sentence(color: str) -> str:
+    return f"put the {color} cube on the plate"
 
 
-def colours(parameters: np.ndarray) -> dict:
-    return {cube: scene.COLOURS[pair.COLOURS[int(c)]] for cube, c in zip(CUBES, parameters)}
+def colors(parameters: np.ndarray) -> dict:
+    return {cube: scene.COLORS[pair.COLORS[int(c)]] for cube, c in zip(CUBES, parameters)}
 
 
 def _apart(spots: np.ndarray) -> bool:
@@ -74,7 +74,7 @@ def success(env) -> np.ndarray:
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
-    """(pick, place) positions for the scripted expert, each (B, 3) in metres: grasp point and
+    """(pick, place) positions for the scripted expert, each (B, 3) in meters: grasp point and
     release point of the finger tips.
     """
     pick = named_cube(env).copy()

@@ -28,16 +28,16 @@ def bodies() -> str:
 
 
 def instruction(state: np.ndarray) -> str:
-    return sentence(pair.named_colour(state))
+    return sentence(pair.named_color(state))
 
 
-def sentence(colour: str) -> str:
-    return f"put the {colour} nut over the peg"
+def sentence(color: str) -> str:
+    return f"put the {color} nut over the peg"
 
 
-def colours(parameters: np.ndarray) -> dict:
+def colors(parameters: np.ndarray) -> dict:
     return {
-        f"{nut}{bar}": scene.COLOURS[pair.COLOURS[int(c)]]
+        f"{nut}{bar}": scene.COLORS[pair.COLORS[int(c)]]
         for nut, c in zip(NUTS, parameters)
         for bar in ("", "_b", "_c", "_d")
     }
@@ -77,8 +77,8 @@ def success(env) -> np.ndarray:
 
 
 def goal(env) -> tuple[np.ndarray, np.ndarray]:
-    """(pick, place) positions for the scripted expert, each (B, 3) in metres; a nut that hangs
-    askew is steered by its own centre.
+    """(pick, place) positions for the scripted expert, each (B, 3) in meters; a nut that hangs
+    askew is steered by its own center.
     """
     pick = named_nut(env).copy()
     held = (pick[:, 2:3] > 0.02) & (
