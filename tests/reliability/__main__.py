@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="+", choices=("kinds", "fuzz", "kill", "endurance"))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the fuzz test's inputs")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--runs", type=int, default=5, help="over which the kills are spread")
+    parser.add_argument("--runs", type=int, default=4, help="over which the kills are spread")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     record = checkpoint.read_json(PATH) if PATH.exists() else {}
