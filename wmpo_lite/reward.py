@@ -100,7 +100,7 @@ class RewardModel(nn.Module):
 
     def _words(self, instructions, device) -> torch.Tensor:
         """Word numbers (B, longest) of the sentences, filled up with 0."""
-        rows = {str(text): word_ids(self.tokenizer, text) for text in set(instructions)}
+        rows = {str(text): word_ids(self.tokenizer, text) for text in dict.fromkeys(instructions)}
         for text, row in rows.items():
             other = self._asked.setdefault(tuple(sorted(row)), text)
             if word_ids(self.tokenizer, other) != row:

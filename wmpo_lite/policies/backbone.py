@@ -171,7 +171,7 @@ class BackbonePolicy(TokenPolicy):
         """
         c, device = self.config, self.slots.device
         check_count(features, instructions)
-        for text in set(instructions):
+        for text in dict.fromkeys(instructions):
             check_words(self.tokenizer, text, re.findall(r"\w+", text))
         features = features.to(self.body.dtype)  # kept ones may come in another number type
         rows = [
