@@ -379,7 +379,9 @@ class Policy(TokenPolicy):
 
     def _text(self, instructions) -> torch.Tensor:
         longest = self.config.text_length
-        rows = {text: word_ids(self.tokenizer, text, longest) for text in dict.fromkeys(instructions)}
+        rows = {
+            text: word_ids(self.tokenizer, text, longest) for text in dict.fromkeys(instructions)
+        }
         return torch.tensor(
             [rows[text] + [0] * (longest - len(rows[text])) for text in instructions],
             device=self.slots.device,
