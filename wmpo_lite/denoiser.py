@@ -74,7 +74,7 @@ class DenoiserConfig:
             )
         if self.warp and math.isqrt(self.gates) ** 2 != self.gates:
             raise UserError(
-                f"warp moves pixels, so gates is their number in a latent, a square; got {self.gates};"
+                f"warp moves pixels, so gates is their number in a latent, not {self.gates};"
                 " set gates to fold * fold of the 'pixels' autoencoder, or warp off"
             )
 
