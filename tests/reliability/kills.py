@@ -95,31 +95,52 @@ def differences(one: Path, other: Path) -> list[str]:
     )
 
 
-def killed(folder: Path, moments: list[float], core: int = 0) -> list[str]:
-    """Run the demo in `folder`, killed after so many seconds each time, then to its end; returns
-    where it was each time (the newest stage).
+def killed(folder: Path, moments: list, core: int = 0) -> list[str]:
+    """Run the demo in `folder`, killed at each of the moments, then to its end; returns where it
+    was each time (the newest stage).
+
+    A moment is (stage, seconds): so long after that stage was finished; stage None: after the
+    start.
     """
     where = []
-    for seconds in moments:
-        process, deadline = start(folder, core), time.monotonic() + seconds
-        while time.monotonic() < deadline and process.poll() is None:
+    for stage, seconds in moments:
+        process, deadline = start(folder, core), None if stage else time.monotonic() + seconds
+        stages = folder / "runs" / "run" / "stages"
+        while (deadline is None or time.monotonic() < deadline) and process.poll() is None:
+            if deadline is None and (stages / f"{stage}.json").exists():
+                deadline = time.monotonic() + seconds
             time.sleep(0.02)
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        stages = sorted(
-            (folder / "runs" / "run" / "stages").glob("*.json"),
-            key=lambda path: path.stat().st_mtime,
-        )
+        done = in_order(stages)
         where.append(
-            "after the end"
-            if ended
-            else f"after {stages[-1].stem}"
-            if stages
-            else "in the first stage"
+            "after the end" if ended else f"after {done[-1]}" if done else "in the first stage"
         )
     finish(start(folder, core))
     return where
+
+
+def in_order(stages: Path) -> list[str]:
+    """Names of the finished stages, the newest last."""
+    return [path.stem for path in sorted(stages.glob("*.json"), key=lambda p: p.stat().st_mtime)]
+
+
+def spread(stages: Path, kills: int, runs: int, seed: int) -> list[list]:
+    """For each run the moments of its kills: every stage in turn, at a random moment of the time
+    that it took in the run whose `stages` these are.
+    """
+    names, rng = in_order(stages), np.random.default_rng(seed)
+    times = [(stages / f"{name}.json").stat().st_mtime for name in names]
+    lasted = [5.0] + [later - sooner for sooner, later in zip(times, times[1:])]
+    number = np.resize(np.linspace(0, len(names) - 1, min(kills, len(names))).astype(int), kills)
+    plans = [[] for _ in range(runs)]
+    for kill, stage in enumerate(number):
+        # A start takes some seconds before it does anything; a stage that was killed goes on.
+        share = float(rng.uniform(0.05, 0.9)) * lasted[stage]
+        moment = (names[stage - 1], share) if stage else (None, share + 4)
+        plans[kill % runs].append((stage, moment))
+    return [[moment for _, moment in sorted(plan, key=lambda row: row[0])] for plan in plans]
 
 
 def measure(folder: Path, kills: int, runs: int, seed: int = 0) -> dict:
@@ -129,17 +150,8 @@ def measure(folder: Path, kills: int, runs: int, seed: int = 0) -> dict:
     from concurrent.futures import ThreadPoolExecutor
 
     (folder / "whole").mkdir(parents=True)
-    clock = time.monotonic()
     finish(start(folder / "whole"))
-    whole = time.monotonic() - clock
-    rng = np.random.default_rng(seed)
-    per_run = [kills // runs + (n < kills % runs) for n in range(runs)]
-    # A start takes some seconds before it does anything, and every try has to come further than the
-    # last one.
-    moments = [
-        [float(rng.uniform(0.1, 1.0) * 2 * whole / count + 6) for _ in range(count)]
-        for count in per_run
-    ]
+    moments = spread(folder / "whole" / "runs" / "run" / "stages", kills, runs, seed)
 
     def one(number):
         place = folder / f"killed{number}"
