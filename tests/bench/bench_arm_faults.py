@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 from wmpo_lite.arms.interface import JOINTS  # noqa: E402
+from wmpo_lite.envs.splits import numbers  # noqa: E402
 from wmpo_lite.errors import UserError  # noqa: E402
 
 OUT = Path(__file__).resolve().parents[2] / "assets" / "results" / "arm_faults.json"
@@ -238,7 +239,7 @@ def measure(tries: int, workers: int = 2, faults=tuple(FAULTS), seed: int = 0) -
         ["torch", "wmpo_lite.arms.deploy", "wmpo_lite.arms.so101", "scservo_sdk", "serial"]
     )
     task = get_task("place")
-    states = initial_states(task, "validation", range(82_000, 82_008))
+    states = initial_states(task, *numbers("arm_faults", 8))
     jobs = [(fault, n) for n in range(tries) for fault in faults]
     results, lock, problems = {fault: [] for fault in faults}, threading.Lock(), []
 

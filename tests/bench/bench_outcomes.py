@@ -22,15 +22,13 @@ from wmpo_lite.recipes.main_job import replay_in
 from wmpo_lite.recipes.workspace import Run, Workspace, clip_scores, imagined_env, initial_frames
 from wmpo_lite.rollout import rollout
 
-FIRST_STATE = 120_000  # of the validation split; used nowhere else
-
 
 def main(folder: str, episodes: str = "384"):
     """Print one line a policy and a kind of frames."""
     config = checkpoint.read_json(Path(folder) / "config.json")
     known = {field.name for field in dataclasses.fields(Run)} - {"assets"}
     w = Workspace(Run(**{key: config[key] for key in known}), Path(folder))
-    states = w.states("validation", FIRST_STATE, int(episodes))
+    states = w.states("outcomes", int(episodes))
     policies = {"base": w.base(), "wmpo": load_policy(w.folder / "policies" / "wmpo")}
     for name, policy in policies.items():
         real = rollout(

@@ -22,7 +22,7 @@ from wmpo_lite import checkpoint
 from wmpo_lite.own_context import Pool, WindowConfig
 from wmpo_lite.recipes.main_job import demonstrations, recorded_episodes
 from wmpo_lite.recipes.trust import panel
-from wmpo_lite.recipes.workspace import TRAINING_STATES, TRUST_STATES, Run, Workspace
+from wmpo_lite.recipes.workspace import Run, Workspace
 from wmpo_lite.report.results import ALIGNED, NOT_ALIGNED, RESULTS, panel_record
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import FitConfig, fit
@@ -63,9 +63,7 @@ def main(run: str, *names: str):
     config = checkpoint.read_json(Path(run) / "config.json")
     known = {field.name for field in dataclasses.fields(Run)} - {"assets"}
     w = Workspace(Run(**{key: config[key] for key in known}), Path(run))
-    states = w.states(
-        "validation", TRUST_STATES + TRAINING_STATES * w.run.seed, w.settings.trust_rollouts
-    )
+    states = w.states("trust", w.settings.trust_rollouts)
     real = rollout(
         w.base(),
         w.env,

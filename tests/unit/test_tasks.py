@@ -1,11 +1,13 @@
 """Tasks by name: both simulators behind the same four questions."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from wmpo_lite.envs import tasks
+from wmpo_lite.envs.tabletop.tasks import NAMES, Task, get_task
 from wmpo_lite.errors import UserError
 
 ELSEWHERE = SimpleNamespace(suite="libero_object", horizon=56)
@@ -54,3 +56,15 @@ def test_the_other_sentence_names_the_other_object_of_the_same_scene():
     )
     assert tasks.with_other_sentence(task, other).instructions == states.instructions
     assert tasks.has_other_sentence(task) and not tasks.has_other_sentence(ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_top_task_says_all_that_a_task_has_to_say(name):
+    task = get_task(name)
+    wanted = {*Task.__annotations__, *(n for n, f in vars(Task).items() if callable(f))}
+    wanted = {n for n in wanted if not n.startswith("_")}
+    assert {"horizon", "bodies", "goal"} <= wanted
+    assert {n for n in wanted if not hasattr(task, n)} == set()
+    for n in wanted - set(Task.__annotations__):
+        taken = list(inspect.signature(getattr(task, n)).parameters)
+        assert taken == list(inspect.signature(getattr(Task, n)).parameters)[1:], n

@@ -450,9 +450,7 @@ def test_the_trust_stage_measures_before_and_after_alignment_on_fresh_rollouts(j
     monkeypatch.setattr(workspace, "states", lambda *which: asked.append(which))
     monkeypatch.setattr("wmpo_lite.rollout.rollout", lambda *_, **options: real)
     returned = trust(workspace)
-    assert asked == [
-        ("validation", 1000, 24)
-    ]  # apart from what anything is trained or evaluated on
+    assert asked == [("trust", 24)]  # apart from what anything is trained or evaluated on
     found = checkpoint.read_json(workspace.folder / "trust.json")
     assert all(found[key] == value for key, value in checkpoint.plain(returned).items())
     truth = np.stack([t.frames for t in real])

@@ -11,10 +11,10 @@ from wmpo_lite.arms.deploy import Hold, go_home, record_episode
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.arms.settings import Settings
+from wmpo_lite.envs.splits import numbers
 from wmpo_lite.errors import UserError
 from wmpo_lite.owner import Owner
 
-FIRST_STATE = 80_000  # of the validation split: no other part of the kit looks at these
 SHOWN = 6  # episodes of a film at most
 
 
@@ -88,14 +88,12 @@ class Session:
         s, self.desk, self.states = self.s, None, None
         look = Disturbance(background=s.look, texture=s.look, lighting=s.look, camera=0.01 * s.look)
         if not s.real:
-            from wmpo_lite.recipes.workspace import TRAINING_STATES
-
-            split, first, count = (
-                ("rollouts", TRAINING_STATES * s.seed, s.collect)
+            split, rows = (
+                numbers("rollouts", s.collect, s.seed)
                 if s.collect
-                else ("validation", FIRST_STATE, s.state + s.episodes)
+                else numbers("arm", s.state + s.episodes)
             )
-            self.states = find_states(self.task, s.instruction, split, first, count)
+            self.states = find_states(self.task, s.instruction, split, int(rows[0]), len(rows))
         if s.arm == "sim":
             from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
 

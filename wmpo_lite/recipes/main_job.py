@@ -12,9 +12,6 @@ from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
-    SWAP_STATES,
-    TRACK_STATES,
-    TRAINING_STATES,
     Run,
     Workspace,
     clip_scores,
@@ -32,7 +29,7 @@ def record_rollouts(w: Workspace) -> dict:
     from wmpo_lite.rollout import rollout
     from wmpo_lite.trajectory import save_trajectories
 
-    states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
+    states = w.states("rollouts", w.run.rollout_budget)
     found = rollout(
         w.base(),
         w.env,
@@ -317,7 +314,7 @@ def train_wmpo(w: Workspace) -> dict:
 
 def real_success(w: Workspace, policy) -> dict:
     """Greedy success of `policy` on validation states of the real environment."""
-    found = greedy(w, policy, w.states("validation", TRACK_STATES, w.settings.track_states))
+    found = greedy(w, policy, w.states("tracking", w.settings.track_states))
     return {"success": float(np.mean([t.success for t in found])), "n": len(found)}
 
 
@@ -340,7 +337,7 @@ def train_online(w: Workspace) -> dict:
         minibatch=s.minibatch,
         temperature=s.temperature,
     )
-    states = w.states("rollouts", TRAINING_STATES * w.run.seed, w.run.rollout_budget)
+    states = w.states("rollouts", w.run.rollout_budget)
     records = optimize(
         policy,
         lambda seed: w.env,
@@ -396,7 +393,7 @@ def evaluate(w: Workspace) -> dict:
     from wmpo_lite.policies import load_policy
 
     n = w.settings.evaluation_states
-    states = w.states("evaluation", w.settings.evaluation_from, n)
+    states = w.states("evaluation", n, w.settings.evaluation_from)
     policies, trajectories = {"base": w.base()}, {}
     policies |= {
         name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")
@@ -461,7 +458,7 @@ def instruction_swap(w: Workspace, policy) -> dict:
     if not has_other_sentence(w.task):
         return {}
     count = max(24, w.settings.evaluation_states // 4)
-    states = w.states("validation", SWAP_STATES, count)
+    states = w.states("instruction_swap", count)
     swapped = with_other_sentence(w.task, states)
     said, other = greedy(w, policy, states), greedy(w, policy, swapped)
     return {

@@ -11,8 +11,6 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.recipes.workspace import (
-    TRAINING_STATES,
-    TRUST_STATES,
     Workspace,
     clip_scores,
     imagined_env,
@@ -30,7 +28,7 @@ def trust(w: Workspace) -> dict:
     from wmpo_lite.world_model import WorldModel
 
     n = w.settings.trust_rollouts
-    states = w.states("validation", TRUST_STATES + TRAINING_STATES * w.run.seed, n)
+    states = w.states("trust", n)
     real = rollout(
         w.base(),
         w.env,

@@ -7,7 +7,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError, require_between
-from wmpo_lite.recipes.workspace import TRAINING_STATES, Run, Workspace, greedy
+from wmpo_lite.recipes.workspace import Run, Workspace, greedy
 
 
 def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
@@ -45,7 +45,7 @@ def _upper_bound(w: Workspace, iterations: int) -> dict:
         records = optimize(
             policy,
             lambda seed: w.env,
-            w.states("rollouts", 500_000 + TRAINING_STATES * run.seed, 4096),
+            w.states("upper_bound", 4096),
             config,
             iterations=iterations,
             horizon=w.horizon,
@@ -66,7 +66,7 @@ def _upper_bound(w: Workspace, iterations: int) -> dict:
         found = greedy(
             w,
             load_policy(w.folder / "policies" / "upper"),
-            w.states("evaluation", s.evaluation_from, s.evaluation_states),
+            w.states("evaluation", s.evaluation_states, s.evaluation_from),
             desc="evaluate upper",
         )
         return {"success": [t.success for t in found]}

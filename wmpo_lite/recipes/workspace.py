@@ -11,17 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite import checkpoint
+from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 from wmpo_lite.files import ASSETS
 from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
-TRAINING_STATES, TRUST_STATES, SWAP_STATES, TRACK_STATES = (
-    10_000,
-    1_000,
-    50_000,
-    60_000,
-)  # where each use begins inside its split
 FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
 
 
@@ -60,7 +55,7 @@ class Run:
         settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
         require_between("--seed", self.seed, 0, LARGEST_SEED)
         check_ranges(settings)
-        require_between("--rollout-budget", self.rollout_budget, 1, TRAINING_STATES)
+        require_between("--rollout-budget", self.rollout_budget, 1, USES["rollouts"].room)
         if self.rollout_budget < settings.online_group_size:
             raise UserError(
                 f"a rollout budget of {self.rollout_budget} is smaller than one group of"
@@ -235,10 +230,12 @@ class Workspace:
             **more,
         }
 
-    def states(self, split: str, first: int, count: int):
+    def states(self, use: str, count: int, skip: int = 0):
+        """Initial states for one of the uses in `envs.splits`, of this run's seed."""
         from wmpo_lite.envs.tasks import initial_states
 
-        return initial_states(self.task, self.env, split, np.arange(first, first + count))
+        split, rows = numbers(use, count, self.run.seed, skip)
+        return initial_states(self.task, self.env, split, rows)
 
 
 def initial_frames(trajectories, states: bool = True):
