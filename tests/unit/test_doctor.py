@@ -97,7 +97,7 @@ def run(tmp_path):
 
 
 def levels(run, topic):
-    return {f.level for f in diagnosis.diagnose(run) if f.topic == topic}
+    return {f.level for f in diagnosis.diagnose(run) if f.name == topic}
 
 
 def test_this_installation_is_sound():
@@ -168,7 +168,7 @@ def test_a_good_run_has_no_problem(run):
         "gain",
         "leakage",
         "versions",
-    } <= {f.topic for f in findings}
+    } <= {f.name for f in findings}
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,14 @@ def test_leakage_is_looked_for_where_the_evaluation_began(run, first, shared):
     found = checkpoint.read_json(run / "evaluation.json")
     checkpoint.write_json(run / "evaluation.json", found | {"from": 1000})
     rollouts(run / "rollouts.hdf5", source="evaluation", first=first)
-    said = next(f for f in diagnosis.diagnose(run) if f.topic == "leakage")
+    said = next(f for f in diagnosis.diagnose(run) if f.name == "leakage")
     assert said.level == ("problem" if shared else "ok")
-    assert said.message.startswith(f"{shared} of 256" if shared else "the 12 initial states")
+    assert str(said).startswith(f"{shared} of 256 evaluation states also occur among the 12 ")
 
 
 def test_clips_are_as_long_as_the_classifier_takes_them(run):
     def windows():
-        return next(f.message for f in diagnosis.diagnose(run) if f.topic == "reward windows")
+        return next(str(f) for f in diagnosis.diagnose(run) if f.name == "reward windows")
 
     assert windows().startswith(
         "22 windows of 4 frames"
@@ -312,13 +312,16 @@ def test_a_policy_without_action_statistics_is_found(run):
 def test_killed_runs_and_broken_files(run, tmp_path_factory, capsys):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"stage": "wm')  # killed in mid-write
-    assert not [f for f in diagnosis.diagnose(run) if f.topic == "files"]
+    assert not [f for f in diagnosis.diagnose(run) if f.name == "files"]
     (run / "evaluation.json").unlink()
     assert levels(run, "files") == {"note"}
     (run / "trust.json").write_text('{"n": 12,')
     (run / "rollouts.hdf5").write_bytes((run / "rollouts.hdf5").read_bytes()[:500])
-    messages = [f.message for f in diagnosis.diagnose(run) if f.topic == "files"]
+    messages = [str(f) for f in diagnosis.diagnose(run) if f.name == "files"]
     assert len(messages) == 3
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('\n{"stage": "wmpo", "step": 9}\n')  # so the cut line is no longer the last
+    assert any("1 lines that are not JSON objects" in str(f) for f in diagnosis.diagnose(run))
     assert all(
         any(name in m for m in messages)
         for name in ("trust.json", "rollouts.hdf5", "evaluation.json")
@@ -389,5 +392,5 @@ def test_files_of_another_shape_are_a_problem_and_not_the_doctors_end(run, name,
     checkpoint.write_json(run / name, value)
     findings = diagnosis.diagnose(run)
     assert {f.level for f in findings} >= {"ok"} and (
-        name == "result.json" or any(f.level == "problem" and name in f.message for f in findings)
+        name == "result.json" or any(f.level == "problem" and name in str(f) for f in findings)
     ), findings

@@ -538,7 +538,6 @@ def test_numbers_that_are_none_are_valid_json_and_found_by_the_doctor(tmp_path, 
     )
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text and "null" in text
-    found = [f for f in diagnose(tmp_path) if f.topic == "metrics"]
-    assert [f.level for f in found] == [
-        "problem"
-    ] and "stage align logged NaN or infinity" in found[0].message
+    found = [f for f in diagnose(tmp_path) if f.name == "metrics"]
+    assert [f.level for f in found] == ["problem"]
+    assert "logged NaN or infinity: align (aim: none)" in str(found[0])

@@ -174,9 +174,8 @@ def describe_trust(t: dict) -> str:
             " on imagined video"
         ),
     ]
-    from wmpo_lite.report.findings_evaluation import about_trust
+    from wmpo_lite.report.checks import about_trust
 
     return "\n".join(
-        lines
-        + [f"  warning: {found.message}" for found in about_trust(t) if found.level == "problem"]
+        lines + [f"  warning: {row}" for row in about_trust(t) if row.level == "problem"]
     )

@@ -1,15 +1,21 @@
-"""What the files of a run folder say, as far as they are there: what each figure means, whether one
-of the classic silent zeros struck, what to do.
-"""
+"""`wmpo-lite doctor runs/<name>`: reads what is there of a run folder and makes the checks."""
 
 import json
 from pathlib import Path
 
 from wmpo_lite.errors import UserError
 from wmpo_lite.install_check import pinned_versions
-from wmpo_lite.report.findings import Finding, about_rollouts, about_states, about_windows
-from wmpo_lite.report.findings_evaluation import about_evaluation, about_trust
-from wmpo_lite.report.findings_updates import about_updates
+from wmpo_lite.report.checks import (
+    Check,
+    about_evaluation,
+    about_rollouts,
+    about_states,
+    about_trust,
+    about_updates,
+    about_windows,
+    check,
+)
+from wmpo_lite.report.run_files import load_object, read_metrics
 
 FILES = {
     "config.json": "the run's settings",
@@ -18,11 +24,12 @@ FILES = {
     "trust.json": "the trust panel",
     "evaluation.json": "the evaluation",
 }
+NOT_WHAT_A_RUN_WRITES = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
-def diagnose(run_folder) -> list[Finding]:
-    """Findings about a run folder. Any of its files may be missing (a run that was killed, or goes
-    on): that is named.
+def diagnose(run_folder) -> list[Check]:
+    """Checks of a run folder. Any of its files may be missing (a run that was killed, or goes on):
+    that is named.
 
     Raises UserError if the folder does not exist or holds none of a run's files.
     """
@@ -35,22 +42,15 @@ def diagnose(run_folder) -> list[Finding]:
             f"{run} holds none of {', '.join(FILES)}; name the folder that `wmpo-lite demo` wrote,"
             " such as runs/place-laptop-0"
         )
-    findings = []
-    if missing:
-        what = ", ".join(f"{name} ({FILES[name]})" for name in missing)
-        findings.append(
-            Finding(
-                "note",
-                "files",
-                f"{what} missing: the run has not come so far; start the same command again and it"
-                " resumes.",
-            )
-        )
+    what = ", ".join(f"{name} ({FILES[name]})" for name in missing)
+    advice = "the run has not come so far; start the same command again and it resumes"
+    rows = [Check("files", f"{what} missing", "", advice, "note")] * bool(missing)
     config, trust, evaluation = (
-        _read(run / name, findings) for name in ("config.json", "trust.json", "evaluation.json")
+        _read(run, name, rows) for name in ("config.json", "trust.json", "evaluation.json")
     )
-    records = _read_lines(run / "metrics.jsonl", findings)
-    rollouts = _read_rollouts(run / "rollouts.hdf5", findings)
+    records = [] if "metrics.jsonl" in missing else read_metrics(run / "metrics.jsonl")
+    rows += _broken_lines(run / "metrics.jsonl")
+    rollouts = _read_rollouts(run / "rollouts.hdf5", rows)
     clip = _clip(run, config)
     for files, look in (
         ("config.json", lambda: about_rollouts(rollouts, config, clip)),
@@ -66,88 +66,40 @@ def diagnose(run_folder) -> list[Finding]:
         ("a provenance.json", lambda: _versions(run)),
     ):
         try:
-            findings += look()
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-        ) as error:  # JSON, but not what a run writes
-            findings.append(
-                Finding(
-                    "problem",
-                    "files",
-                    f"{files} has another content than a run writes ({type(error).__name__}:"
-                    f" {error}): delete it and run the stage again.",
-                )
-            )
-    return findings
+            rows += look()
+        except NOT_WHAT_A_RUN_WRITES as error:
+            value = f"{files} has another content than a run writes ({type(error).__name__}:"
+            rows.append(Check("files", f"{value} {error})", "", "delete it, run the stage again"))
+    return rows
 
 
-# ---------------------------------------------------------------------------- reading a run folder
+def _read(run: Path, name: str, rows: list) -> dict:
+    """A JSON object, or {} where it is missing; a broken one is a row."""
+    wrong = []
+    found = load_object(run, name, wrong) if (run / name).is_file() else None
+    rows += [Check("files", text, "", "delete it and run the stage again") for text in wrong]
+    return found or {}
 
 
-def _read(path: Path, findings: list) -> dict:
-    """A JSON object, or {} where it is missing; a broken one is a finding."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-    except (ValueError, OSError):
-        pass
-    findings.append(
-        Finding(
-            "problem",
-            "files",
-            f"{path.name} cannot be read as JSON: it was truncated or edited; delete it and run the"
-            " stage again.",
-        )
-    )
-    return {}
-
-
-def _read_lines(path: Path, findings: list) -> list[dict]:
-    """Records of a JSON-lines file. A cut last line (a kill in mid-write) is passed over, another
-    is a finding.
-    """
-    if not path.is_file():
-        return []
-    lines, records, bad = path.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
-    for number, line in enumerate(lines):
+def _broken_lines(path: Path) -> list[Check]:
+    """A cut last line (a kill in mid-write) is passed over, another is a row."""
+    broken, text = 0, path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines()[:-1]:
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("no object")
-            hash((record.get("stage"), record.get("step")))
-            records.append(record)
-        except (ValueError, TypeError, RecursionError):
-            bad += bool(line.strip()) and number + 1 < len(lines)
-    # A run that was resumed may log a step twice: the later record counts.
-    records = list({(r.get("stage"), r.get("step", n)): r for n, r in enumerate(records)}.values())
-    if bad:
-        findings.append(
-            Finding(
-                "problem",
-                "files",
-                f"{path.name} has {bad} lines that are not JSON objects: delete them, or run the"
-                " stage again.",
-            )
-        )
-    return records
+            broken += bool(line.strip()) and not isinstance(json.loads(line), dict)
+        except (ValueError, RecursionError):
+            broken += 1
+    value = f"{path.name} has {broken} lines that are not JSON objects"
+    return [Check("files", value, "", "delete them, or run the stage again")] * bool(broken)
 
 
-def _read_rollouts(path: Path, findings: list) -> list:
-    if not path.is_file():
-        return []
+def _read_rollouts(path: Path, rows: list) -> list:
     from wmpo_lite.trajectory import load_trajectories
 
     try:
-        return load_trajectories(path)
+        return load_trajectories(path) if path.is_file() else []
     except UserError as error:
-        findings.append(Finding("problem", "files", str(error)))
+        rows.append(Check("files", str(error), "", "record them again"))
         return []
 
 
@@ -163,94 +115,54 @@ def _checkpoints(run: Path):
 
 
 def _clip(run: Path, config: dict) -> int:
-    """Frames of a reward clip: as the run's success classifier says, else as the settings say, else
-    as the kit has it.
+    """Frames of a reward clip: as the run's reward model says, else as the settings say, else as
+    the kit has it.
     """
     from wmpo_lite.reward import RewardConfig
 
-    classifiers = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
-    clip = (_read(classifiers[0] / "config.json", []) if classifiers else config).get("clip")
+    models = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
+    clip = (_read(models[0], "config.json", []) if models else config).get("clip")
     return clip if isinstance(clip, int) else RewardConfig().clip
 
 
-# ---------------------------------------------------------------------- findings about files alone
-
-
-def _statistics(run: Path) -> list[Finding]:
+def _statistics(run: Path) -> list[Check]:
     """Every policy must carry the ranges that turn tokens into actions."""
-    out, good = [], 0
+    rows = []
     for folder, kind in _checkpoints(run):
-        if kind != "Policy":
-            continue
-        name, values = folder.relative_to(run), _read(folder / "actions.json", [])
-        names, low, high = (values.get(key) for key in ("names", "low", "high"))
-        if names is None or low is None or high is None:
-            out.append(
-                Finding(
-                    "problem",
+        if kind == "Policy":
+            values = _read(folder, "actions.json", [])
+            names, low, high = (values.get(key) or () for key in ("names", "low", "high"))
+            good = names and len(names) == len(low) == len(high)
+            rows.append(
+                check(
+                    good and all(a < b for a, b in zip(low, high)),
                     "action statistics",
-                    f"policy {name} has no complete actions.json, so its tokens mean no motion:"
-                    " save it again with Policy.save.",
+                    f"policy {folder.relative_to(run)} has {len(low)} action ranges for"
+                    f" {len(names)} names",
+                    "a range that is not empty for each, or its tokens mean no motion",
+                    "save it again with Policy.save, from the right data",
                 )
             )
-        elif not (len(names) == len(low) == len(high) and all(a < b for a, b in zip(low, high))):
-            out.append(
-                Finding(
-                    "problem",
-                    "action statistics",
-                    f"policy {name} has action ranges that are empty or of different lengths: save"
-                    " it again from the right data.",
-                )
-            )
-        else:
-            good += 1
-    return out + (
-        [
-            Finding(
-                "ok", "action statistics", f"{good} saved policies carry their action statistics."
-            )
-        ]
-        if good
-        else []
-    )
+    return rows
 
 
-def _versions(run: Path) -> list[Finding]:
+def _versions(run: Path) -> list[Check]:
     """Was the run made with the pinned simulator and libraries?"""
     pins, seen = {name: version for name, (version, _) in pinned_versions().items()}, {}
     for path in [run / "result.json", run / "config.json", *sorted(run.glob("**/provenance.json"))]:
-        versions = _read(path, []).get("versions")
+        versions = _read(path.parent, path.name, []).get("versions")
         for name, version in (versions if isinstance(versions, dict) else {}).items():
             seen.setdefault(name, set()).add(str(version).partition("+")[0])
-    other = [
-        f"{name} {'/'.join(sorted(versions))} (pinned {pins[name]})"
-        for name, versions in seen.items()
-        if name in pins and versions != {pins[name]}
-    ]
-    if not seen:
-        return [
-            Finding(
-                "note",
-                "versions",
-                "the run records no package versions: success rates of another simulator version do"
-                " not compare; finish the run or record them.",
-            )
-        ]
-    if other:
-        level = "problem" if any(text.startswith("mujoco") for text in other) else "note"
-        return [
-            Finding(
-                level,
-                "versions",
-                f"the run was made with {', '.join(other)}: install the pinned versions and run it"
-                " again before comparing numbers.",
-            )
-        ]
+    other = [name for name in seen if name in pins and seen[name] != {pins[name]}]
+    made = ", ".join(f"{name} {'/'.join(sorted(seen[name]))}" for name in seen if name in pins)
     return [
-        Finding(
-            "ok",
+        check(
+            seen and not other,
             "versions",
-            "the run was made with the pinned"
-            f" {', '.join(f'{name} {pins[name]}' for name in seen if name in pins)}.",
+            f"the run was made with {made or 'packages that it does not name'}",
+            ", ".join(f"{name} {pins[name]}" for name in other) or "package versions",
+            "success rates of another simulator version do not compare; install the pinned versions"
+            " and run it again",
+            "problem" if "mujoco" in other else "note",
         )
     ]

@@ -8,7 +8,7 @@ from wmpo_lite.report.diagnosis import diagnose
 
 def main(run: Path | None = None) -> int:
     """Print the installation's report, and a run's if named. Returns 1 if a check fails or a
-    finding is a problem.
+    check of it is a problem.
     """
     print("Installation")
     checks = check_installation()
@@ -16,13 +16,13 @@ def main(run: Path | None = None) -> int:
         print(f"  {'ok  ' if ok else 'FAIL'}  {name:<14} {message}")
     bad = sum(not ok for _, ok, _ in checks)
     if run is not None:
-        findings = diagnose(run)
+        rows = diagnose(run)
         print(f"\nRun {run}")
         for level in ("problem", "note", "ok"):
-            for finding in findings:
-                if finding.level == level:
-                    print(f"  {level:<8} {finding.topic:<19} {finding.message}")
-        bad += sum(finding.level == "problem" for finding in findings)
+            for row in rows:
+                if row.level == level:
+                    print(f"  {level:<8} {row.name:<19} {row}")
+        bad += sum(row.level == "problem" for row in rows)
     print(
         f"\n{bad} {'problem' if bad == 1 else 'problems'} found." if bad else "\nNo problems found."
     )

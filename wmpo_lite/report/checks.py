@@ -1,0 +1,480 @@
+"""What the figures of a run mean: a table of checks, each with what was measured, what it should
+be, and what to do where it is not.
+
+The aims are rules of thumb for policies of this size: reasons to look closer, no verdicts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+SHUFFLED_COST, AUC, RATE, F1_REAL, F1_IMAGINED = 3.0, 0.90, 0.85, 0.95, 0.85  # the first in dB
+EPISODES = 128  # +-8.5 points at 95 %
+CLIP_HIGH, KL_HIGH = 0.30, 0.10  # share of tokens; nats a token in one iteration
+ENTROPY_LEFT = 0.20  # share of the first iteration's entropy
+GROUPS_KEPT, TOKENS_KEPT = 0.25, 0.02  # shares
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row. level: 'ok', 'note' (look at it) or 'problem' (until it is solved, the run's numbers
+    mean little).
+    """
+
+    name: str
+    value: str  # what was measured, in words
+    aim: str = ""
+    advice: str = ""
+    level: str = "problem"
+
+    def __str__(self) -> str:
+        if self.level == "ok":
+            return f"{self.value}."
+        return f"{self.value}{f' (aim: {self.aim})' * bool(self.aim)}: {self.advice}."
+
+
+def check(good, name, value, aim="", advice="", level="problem") -> Check:
+    """A row whose level is 'ok' if `good`, else `level`."""
+    return Check(name, value, aim, advice, "ok" if good else level)
+
+
+# -- the P rollouts --------------------------------------------------------------------------------
+
+
+def about_rollouts(rollouts, config, clip) -> list[Check]:
+    """The P real rollouts: none missing, both outcomes there, and clips to be cut from them."""
+    n, won = len(rollouts), [t for t in rollouts if t.success]
+    if not n:
+        return []
+    budget = config.get("rollout_budget") or n
+    positives = sum(t.finish_step + 1 >= clip for t in won)
+    negatives = n - len(won) + sum(t.finish_step - clip >= clip - 1 for t in won)
+    share = f"{len(won)} of {n} real rollouts succeed"
+    rows = [
+        check(
+            n == budget,
+            "budget",
+            f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}",
+            "the same, since P counts every real episode",
+            "record again, or state the true number",
+        ),
+        check(
+            0 < len(won) < n,
+            "rollouts",
+            share,
+            "both outcomes, or no reward model can be fitted",
+            "start from a base policy that does both, or raise P",
+        ),
+        check(
+            positives and negatives,
+            "clips",
+            f"the rollouts yield {positives} positive and {negatives} negative reward clips of"
+            f" {clip} frames",
+            "some of both",
+            "shorten the clip or lengthen the episodes",
+        ),
+        check(
+            positives == len(won),
+            "clips",
+            f"{len(won) - positives} of {len(won)} successes end before frame {clip - 1} and give"
+            f" no clip of {clip} frames",
+            "none",
+            "shorten the clip so that quick successes are rewarded",
+            "note",
+        ),
+    ]
+    return rows if 0 < len(won) < n else rows[:2]
+
+
+def about_windows(rollouts, config, clip, trust) -> list[Check]:
+    """Can any window of an imagined episode reach the reward?"""
+    rows = []
+    horizon = config.get("horizon") or (len(rollouts[0]) if rollouts else None)
+    if horizon:
+        windows = max(0, horizon + 1 - clip + 1)  # frames 0..horizon at stride 1
+        late = sum(t.success and t.finish_step > horizon for t in rollouts)
+        rows += [
+            check(
+                windows,
+                "reward windows",
+                f"{windows} windows of {clip} frames fit into a horizon of {horizon} steps",
+                "one at least, or every reward is 0",
+                "raise the horizon or shorten the clip",
+            ),
+            check(
+                not late,
+                "reward windows",
+                f"{late} recorded successes finish after the horizon of {horizon} steps",
+                "none, since imagination stops there",
+                "raise the horizon",
+            ),
+        ]
+    scores, real, threshold = trust.get("scores"), trust.get("real"), trust.get("threshold")
+    if threshold is None:
+        return rows
+    if scores and real and len(scores) == len(real) and any(real):
+        reached = sum(s >= threshold for s, r in zip(scores, real) if r)
+        rows.append(
+            check(
+                reached,
+                "threshold",
+                f"{reached} of {sum(map(bool, real))} real successes reach the threshold"
+                f" {threshold:.3f} when imagined",
+                "some",
+                "align the world model longer, or fit the threshold again on held-out rollouts",
+            )
+        )
+    return rows + [
+        check(
+            0 < threshold < 1,
+            "threshold",
+            f"the reward threshold is {threshold:.3g}",
+            "between 0 and 1, or the reward never changes",
+            "fit it again",
+        )
+    ]
+
+
+def about_states(rollouts, config, evaluation) -> list[Check]:
+    """Do the rollouts start from states of the evaluation? Compared number by number, whatever the
+    split is called.
+    """
+    from wmpo_lite.envs.tabletop import tasks
+    from wmpo_lite.envs.tabletop.env import initial_states
+
+    advice = "the gain may be memory; record rollouts on the split 'rollouts'"
+    held_out = sorted({t.split for t in rollouts} & {"validation", "evaluation"})
+    if held_out:
+        value = f"rollouts.hdf5 was recorded on the split {', '.join(held_out)}"
+        return [Check("leakage", value, "a split of their own", advice)]
+    if not rollouts or config.get("task") not in tasks.NAMES:
+        return []
+    n, first = int(evaluation.get("n") or 256), int(evaluation.get("from") or 0)
+    held = initial_states(
+        tasks.get_task(config["task"]), "evaluation", np.arange(first, first + n)
+    ).states
+    used = {t.initial_state.tobytes() for t in rollouts}
+    shared = sum(row.tobytes() in used for row in held)
+    value = (
+        f"{shared} of {n} evaluation states also occur among the {len(used)} initial states of the"
+        " rollouts"
+    )
+    return [check(not shared, "leakage", value, "none", advice)]
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def about_updates(records, budget=None) -> list[Check]:
+    """What training logged, update by update: groups, clipping, entropy, divergence, progress.
+
+    records: of metrics.jsonl, one dict a step; budget: P, which online GRPO may spend.
+    """
+    broken = sorted({str(r.get("stage")) for r in records if not _finite(r)})
+    rows = [
+        check(
+            not broken,
+            "metrics",
+            f"stages that logged NaN or infinity: {', '.join(broken) or 'none'}",
+            "none",
+            "lower their learning rate and run them again",
+        )
+    ] * bool(records)
+    for stage, where in (("wmpo", "in imagination"), ("grpo", "in the simulator")):
+        logged = [r for r in records if r.get("stage") == stage and "kept" in r]
+        if logged:
+            rows += _groups(stage, logged) + _steps(stage, logged) + _reward(stage, where, logged)
+    if budget:
+        spent = sum(r.get("rollouts", 0) for r in records if r.get("stage") == "grpo")
+        value = f"online GRPO spent {spent} real rollouts and the budget P is {budget}"
+        advice = "the comparison is unfair; give it fewer or smaller groups"
+        rows.append(check(spent <= budget, "budget", value, "P at most", advice))
+    return rows
+
+
+def _finite(value) -> bool:
+    """Whether a logged value, or all in it, are numbers: the log writes null for NaN and
+    infinity.
+    """
+    if isinstance(value, (dict, list)):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def column(rows, key) -> np.ndarray:
+    """The finite numbers under `key`, in order of the rows, float (n,)."""
+    found = [r.get(key) for r in rows]
+    return np.array([x for x in found if isinstance(x, (int, float)) and math.isfinite(x)], float)
+
+
+def ends(curve) -> tuple[float, float]:
+    """Means of the first and of the last fifth of a curve."""
+    edge = max(1, len(curve) // 5)
+    return curve[:edge].mean(), curve[-edge:].mean()
+
+
+def _groups(stage, logged) -> list[Check]:
+    kept, won, lost, outside = (
+        sum(r.get(key, 0) for r in logged)
+        for key in ("kept", "all_success", "all_failure", "out_of_range")
+    )
+    groups, empty = kept + won + lost + outside, sum(not r["kept"] for r in logged)
+    advice = (
+        "raise the temperature, or start from a better policy or an easier threshold"
+        if lost >= won
+        else "stop earlier or raise the reward threshold: the policy has solved what it imagines"
+    )
+    if not groups:
+        advice = "check rollout_budget against the group size (P smaller than one group?)"
+    # The online baseline has few iterations; an empty one is part of what its budget buys.
+    bad = not kept or (empty and stage == "wmpo")
+    return [
+        check(
+            not bad and not empty and kept >= GROUPS_KEPT * groups,
+            f"{stage} groups",
+            f"{stage} kept {kept} of {groups} groups in {len(logged)} iterations ({won} all"
+            f" successes, {lost} all failures, {outside} out of range; {empty} iterations kept"
+            " none)",
+            f"{100 * GROUPS_KEPT:.0f} % or more, and some in every iteration",
+            advice,
+            "problem" if bad else "note",
+        )
+    ]
+
+
+def _steps(stage, logged) -> list[Check]:
+    """How large the policy's steps were."""
+    names = ("clip_fraction", "approx_kl", "entropy")
+    clip, kl, entropy = (column(logged, name) for name in names)
+    rows = []
+    if len(clip):
+        rows.append(
+            check(
+                clip.mean() <= CLIP_HIGH and clip.max() > 0,
+                f"{stage} clip fraction",
+                f"{100 * clip.mean():.1f} % of the tokens are clipped on average,"
+                f" {100 * clip.max():.1f} % at most",
+                f"above 0, {100 * CLIP_HIGH:.0f} % on average at most",
+                "lower the learning rate or the epochs"
+                if clip.max()
+                else "raise the learning rate or the epochs (one update a batch never clips)",
+                "note",
+            )
+        )
+    if len(kl):
+        rows.append(
+            check(
+                0 < kl.max() <= KL_HIGH,
+                f"{stage} KL",
+                f"the approximate KL of an iteration is {kl.mean():.4f} nats a token on average and"
+                f" {kl.max():.4f} at most",
+                f"above 0, {KL_HIGH:g} at most",
+                "lower the learning rate, single updates leap"
+                if kl.max()
+                else "the policy did not change; check requires_grad and lr",
+                "note" if kl.max() else "problem",
+            )
+        )
+    if len(entropy):
+        rows.append(
+            check(
+                entropy[-1] >= ENTROPY_LEFT * entropy[0],
+                f"{stage} entropy",
+                f"entropy goes from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token",
+                f"{100 * ENTROPY_LEFT:.0f} % left",
+                "exploration has collapsed, so stop earlier or raise the temperature",
+                "note",
+            )
+        )
+    return rows
+
+
+def _reward(stage, where, logged) -> list[Check]:
+    """Whether the reward rose, and whether tokens were left to learn from."""
+    success, valid, rows = column(logged, "success"), column(logged, "valid_fraction"), []
+    if len(success):
+        (first, last), silent = ends(success), success.max() == 0 or success.min() == 1
+        rows.append(
+            check(
+                last > first,
+                f"{stage} reward",
+                f"sampled success {where} goes from {100 * first:.0f} to {100 * last:.0f} %",
+                "a rise",
+                "check the reward threshold, the reward windows and the instruction"
+                if silent
+                else "look at groups and learning rate, or train for longer",
+                "problem" if silent else "note",
+            )
+        )
+    if len(valid):
+        rows.append(
+            check(
+                valid.min() > TOKENS_KEPT,
+                f"{stage} mask",
+                f"{100 * valid.min():.0f} % of the tokens or more are unmasked in every iteration",
+                f"above {100 * TOKENS_KEPT:.0f} %",
+                "finish_step comes too early, check the threshold",
+            )
+        )
+    return rows
+
+
+# -- what was measured -----------------------------------------------------------------------------
+
+
+# Where in trust.json, check, what it is, aim, level, advice.
+FIGURES = (
+    (
+        "agreement",
+        "auc",
+        "agreement",
+        "imagined success tells real success with AUC",
+        AUC,
+        "problem",
+        "GRPO would learn the imagination's mistakes; align and train the world model longer, and"
+        " watch the videos",
+    ),
+    (
+        "agreement",
+        "success_agreement",
+        "agreement",
+        "share of real successes that are imagined as such:",
+        RATE,
+        "note",
+        "imagination misses them; lower the threshold or align longer",
+    ),
+    (
+        "agreement",
+        "failure_agreement",
+        "agreement",
+        "share of real failures that are imagined as such:",
+        RATE,
+        "note",
+        "imagination flatters the policy; fit the reward model to imagined failures",
+    ),
+    (
+        "",
+        "reward_f1_real",
+        "reward F1",
+        "the reward model on real video: F1",
+        F1_REAL,
+        "note",
+        "give it more steps, or look at the clips it gets wrong",
+    ),
+    (
+        "",
+        "reward_f1_imagined",
+        "reward F1",
+        "the reward model on imagined video: F1",
+        F1_IMAGINED,
+        "note",
+        "give it more steps, or look at the clips it gets wrong",
+    ),
+)
+
+
+def about_trust(trust) -> list[Check]:
+    """May imagination be believed? World model and reward model on fresh real rollouts."""
+    rows, psnr = [], trust.get("psnr") or {}
+    model, copy = (np.array(psnr.get(key, [])) for key in ("model", "copy_last"))
+    if len(model):
+        rows.append(
+            check(
+                (model > copy).all(),
+                "prediction",
+                f"the world model reaches {model[-1]:.1f} dB after {psnr['horizons'][-1]} steps, a"
+                f" copied first frame {copy[-1]:.1f} dB",
+                "more than copying, after any number of steps",
+                "train it longer",
+            )
+        )
+    cost = (trust.get("sensitivity") or {}).get("shuffled_cost")
+    if cost is not None:
+        # Where episodes are alike there is little to lose: then what counts is the share of what
+        # the model gains over a copied frame.
+        alike = len(model) and 0 < (model - copy).mean() <= 2 * cost
+        rows.append(
+            check(
+                cost >= SHUFFLED_COST,
+                "actions",
+                f"the actions of another episode cost {cost:.1f} dB",
+                f"{SHUFFLED_COST:g} dB",
+                "episodes are alike here, and the world model listens"
+                if alike
+                else "check that action s belongs to frame s + 1, add play and train longer",
+                "note" if alike else "problem",
+            )
+        )
+    for first, key, name, text, aim, level, advice in FIGURES:
+        value = ((trust.get(first) or {}) if first else trust).get(key)
+        if value is not None:
+            text = f"{text} {value:.3f} (n = {trust.get('n', '?')})"
+            rows.append(check(value >= aim, name, text, f"{aim:g}", advice, level))
+    return rows
+
+
+def about_evaluation(evaluation, records) -> list[Check]:
+    """Is the gain real, or noise read as signal?"""
+    from wmpo_lite.evaluate import paired_comparison, success_rate
+
+    stored = evaluation.get("policies") or {}
+    policies = {name: p["success"] for name, p in stored.items() if p.get("success")}
+    if not policies:
+        return []
+    n = min(map(len, policies.values()))
+    rows = [
+        check(
+            n >= EPISODES,
+            "episodes",
+            f"{n} evaluation episodes carry up to +-{100 * 1.96 * math.sqrt(0.25 / n):.1f} points"
+            " of noise at 95 %",
+            f"{EPISODES} episodes",
+            "evaluate on more before comparing",
+            "note",
+        )
+    ]
+    base, won = policies.get("base"), policies.get("wmpo")
+    if base is not None:
+        rows.append(
+            check(
+                any(base) and not all(base),
+                "base policy",
+                f"the base policy succeeds in {success_rate(base)}",
+                "some, not all",
+                "choose a harder task"
+                if all(base)
+                else "check action statistics, simulator version and frame size first",
+            )
+        )
+    for name, other in policies.items():
+        if won is not None and name != "wmpo" and len(other) == len(won):
+            rows.append(_gain(name, paired_comparison(other, won), n))
+    curve = column([r for r in records if r.get("stage") == "wmpo"], "success")
+    if won is not None and base is not None and len(base) == len(won) and len(curve) >= 5:
+        first, last = ends(curve)
+        imagined, real = last - first, np.mean(won) - np.mean(base)
+        rows.append(
+            check(
+                imagined <= 0.1 or real >= imagined / 3,
+                "transfer",
+                f"imagined success rises by {100 * imagined:.0f} points and real success by"
+                f" {100 * real:.0f}",
+                "a third of it or more",
+                "the policy exploits the imagination; improve the agreement, or stop earlier",
+            )
+        )
+    return rows
+
+
+def _gain(name, pair, n) -> Check:
+    """WMPO against another policy on the same states; pair: a `paired_comparison`."""
+    if pair.high < 0:
+        advice = "read the agreement above, and stop earlier on the validation split"
+    elif pair.gain:
+        need = math.ceil(n * ((pair.high - pair.low) / 2 / abs(pair.gain)) ** 2)
+        advice = f"inside the noise, no gain to report; about {need} states would tell one"
+    else:
+        advice = "no gain to report"
+    level = "problem" if pair.high < 0 else "note"
+    return check(pair.low > 0, "gain", f"WMPO over {name}: {pair}", "clear of zero", advice, level)
