@@ -54,7 +54,7 @@ class Exercise:
     withheld: tuple[str, ...] = ()
     atol: float = 1e-5
     points: float = 1
-    limit: float = 10
+    limit: float = 5
 
 
 class Verdict(NamedTuple):

@@ -271,6 +271,7 @@ BOOTSTRAP = Exercise(
     },
     withheld=("wmpo_lite.evaluate.paired_comparison",),
     atol=2.2e-3,
+    limit=20,
 )
 
 
