@@ -6,6 +6,7 @@ around it. Functions are found by name, so it does not matter what a notebook or
 
 import ast
 import json
+import symtable
 from pathlib import Path
 
 from wmpo_lite.errors import UserError
@@ -65,7 +66,15 @@ def binds(statement: ast.stmt) -> set[str]:
 
 
 def uses(statement: ast.stmt) -> set[str]:
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    """Global names that a top-level statement reads, in the functions inside it, too."""
+    found, tables = set(), [symtable.symtable(ast.unparse(statement), "cell", "exec")]
+    while tables:
+        table = tables.pop()
+        top = table.get_type() == "module"
+        read = [symbol for symbol in table.get_symbols() if symbol.is_referenced()]
+        found |= {symbol.get_name() for symbol in read if top or symbol.is_global()}
+        tables += table.get_children()
+    return found
 
 
 def extract(cells: list[str], name: str) -> str:

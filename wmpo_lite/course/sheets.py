@@ -72,7 +72,8 @@ def as_handed_out(source: str) -> str:
     def stub(found):
         _, instead, given = found[2].partition(_mark(found))
         if instead:
-            return re.sub(r"^( *)# ?", r"\1", given, flags=re.M)
+            given = re.sub(r"^( *)# ?", r"\1", given, flags=re.M)
+            return f"{found[1]}# YOUR CODE HERE: what follows has a bug\n{given}"
         return f"{found[1]}# YOUR CODE HERE\n{found[1]}raise NotImplementedError\n"
 
     return BLOCK.sub(stub, source + "\n").rstrip("\n")
