@@ -77,8 +77,13 @@ def attempt(exercise: Exercise, function: Callable, cases: list[tuple]) -> list:
     if used := answers & _names(getattr(function, "__code__", None)):
         said = f"`{sorted(used)[0]}` of the kit is {HIDDEN}; write it by hand"
         return [Raised("Withheld", said)] * len(cases)
+    outcomes = []
     with withhold(exercise.withheld):
-        return [_run(exercise, function, inputs) for inputs in cases]
+        for inputs in cases:
+            outcomes.append(_run(exercise, function, inputs))
+            if isinstance(outcomes[-1], Raised) and out_of_memory(outcomes[-1]):
+                return outcomes + outcomes[-1:] * (len(cases) - len(outcomes))
+    return outcomes
 
 
 def _run(exercise: Exercise, function: Callable, inputs: tuple):

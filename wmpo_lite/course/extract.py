@@ -78,8 +78,8 @@ def uses(statement: ast.stmt) -> set[str]:
 
 
 def extract(cells: list[str], name: str) -> str:
-    """The statements that define `name` and, in turn, all that they use, in their order. UserError
-    when no cell defines it.
+    """The statements that define `name` and, in turn, all that they use: imports first, the others
+    in their order. UserError when no cell defines it.
     """
     statements, broken = [], None
     for cell in cells:
@@ -104,6 +104,7 @@ def extract(cells: list[str], name: str) -> str:
     kept = [
         i for i in sorted(chosen) if not _defines(statements[i]) or last[statements[i].name] == i
     ]
+    kept.sort(key=lambda i: not isinstance(statements[i], (ast.Import, ast.ImportFrom)))
     return "\n".join(ast.unparse(statements[i]) for i in kept)
 
 

@@ -192,7 +192,11 @@ def table(graded: dict[str, dict[str, Verdict]], exercises: list[Exercise]) -> s
             for name, v in verdicts.items()
         ]
         complete = all(v.score is not None for v in verdicts.values())
-        remarks = [f"{n}: {v.message}" for n, v in verdicts.items() if v.status != "passed"]
+        said: dict[str, list[str]] = {}
+        for name, verdict in verdicts.items():
+            if verdict.status != "passed":
+                said.setdefault(verdict.message, []).append(name)
+        remarks = [f"{', '.join(names)}: {message}" for message, names in said.items()]
         most = sum(exercise.points for exercise in exercises)
         points = f"{total(verdicts):g}" if complete else ""
         writer.writerow(

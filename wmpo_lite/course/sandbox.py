@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-MEMORY = 2 << 30  # bytes beyond what the process holds before a student's code runs
+MEMORY = 1 << 30  # bytes beyond what the process holds before a student's code runs
 FILE = 64 << 20  # bytes of a file
 OUTCOME = 200 << 20  # bytes of the outcomes of one exercise
 WALL = 4  # wall-clock time in CPU limits: a busy machine is no mistake of a student
@@ -87,10 +87,11 @@ def run(task: dict, seconds: float) -> dict:
         os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
     spent = used.ru_utime + used.ru_stime
-    if late or os.WIFSIGNALED(status) and spent >= seconds * 0.95:
+    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if late or ended == signal.SIGXCPU or ended and spent >= seconds:
         return {"ended": "time"}
-    if os.WIFSIGNALED(status):
-        return {"ended": f"signal {signal.Signals(os.WTERMSIG(status)).name}"}
+    if ended:
+        return {"ended": f"signal {signal.Signals(ended).name}"}
     if not parts or size > OUTCOME:
         return {"ended": "too much output" if parts else "it left without a result"}
     try:
