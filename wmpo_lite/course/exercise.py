@@ -40,7 +40,8 @@ class Exercise:
 
     prepare(*inputs): the arguments, where they are more than data. call(function, *arguments): runs
     it. view(output, *arguments): what of an output is compared. withheld: functions of the core
-    that are the answer, "module.name". limit: seconds of CPU time.
+    that are the answer, "module.name". limit: seconds of CPU time. given(inputs): what of a case a
+    student's function gets. judge: another way to a verdict than by comparison.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Exercise:
     prepare: Callable = lambda *inputs: inputs
     call: Callable = lambda function, *arguments: function(*arguments)
     view: Callable = lambda output, *arguments: output
+    given: Callable = lambda inputs: inputs
+    judge: Callable | None = None
     withheld: tuple[str, ...] = ()
     atol: float = 1e-5
     points: float = 1
@@ -80,7 +83,7 @@ def attempt(exercise: Exercise, function: Callable, cases: list[tuple]) -> list:
     outcomes = []
     with withhold(exercise.withheld):
         for inputs in cases:
-            outcomes.append(_run(exercise, function, inputs))
+            outcomes.append(_run(exercise, function, exercise.given(inputs)))
             if isinstance(outcomes[-1], Raised) and out_of_memory(outcomes[-1]):
                 return outcomes + outcomes[-1:] * (len(cases) - len(outcomes))
     return outcomes
@@ -171,6 +174,8 @@ def same(a, b, atol: float) -> bool:
 
 def judge(exercise: Exercise, cases: list[tuple], outcomes: list) -> Verdict:
     """The verdict on what a function returned for `cases`."""
+    if exercise.judge:
+        return exercise.judge(exercise, cases, outcomes)
     right = attempt_reference(exercise, exercise.reference, cases)
     failing = [i for i, (a, b) in enumerate(zip(outcomes, right)) if not same(a, b, exercise.atol)]
     if not failing and len(outcomes) == len(cases):

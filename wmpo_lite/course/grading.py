@@ -96,7 +96,8 @@ def grade(one: Submission, exercises: list[Exercise], seed: int) -> dict[str, Ve
             continue
         cases = exercise.cases(np.random.default_rng([seed, number]))
         inputs[exercise.name] = cases
-        tasks.append({"name": exercise.name, "source": source, "cases": pack(cases)})
+        shown = pack([exercise.given(case) for case in cases])
+        tasks.append({"name": exercise.name, "source": source, "cases": shown})
     results = dict(sandboxed(tasks)) if tasks else {}
     for task in tasks:
         exercise = EXERCISES[task["name"]]
@@ -180,6 +181,17 @@ def gradescope(verdicts: dict[str, Verdict]) -> dict:
     return {"output": said, "tests": tests} | ({} if open_ones else {"score": total(verdicts)})
 
 
+def scoreboard(graded: dict[str, dict[str, Verdict]]) -> list[dict]:
+    """The capstone's results, best first."""
+    found = [
+        {"student": student, "exercise": name, "score": verdict.score, "result": verdict.message}
+        for student, verdicts in graded.items()
+        for name, verdict in verdicts.items()
+        if EXERCISES[name].judge and verdict.score
+    ]
+    return sorted(found, key=lambda entry: -entry["score"])
+
+
 def table(graded: dict[str, dict[str, Verdict]], exercises: list[Exercise]) -> str:
     """The CSV: a row for each student, an empty score where one could not be graded."""
     out = io.StringIO()
@@ -229,5 +241,7 @@ def grade_folder(folder: Path, out: Path, only: tuple[str, ...] = (), seed: int 
     write_atomic(out / "grades.csv", table(graded, exercises).encode())
     for student, verdicts in graded.items():
         write_json(out / "gradescope" / f"{student}.json", gradescope(verdicts))
+    if any(exercise.judge for exercise in exercises):
+        write_json(out / "scoreboard.json", scoreboard(graded))
     print(f"written: {out / 'grades.csv'} and {out / 'gradescope'}")
     return graded

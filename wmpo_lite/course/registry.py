@@ -4,12 +4,12 @@ import sys
 
 import numpy as np
 
-from wmpo_lite.course import learning, models
+from wmpo_lite.course import capstone, learning, models
 from wmpo_lite.course.exercise import CheckFailed, Exercise, Verdict, attempt, judge
 from wmpo_lite.errors import UserError
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise for exercise in (*models.EXERCISES, *learning.EXERCISES)
+    e.name: e for e in (*models.EXERCISES, *learning.EXERCISES, capstone.CAPSTONE)
 }
 
 
