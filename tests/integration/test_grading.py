@@ -42,6 +42,10 @@ HUNGRY = """
 def advantages(rewards):
     return torch.stack([torch.ones(1 << 28) for _ in range(64)])
 """
+DEEP = """
+def advantages(rewards):
+    return rewards * EPS
+"""
 KILLER = """
 import os, signal
 def advantages(rewards):
@@ -109,6 +113,7 @@ def graded(tmp_path_factory):
         "cheat/05_grpo.ipynb": notebook(*GOOD, CHEAT),
         "truncated/05_grpo.ipynb": notebook(*GOOD)[:2000],
         "older/05_grpo.ipynb": notebook(*GOOD, version=3),
+        "deep/05_grpo.ipynb": notebook(*GOOD, f"EPS = {'-' * 20000}1\n", DEEP),
         "flat_05_grpo.ipynb": notebook(*GOOD),
     }
     for name, text in files.items():
@@ -145,7 +150,7 @@ def test_the_scores_of_honest_submissions(graded):
 
 @pytest.mark.parametrize(
     "student, words",
-    [("endless", "ran out of time: more than 5 s"), ("hungry", "ran out of memory")],
+    [("endless", "ran out of time (limit: 5 s of CPU time)"), ("hungry", "ran out of memory")],
 )
 def test_one_exercise_that_exceeds_a_limit_costs_its_points_alone(graded, student, words):
     row = graded[0][student]
@@ -168,6 +173,12 @@ def test_what_cannot_be_graded_has_no_score_and_a_reason(graded):
         assert "score" not in result and "a person has to look" in result["output"]
         assert sum("score" not in test for test in result["tests"]) == count
     assert full({name: score for name, score in rows["killer"].items() if score})
+
+
+def test_a_cell_that_no_parser_reads_costs_one_exercise_at_most(graded):
+    row = graded[0]["deep"]
+    assert row["05.advantage"] != "1" and "05.advantage" in row["remarks"]
+    assert full(row, "05.advantage")
 
 
 def test_a_check_of_ones_own_prints_and_patches_score_nothing(graded):
@@ -216,6 +227,36 @@ def test_a_folder_without_submissions_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "a.ipynb").write_text(notebook("x = 1"))
     with pytest.raises(UserError, match="no exercise begins with 9"):
         grading.handed_out(grading.submissions(tmp_path), ("9",))
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
+    for arguments, words in (
+        ([str(tmp_path / "nothing")], "there is no folder"),
+        ([str(tmp_path), "--seed", "-1"], "--seed is -1; expected 0 to"),
+        ([str(tmp_path)], "holds no notebooks"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["grade", *arguments, "--out", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert ended.value.code == 1 and words in said and said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_whatever_goes_wrong_with_one_submission_the_others_are_graded(tmp_path, monkeypatch):
+    for name in ("ada", "bob"):
+        (tmp_path / f"{name}.ipynb").write_text(notebook("x = 1"))
+    real = grading.extract
+
+    def fail(cells, name, seen=[]):  # noqa: B006
+        seen.append(name)
+        if len(seen) == 1:
+            raise OverflowError("nobody thought of that")
+        return real(cells, name)
+
+    monkeypatch.setattr(grading, "extract", fail)
+    graded = grading.grade_folder(tmp_path, tmp_path / "out", ("05.mask",), seed=0)
+    assert graded["ada"]["05.mask"].score is None and graded["bob"]["05.mask"].score == 0
+    assert "OverflowError: nobody thought of that" in graded["ada"]["05.mask"].message
 
 
 def test_a_name_is_no_formula_for_a_spreadsheet(tmp_path):

@@ -115,7 +115,7 @@ def settle(exercise: Exercise, cases: list[tuple], results: dict) -> Verdict:
     if result is None:
         return not_graded("the sandbox ended before this exercise")
     if result.get("ended") == "time":
-        said = f"`{exercise.function}` ran out of time: more than {exercise.limit:g} s of CPU time"
+        said = f"`{exercise.function}` ran out of time (limit: {exercise.limit:g} s of CPU time)"
         return wrong("out of time", said)
     if "outcomes" not in result:
         return not_graded(f"the process of `{exercise.function}` ended early ({result['ended']})")
@@ -233,7 +233,12 @@ def grade_folder(folder: Path, out: Path, only: tuple[str, ...] = (), seed: int 
     print(f"{len(found)} submissions, {len(exercises)} exercises, hidden inputs of seed {seed}")
     graded = {}
     for one in found:
-        verdicts = graded[one.student] = grade(one, exercises, seed)
+        try:
+            verdicts = grade(one, exercises, seed)
+        except Exception as error:  # whatever somebody has thought of, the others are graded
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            verdicts = {exercise.name: not_graded(said) for exercise in exercises}
+        graded[one.student] = verdicts
         missing = sum(v.score is None for v in verdicts.values())
         said = f", {missing} could not be graded" if missing else ""
         print(f"{one.student}: {total(verdicts):g} points{said}", flush=True)

@@ -14,7 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 
 MEMORY = 1 << 30  # bytes beyond what the process holds before a student's code runs
 FILE = 64 << 20  # bytes of a file
@@ -86,6 +88,8 @@ def run(task: dict, seconds: float) -> dict:
     if late or size > OUTCOME:
         os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
+    with suppress(OSError):
+        os.killpg(child, signal.SIGKILL)  # what it may have started
     spent = used.ru_utime + used.ru_stime
     ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if late or ended == signal.SIGXCPU or ended and spent >= seconds:
@@ -100,27 +104,11 @@ def run(task: dict, seconds: float) -> dict:
         return {"ended": "its result cannot be read"}
 
 
-@functools.cache
-def isolation() -> tuple[str, str]:
-    """(tool, sentence): 'bwrap', 'unshare' or '', and what it does not stop."""
-    bubblewrap = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "true"]
-    unshare = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "true"]
-    for command in (bubblewrap, unshare):
-        if shutil.which(command[0]) and not subprocess.run(command, capture_output=True).returncode:
-            said = f"Submissions run under {command[0]}: no network, everything read-only but a"
-            return command[0], said + " folder of their own; they can read what you can read."
-    return "", (
-        "Neither bubblewrap nor user namespaces work here: CPU time, memory and file sizes are"
-        " limited, but a submission can use the network and write wherever you can (install"
-        " bubblewrap to stop that)."
-    )
-
-
 # Remounts everything read-only but the folder, then gives up the right to undo it.
 READ_ONLY = """
 mount --bind "$0" "$0"
-awk '{print $5}' /proc/self/mountinfo | while read -r point; do
-  [ "$point" = "$0" ] || mount -o remount,bind,ro "$point" 2>/dev/null || true
+awk '{ sub(/^rw/, "ro", $6); print $5, $6 }' /proc/self/mountinfo | while read -r point options; do
+  [ "$point" = "$0" ] || mount -o "remount,bind,$options" "$point" 2>/dev/null || true
 done
 mount -t proc proc /proc
 cd "$0"
@@ -129,18 +117,43 @@ exec "$@"
 """
 
 
-def command(folder: str) -> list[str]:
-    """The command line of a sandbox that writes into `folder` alone, as far as that goes here."""
-    python = [sys.executable, "-P", "-B", "-m", "wmpo_lite.course.sandbox"]
-    tool = isolation()[0]
+def wrapped(tool: str, folder: str, arguments: list[str]) -> list[str]:
+    """A command line that runs `arguments` under `tool`, with `folder` alone to write into."""
     if tool == "bwrap":
         places = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         own = ["--bind", folder, folder, "--chdir", folder, "--unshare-all", "--die-with-parent"]
-        return ["bwrap", *places, *own, "--new-session", *python]
+        return ["bwrap", *places, *own, "--new-session", *arguments]
     if tool == "unshare":
         kinds = ["--map-root-user", "--net", "--mount", "--pid", "--fork", "--ipc", "--kill-child"]
-        return ["unshare", *kinds, "sh", "-c", READ_ONLY, folder, *python]
-    return python
+        return ["unshare", *kinds, "sh", "-c", READ_ONLY, folder, *arguments]
+    return arguments
+
+
+@functools.cache
+def isolation() -> tuple[str, str]:
+    """(tool, sentence): 'bwrap', 'unshare' or '', the first that was tried and holds, and what it
+    does and does not stop.
+    """
+    with tempfile.TemporaryDirectory() as inside, tempfile.TemporaryDirectory() as outside:
+        script = f"! (echo > {outside}/x) 2>/dev/null && echo > {inside}/x"
+        for tool in ("bwrap", "unshare"):
+            probe = wrapped(tool, inside, ["sh", "-c", script])
+            if shutil.which(tool) and not subprocess.run(probe, capture_output=True).returncode:
+                return tool, (
+                    f"Submissions run under {tool}: no network, everything read-only but a folder"
+                    " of their own; they can read what you can read."
+                )
+    return "", (
+        "Neither bubblewrap nor user namespaces work here: CPU time, memory and file sizes are"
+        " limited, but a submission can use the network and write wherever you can (install"
+        " bubblewrap to stop that)."
+    )
+
+
+def command(folder: str) -> list[str]:
+    """The command line of a sandbox that writes into `folder` alone, as far as that goes here."""
+    python = [sys.executable, "-P", "-B", "-m", "wmpo_lite.course.sandbox"]
+    return wrapped(isolation()[0], folder, python)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@
 # %%
 import torch
 import torch.nn.functional as F
+
 from wmpo_lite.course import check
 
 # %% [markdown]

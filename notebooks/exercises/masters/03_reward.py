@@ -8,6 +8,7 @@
 
 # %%
 import numpy as np
+
 from wmpo_lite.course import check
 
 # %% [markdown]

@@ -9,6 +9,7 @@
 # %%
 import numpy as np
 import torch
+
 from wmpo_lite.course import check
 
 # %% [markdown]

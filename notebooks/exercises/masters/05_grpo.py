@@ -13,6 +13,7 @@
 
 # %%
 import torch
+
 from wmpo_lite.course import check
 
 # %% [markdown]

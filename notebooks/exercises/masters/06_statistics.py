@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from scipy import stats
+
 from wmpo_lite.course import check
 
 # %% [markdown]

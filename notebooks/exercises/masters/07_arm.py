@@ -7,6 +7,7 @@
 
 # %%
 import numpy as np
+
 from wmpo_lite.course import check
 
 # %% [markdown]

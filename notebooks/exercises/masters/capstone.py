@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Capstone - A world model on a budget
 #
-# On a board of 16 x 16 pixels a blue hand, moved by the actions, pushes a red puck. You get
-# 192 recorded episodes of 20 steps and **20 seconds** of one CPU core, and train a world
-# model. Then it imagines 32 episodes that nobody has seen, from their first frames and
-# their actions.
+# On a board of 16 x 16 pixels a blue hand, moved by the actions, pushes a red puck. You
+# get 192 recorded episodes of 20 steps and **20 seconds** of one CPU core, and train a
+# world model. Then it imagines 32 episodes that nobody has seen, from their first frames
+# and their actions.
 #
-# The score is in *valid frames*: how many frames pass until hand or puck is imagined more
-# than 2 pixels from where it truly is, or is gone; a mean over the hidden episodes. Copying
-# the first frame scores 0 points, 20 valid frames score 10. Your grader writes a
+# The score is in *valid frames*: how many frames pass until hand or puck is imagined
+# more than 2 pixels from where it truly is, or is gone; a mean over the hidden episodes.
+# Copying the first frame scores 0 points, 20 valid frames score 10. Your grader writes a
 # scoreboard.
 #
 # The rules: one function, `train_world_model`; NumPy, PyTorch and the kit; no files, no
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from wmpo_lite.course import check
 from wmpo_lite.course.capstone import record
 from wmpo_lite.report.notebooks import film
@@ -43,8 +44,8 @@ film(film_grid(list(frames[:4]), columns=4, scale=6), alt="four episodes")
 # actions float32 (E, 20, 2) to the 20 frames after the first, uint8 (E, 20, 16, 16, 3).
 # An action is what the hand was told to move, in pixels, down and to the right.
 #
-# Begin with something that works, measure it on episodes that you held out, and change one
-# thing at a time. Keep a table of what you tried: it is half of your presentation.
+# Begin with something that works, measure it on episodes that you held out, and change
+# one thing at a time. Keep a table of what you tried: it is half of your presentation.
 #
 # <details><summary>Hint 1: what to train first</summary>
 #
