@@ -1,5 +1,6 @@
 """The course: solutions pass, stubs do not, and each listed wrong answer is caught and named."""
 
+import ast
 import json
 import sys
 import zipfile
@@ -252,7 +253,11 @@ def test_an_exercise_has_text_a_typed_stub_hints_and_a_check(name):
     assert text.kind == "markdown" and text.source.startswith(f"## {name} - ")
     assert "<details><summary>Hint" in text.source and len(text.source.split()) > 60
     assert EXERCISES[name].function in stub and "YOUR CODE HERE" in stub and '"""' in stub
-    assert "->" in stub or ":" in stub.partition(")")[0]
+    functions = [n for n in ast.walk(ast.parse(stub)) if isinstance(n, ast.FunctionDef)]
+    for node in functions:
+        assert all(a.annotation for a in node.args.args if a.arg != "self"), ast.unparse(node.args)
+        assert node.returns or node.name == "__init__"
+    assert functions
 
 
 def test_a_master_with_an_unknown_cell_is_refused(tmp_path):

@@ -71,6 +71,7 @@ class Verdict(NamedTuple):
 
 
 def wrong(status: str, message: str) -> Verdict:
+    """A verdict that scores nothing."""
     return Verdict(status, message, 0.0)
 
 
@@ -194,10 +195,12 @@ def judge(exercise: Exercise, cases: list[tuple], outcomes: list) -> Verdict:
 
 
 def attempt_reference(exercise: Exercise, function: Callable, cases: list[tuple]) -> list:
+    """Outcomes of one of our own functions: it may use all of the core."""
     return [_run(exercise, function, inputs) for inputs in cases]
 
 
 def out_of_memory(raised: Raised) -> bool:
+    """Whether an error of Python or torch says that memory is used up."""
     return raised.kind == "MemoryError" or "allocate memory" in raised.message
 
 
@@ -233,6 +236,7 @@ def difference(exercise: Exercise, failing, total: int, got, expected) -> str:
 
 
 def brief(value) -> str:
+    """A value in a few words."""
     if isinstance(value, np.ndarray) and value.size > 6:
         kind = "True/False" if value.dtype == bool else str(value.dtype)
         return f"an array {value.shape} of {kind} beginning with {value.flat[:4].tolist()}"

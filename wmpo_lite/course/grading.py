@@ -106,6 +106,7 @@ def grade(one: Submission, exercises: list[Exercise], seed: int) -> dict[str, Ve
 
 
 def not_graded(why: str) -> Verdict:
+    """A verdict without a score: a person has to look."""
     return Verdict("not graded", f"could not be graded: {why}", None)
 
 

@@ -1,4 +1,8 @@
-"""Exercises 05 to 07: policy optimization, statistics, an arm."""
+"""Exercises 05 to 07: policy optimization, statistics, an arm.
+
+In here `..._cases(rng)` draws inputs, `..._reference` asks the core, and the other functions are
+answers by hand whose options are what students get wrong.
+"""
 
 import math
 

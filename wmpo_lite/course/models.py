@@ -1,4 +1,8 @@
-"""Exercises 01 to 04: cloning, the world model, the reward model, imagination."""
+"""Exercises 01 to 04: cloning, the world model, the reward model, imagination.
+
+In here `..._cases(rng)` draws inputs, `..._reference` asks the core, and the other functions are
+answers by hand whose options are what students get wrong.
+"""
 
 import math
 from types import SimpleNamespace
@@ -19,6 +23,7 @@ from wmpo_lite.trajectory import InitialStates
 
 
 def normal(rng, *shape) -> torch.Tensor:
+    """Standard normal numbers, float32."""
     return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
 
 

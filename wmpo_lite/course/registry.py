@@ -14,6 +14,7 @@ EXERCISES: dict[str, Exercise] = {
 
 
 def find(name: str) -> Exercise:
+    """The exercise of that name; UserError where there is none."""
     if name not in EXERCISES:
         raise UserError(f"there is no exercise '{name}'; use one of {', '.join(EXERCISES)}")
     return EXERCISES[name]

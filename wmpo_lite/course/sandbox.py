@@ -157,6 +157,7 @@ def command(folder: str) -> list[str]:
 
 
 def main() -> None:
+    """Run the tasks from standard input, one after the other."""
     import torch
 
     from wmpo_lite.course.registry import EXERCISES

@@ -32,6 +32,7 @@ class Cell:
 
 
 def masters() -> list[Path]:
+    """The masters' files; UserError where there are none."""
     found = sorted(MASTERS.glob("*.py"))
     if not found:
         raise UserError(
@@ -63,6 +64,7 @@ def read_master(path: Path) -> list[Cell]:
 
 
 def with_solution(source: str) -> str:
+    """A cell's source with its solution, without the marks."""
     return BLOCK.sub(lambda found: found[2].partition(_mark(found))[0], source + "\n").rstrip("\n")
 
 

@@ -7,6 +7,8 @@
 # Time: about three hours.
 
 # %%
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -38,7 +40,7 @@ from wmpo_lite.course import check
 
 
 # %%
-def euler(predict_x0, noise: torch.Tensor, steps: int) -> torch.Tensor:
+def euler(predict_x0: Callable, noise: torch.Tensor, steps: int) -> torch.Tensor:
     """Noise (B, ...) -> data (B, ...). predict_x0(x_t, t) -> x, with t (B,)."""
     # BEGIN SOLUTION
     x, grid = noise, torch.linspace(1, 0, steps + 1)
@@ -115,7 +117,13 @@ def euler(predict_x0, noise, steps):
 
 
 # %%
-def adaln_mlp(x, shift, scale, gate, mlp) -> torch.Tensor:
+def adaln_mlp(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    gate: torch.Tensor,
+    mlp: Callable,
+) -> torch.Tensor:
     """x (B, T, N, W); shift, scale, gate (B, T, W); mlp: a function -> (B, T, N, W)."""
     # BEGIN SOLUTION
     shift, scale, gate = (part[:, :, None] for part in (shift, scale, gate))

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 from wmpo_lite.course import check
+from wmpo_lite.env import Env
+from wmpo_lite.policy import TokenPolicy
+from wmpo_lite.trajectory import InitialStates
 
 # %% [markdown]
 # ## 04.rollout - One loop for every environment
@@ -44,7 +47,14 @@ from wmpo_lite.course import check
 
 
 # %%
-def roll_out(policy, env, states, horizon: int, temperature: float, seed: int) -> tuple:
+def roll_out(
+    policy: TokenPolicy,
+    env: Env,
+    states: InitialStates,
+    horizon: int,
+    temperature: float,
+    seed: int,
+) -> tuple:
     """Arrays: frames uint8 (B, horizon + 1, H, W, 3), tokens (B, horizon, D), success
     bool (B,), finish_step (B,)."""
     # BEGIN SOLUTION

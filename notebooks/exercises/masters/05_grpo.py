@@ -147,7 +147,9 @@ def groups_to_keep(rewards):
 
 
 # %%
-def valid_tokens(finish_step: torch.Tensor, chunks: int, k: int, d: int):
+def valid_tokens(
+    finish_step: torch.Tensor, chunks: int, k: int, d: int
+) -> torch.Tensor:
     """finish_step (N,) -> bool (N, chunks, K, D), True for tokens the loss sees."""
     # BEGIN SOLUTION
     steps = torch.arange(chunks * k)
@@ -209,7 +211,9 @@ def valid_tokens(finish_step, chunks, k, d):
 
 
 # %%
-def clipped_loss(new, old, advantages, mask) -> torch.Tensor:
+def clipped_loss(
+    new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """Log-probabilities and mask (N, chunks, K, D), advantages (N,) -> the loss."""
     # BEGIN SOLUTION
     r = (new - old).exp()
@@ -271,7 +275,9 @@ def clipped_loss(new, old, advantages, mask):
 
 
 # %%
-def clip_fractions(new, old, advantages, mask) -> tuple:
+def clip_fractions(
+    new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+) -> tuple:
     """As `clipped_loss`; returns (share of valid tokens, share of valid chunks)."""
     # BEGIN SOLUTION
     difference = (new - old) * mask

@@ -143,7 +143,14 @@ class LatencyBuffer:
 
 
 # %%
-def limit(action, tip, low, high, speed: float, step: float) -> np.ndarray:
+def limit(
+    action: np.ndarray,
+    tip: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    speed: float,
+    step: float,
+) -> np.ndarray:
     """action (4,), tip, low and high (3,) in meters -> the limited action (4,)."""
     # BEGIN SOLUTION
     motion = np.clip(action[:3], -speed, speed)

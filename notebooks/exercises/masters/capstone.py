@@ -18,6 +18,7 @@
 
 # %%
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -69,7 +70,9 @@ film(film_grid(list(frames[:4]), columns=4, scale=6), alt="four episodes")
 
 
 # %%
-def train_world_model(frames: np.ndarray, actions: np.ndarray, seconds: float):
+def train_world_model(
+    frames: np.ndarray, actions: np.ndarray, seconds: float
+) -> Callable:
     """frames uint8 (192, 21, 16, 16, 3), actions float32 (192, 20, 2) -> imagine(first,
     actions)."""
     # BEGIN SOLUTION
