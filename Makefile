@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test style test-libero reliability endurance bench lab notebooks browser book assets doctor clean help
+.PHONY: setup check demo test style test-libero reliability endurance bench lab notebooks browser book assets release grade doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -97,6 +97,13 @@ book:  ## the notebooks as an HTML book in build/book
 
 assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
 	$(BIN)/wmpo-lite assets $(ARGS)
+
+release: check $(STAMP)  ## the exercises for students and their solutions, as zips in build/release
+	$(BIN)/wmpo-lite release $(ARGS)
+
+grade: check $(STAMP)  ## grade a folder of submissions into build/grades (ARGS="folder --only 05")
+	@test -n "$(ARGS)" || { echo "wmpo-lite: name the folder: make grade ARGS=submissions" >&2; exit 1; }
+	$(TEST_ENV) $(BIN)/wmpo-lite grade $(ARGS)
 
 doctor: check $(STAMP)  ## versions, rendering and a known-answer rollout
 	$(BIN)/wmpo-lite doctor $(ARGS)

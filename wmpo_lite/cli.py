@@ -212,6 +212,42 @@ class Deploy(Settings):
         sys.exit(deploy(self))
 
 
+@dataclass(frozen=True)
+class Release:
+    """Make the students' notebooks of the exercises, their zip, and those with solutions."""
+
+    out: Path = Path("build/release")
+
+    def __call__(self):
+        from wmpo_lite.course.sheets import release
+
+        for path in release(self.out):
+            print(path)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """Grade a folder of submissions: notebooks, or a folder of notebooks for each student.
+
+    Writes grades.csv and, for Gradescope, a JSON file for each student.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    out: Path = Path("build/grades")
+    only: tuple[str, ...] = ()
+    """exercises whose names begin so, such as 05 or 05.mask; by default those of all sheets that
+    somebody handed in"""
+    seed: int | None = None
+    """of the hidden inputs; drawn by default, and printed"""
+
+    def __call__(self):
+        from wmpo_lite.course.grading import grade_folder
+
+        if self.seed is not None:
+            require_between("--seed", self.seed, 0, LARGEST_SEED)
+        grade_folder(self.folder, self.out, self.only, self.seed)
+
+
 COMMANDS = {
     "demo": Demo,
     "config": Config,
@@ -221,6 +257,8 @@ COMMANDS = {
     "results": Results,
     "ship": Ship,
     "deploy": Deploy,
+    "release": Release,
+    "grade": Grade,
 }
 
 

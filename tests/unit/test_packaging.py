@@ -114,6 +114,7 @@ ALLOWED = {
     "report": {"core", "envs", "report"},
     "recipes": {"core", "policies", "envs", "datagen", "report", "recipes"},
     "arms": {"core", "policies", "envs", "recipes", "report", "arms"},
+    "course": {"core", "envs", "course"},
 }
 TOP = ("cli", "install_check", "setup_check")  # belong to no room: whoever starts the program
 
