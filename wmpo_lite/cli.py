@@ -154,6 +154,10 @@ class Doctor:
     def __call__(self):
         from wmpo_lite.report.doctor import main as examine
 
+        with suppress(ImportError, OSError):  # a torch that cannot be loaded is what it reports
+            from wmpo_lite.train import set_threads
+
+            set_threads()
         sys.exit(examine(self.run))
 
 
@@ -208,7 +212,9 @@ class Deploy(Settings):
 
     def __call__(self):
         from wmpo_lite.arms.session import main as deploy
+        from wmpo_lite.train import set_threads
 
+        set_threads()  # as all who compute
         sys.exit(deploy(self))
 
 
