@@ -67,8 +67,9 @@ def read(
     The arrays are `state` (T, n), or its parts in a folder of this kit, and `<camera>_rgb` uint8
     (T, H, W, 3) for every other camera; further columns are not read. Where the frame after the
     last action is not there, the last one is repeated. camera: whose pictures are the frames, where
-    there are several and none is "agentview". success: of all episodes, where the folder does not
-    tell. partial: read what can be read of a recording that was killed, and warn of the rest.
+    there are several, none is "agentview" and the kit has not written them. success: of all
+    episodes, where the folder does not tell. partial: read what can be read of a recording that was
+    killed, and warn of the rest.
     UserError, naming the file, for what is missing, damaged, of another version, or unclear.
     """
     pa, folder = arrow(), Path(folder)
@@ -98,7 +99,8 @@ def _read(folder: Path, camera, success, partial):
     about |= {"action_names": features["action"].get("names"), "robot_type": info.get("robot_type")}
     about |= {"state_names": features[STATE].get("names")} if STATE in features else {}
     cameras = _cameras(folder, features)
-    about["camera"] = main = _choose(folder, cameras, camera)
+    written, main = about.get("camera"), _choose(folder, cameras, camera or about.get("camera"))
+    about["camera"] = main
     broken = []
     data = _tables(sorted((folder / "data").glob("*/*.parquet")), broken)
     rows = _tables(sorted((folder / "meta" / "episodes").glob("*/*.parquet")), broken)
@@ -127,7 +129,9 @@ def _read(folder: Path, camera, success, partial):
     }
     found = []
     for number in sorted(kept):
-        table, row = episodes[number], rows.get(number, {})
+        table, row = episodes[number], dict(rows.get(number, {}))
+        if main != written:
+            row.pop(OURS + "last_frame", None)  # which is of another camera
         frames = {k: films[k][number] if k in films else _images(table, k) for k in cameras}
         fields = _fields(table, row, tasks, frames.pop(main), success, f"episode {number}")
         more = {f"{name}_rgb": pictures for name, pictures in frames.items()}

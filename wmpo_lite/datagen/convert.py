@@ -32,7 +32,8 @@ def convert(
     """Write the episodes of `source` to `target`: HDF5 where its name ends in .hdf5 or .h5, else a
     LeRobot folder. Actions, states and pictures are kept exactly.
 
-    camera, success, partial: see `lerobot.read`; pictures: see `load_trajectories`; fps: control
+    camera, success, partial: see `lerobot.read`; of an HDF5 file the camera is the name that its
+    frames get; pictures: see `load_trajectories`; fps: control
     steps a second, where an HDF5 file does not tell; observations: further arrays of obs/ that are
     kept (all). Returns {"episodes", "steps", "successes", "observations"}. UserError where `target`
     exists, and as in `lerobot.read` and `load_trajectories`.
@@ -50,8 +51,8 @@ def convert(
             load_observations(source, pictures),
         )
         metadata = load_metadata(source)
-        about = metadata["provenance"].get("lerobot", {}) | {"camera": camera or "agentview"}
-        about = _about(metadata["env_args"]) | about
+        about = _about(metadata["env_args"]) | metadata["provenance"].get("lerobot", {})
+        about |= {"camera": camera} if camera else {}
     more = _chosen(more, observations)
     if target.suffix in HDF5:
         metadata["provenance"] = metadata["provenance"] | {"lerobot": about}

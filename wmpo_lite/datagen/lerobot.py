@@ -39,6 +39,7 @@ def write(
             " steps a second; give one or more, and a whole number of steps a second"
         )
     about |= {"fps": fps, "observations": _layout(observations[0])}
+    about["camera"] = about.get("camera") or "agentview"
     episodes = [_columns(t, more, about) for t, more in zip(trajectories, observations)]
     tasks = list(dict.fromkeys(t.instruction for t in trajectories))
     first, place, parts, rows, raws = 0, 0, [], [], {}
@@ -73,7 +74,7 @@ def write(
 def _columns(trajectory, observations: dict, about: dict) -> dict:
     """The arrays of one episode by LeRobot's names, T rows each."""
     steps, found = len(trajectory), {}
-    frames = {about.get("camera") or "agentview": trajectory.frames[:-1]}
+    frames = {about["camera"]: trajectory.frames[:-1]}
     frames |= {k: v for k, v in observations.items() if _is_video(v)}
     for name, array in frames.items():
         found[IMAGES + name.removesuffix("_rgb").removesuffix("_image")] = array
