@@ -12,9 +12,9 @@ Columns: `observation.images.<camera>`, the frame that the action was chosen on;
 What LeRobot has no place for (the frame after the last action, initial state, split, ...) is in
 columns `wmpo_lite/...` of the episodes, which LeRobot passes over.
 
-A video of small pictures in LeRobot's usual coding lags: with lerobot 0.6.1 (AV1, g=2, crf 30) at
-64 and 96 pixels, every second frame shows a moving thing where it was a frame earlier. Reading one
-raises a warning.
+A video of small pictures in LeRobot's usual coding (AV1, g=2, crf 30) lags: at 64 pixels many a
+frame between the key frames shows a moving thing where it was a frame earlier, from 128 on none
+does (findings/small_av1_video.sh). Reading one raises a warning.
 """
 
 import io
@@ -28,7 +28,7 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.files import read_json
 
 IMAGES, STATE, OURS = "observation.images.", "observation.state", "wmpo_lite/"
-SMALL = 256  # pixels: at this size and below an inter-coded video is not trusted
+SMALL = 128  # pixels: at this size and below an inter-coded video is not trusted
 OF_EPISODES = ("split", "index", "group", "chunk", "success", "finish_step", "initial_state")
 UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, OSError)  # by what is damaged
 OF_STEPS = {"policy.tokens": "tokens", "policy.log_probs": "log_probs"}
@@ -294,9 +294,9 @@ def _videos(folder: Path, camera: str, episodes: dict, fps: float) -> dict:
         raise ValueError(f"the video of {key} has not all frames of episode {short[0]}")
     if lagging:
         warnings.warn(
-            f"{lagging} is an inter-coded video of small pictures: in LeRobot's usual coding every"
-            " second frame shows what moves where it was a frame earlier; record with images in"
-            " place of videos, or with g=1",
+            f"{lagging} is an inter-coded video of small pictures: in LeRobot's usual coding up to"
+            " every second frame shows what moves where it was a frame earlier; record with images"
+            " in place of videos, or with g=1",
             stacklevel=6,
         )
     return {number: np.stack(frames) for number, frames in found.items()}
