@@ -28,7 +28,8 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test style test-libero reliability endurance bench lab notebooks browser book assets release grade doctor clean help
+.PHONY: setup check demo test style test-libero reliability endurance bench findings lab notebooks browser book assets \
+    release grade doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -78,6 +79,10 @@ endurance: check $(STAMP)  ## 2,000 arm episodes and 200 GRPO iterations in one 
 
 bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
+
+# Not part of the tests: it downloads what it tries, some of it several hundred MB.
+findings:  ## what other packages really do, tried anew (ARGS="flush_denormal" for one)
+	@PYTHON="$(PYTHON)" bash findings/all.sh $(ARGS)
 
 lab: check $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb

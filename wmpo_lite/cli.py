@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -154,6 +154,10 @@ class Doctor:
     def __call__(self):
         from wmpo_lite.report.doctor import main as examine
 
+        with suppress(ImportError, OSError):  # a torch that cannot be loaded is what it reports
+            from wmpo_lite.train import set_threads
+
+            set_threads()
         sys.exit(examine(self.run))
 
 
@@ -200,6 +204,42 @@ class Ship:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Write recorded episodes as HDF5 (a target that ends in .hdf5) or as a LeRobot v3.0 folder.
+
+    The source is HDF5 of the kit, LIBERO or robomimic, or such a folder. Actions, states and
+    pictures stay exactly as they are.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional]
+    camera: str | None = None
+    """whose pictures are the frames, where a LeRobot folder has several"""
+    pictures: Literal["before", "after"] | None = None
+    """whether a frame is from before or after the action beside it, where an HDF5 file does not
+    tell"""
+    success: bool | None = None
+    """of all episodes, where a LeRobot folder does not tell"""
+    fps: int | None = None
+    """control steps a second, where an HDF5 file does not tell"""
+    observations: tuple[str, ...] | None = None
+    """arrays beside the frames that are kept; by default all"""
+    partial: bool = False
+    """read what can be read of a LeRobot recording that was killed"""
+
+    def __call__(self):
+        from wmpo_lite.datagen.convert import convert
+
+        options = dict(vars(self))
+        made = convert(options.pop("source"), options.pop("target"), **options)
+        kept = ", ".join(made["observations"]) or "none"
+        print(
+            f"{self.target}: {made['episodes']} episodes, {made['steps']} steps,"
+            f" {made['successes']} successes; arrays beside the frames: {kept}"
+        )
+
+
+@dataclass(frozen=True)
 class Deploy(Settings):
     """Let a policy move an arm: a simulated one, an SO-101 on a serial port, or an emulated one.
 
@@ -208,7 +248,9 @@ class Deploy(Settings):
 
     def __call__(self):
         from wmpo_lite.arms.session import main as deploy
+        from wmpo_lite.train import set_threads
 
+        set_threads()  # as all who compute
         sys.exit(deploy(self))
 
 
@@ -256,6 +298,7 @@ COMMANDS = {
     "doctor": Doctor,
     "results": Results,
     "ship": Ship,
+    "convert": Convert,
     "deploy": Deploy,
     "release": Release,
     "grade": Grade,

@@ -55,6 +55,15 @@ class GRPOConfig:
     ratio: Literal["token", "chunk"] = (
         "token"  # paper: per chunk (sum of K x D log-probs); its code: per token
     )
+    # What counts alike in the mean. "trajectory": every trajectory, whatever its length (the paper;
+    # TRL's loss_type="grpo", verl's seq-mean-token-mean, OpenRLHF without token_level_loss);
+    # "token": every valid token, so that long trajectories weigh more (DAPO; the defaults of TRL,
+    # verl and OpenRLHF); "chunk": every chunk of actions (RLinf's mean of its chunk-level loss)
+    loss_aggregation: Literal["trajectory", "token", "chunk"] = "trajectory"
+    # c > 1: the loss of a negative advantage goes no further than c times it, however large the
+    # ratio (Dual-Clip PPO, arXiv 1912.09729; verl's clip_ratio_c, 3 by default, TRL's delta,
+    # OpenRLHF's dual_clip). None: as far as the ratio goes (the paper)
+    dual_clip: float | None = None
     dynamic_sampling: Literal["drop", "range"] = (
         "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
     )
@@ -77,6 +86,7 @@ class GRPOConfig:
     def __post_init__(self):
         check_choice("std", self.std, ("population", "unbiased"))
         check_choice("ratio", self.ratio, ("token", "chunk"))
+        check_choice("loss_aggregation", self.loss_aggregation, ("trajectory", "token", "chunk"))
         check_choice("dynamic_sampling", self.dynamic_sampling, ("drop", "range"))
         check_range(
             "GRPOConfig", self, group_size=2, groups=1, warmup=1, decay=0, epochs=1, minibatch=1
@@ -91,11 +101,17 @@ class GRPOConfig:
             )
         if self.micro_batch is not None:
             check_range("GRPOConfig", self, micro_batch=1)
+        check_dual_clip(self.dual_clip)
 
 
 def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
+
+
+def check_dual_clip(c: float | None) -> None:
+    if c is not None and not (math.isfinite(c) and c > 1):
+        raise UserError(f"dual_clip is {c}: expected a finite number above 1, or None.")
 
 
 def check_range(where: str, config, **minimum: int) -> None:
@@ -245,16 +261,22 @@ def policy_loss(
     clip_low: float = 0.20,
     clip_high: float = 0.28,
     ratio: str = "token",
+    aggregation: str = "trajectory",
+    dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Clipped GRPO objective, negated: mean over a trajectory's valid tokens (or chunks), then over
     trajectories.
 
     new_log_probs, old_log_probs, mask: (N, n_chunks, K, D); advantages: (N,). A chunk's ratio joins
     its valid tokens. A trajectory with no valid token adds zero (and still counts in the mean).
-    Logs: clip_fraction (valid ratios where the clip stops the gradient), approx_kl (k3 estimate of
+    aggregation, dual_clip: see `GRPOConfig`; "token" is the mean over all valid tokens (or chunks),
+    "chunk" over the valid tokens of a chunk, then over all chunks that have one.
+    Logs: clip_fraction (valid ratios where a clip stops the gradient), approx_kl (k3 estimate of
     KL(old || new) over valid tokens), ratio_max, ratio_min.
     """
     check_choice("ratio", ratio, ("token", "chunk"))
+    check_choice("aggregation", aggregation, ("trajectory", "token", "chunk"))
+    check_dual_clip(dual_clip)
     difference = (new_log_probs - old_log_probs).masked_fill(~mask, 0.0)  # (N, n_chunks, K, D)
     if ratio == "token":
         log_ratio, valid = difference.flatten(1), mask.flatten(1)  # (N, n_chunks * K * D)
@@ -263,13 +285,25 @@ def policy_loss(
     r = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     free = r * advantages[:, None]
     clipped = r.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
-    objective = torch.minimum(free, clipped).masked_fill(~valid, 0.0)
-    loss = -(objective.sum(1) / valid.sum(1).clamp(min=1)).mean()
+    objective, stopped = torch.minimum(free, clipped), clipped < free
+    if dual_clip is not None:
+        floor = dual_clip * advantages[:, None]
+        beyond = (advantages[:, None] < 0) & (objective < floor)
+        objective, stopped = torch.where(beyond, floor, objective), stopped | beyond
+    objective = objective.masked_fill(~valid, 0.0)
+    if aggregation == "trajectory":
+        loss = -(objective.sum(1) / valid.sum(1).clamp(min=1)).mean()
+    elif aggregation == "token" or ratio == "chunk":
+        loss = -objective.sum() / valid.sum().clamp(min=1)
+    else:
+        chunks, there = objective.view(*mask.shape[:2], -1), mask.flatten(2)  # (N, n_chunks, K * D)
+        means = chunks.sum(2) / there.sum(2).clamp(min=1)
+        loss = -means.sum() / there.any(2).sum().clamp(min=1)
     with torch.no_grad():
         d, seen = difference[mask].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), r[valid]
         logs = (
             {
-                "clip_fraction": (clipped < free)[valid].float().mean(),
+                "clip_fraction": stopped[valid].float().mean(),
                 "approx_kl": (d.exp() - 1 - d).mean(),
                 "ratio_max": seen.max(),
                 "ratio_min": seen.min(),
@@ -278,6 +312,17 @@ def policy_loss(
             else {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
         )
     return loss, {name: float(value) for name, value in logs.items()}
+
+
+def loss_count(mask: torch.Tensor, ratio: str, aggregation: str) -> int:
+    """How many things `policy_loss` is the mean of, for mask (N, n_chunks, K, D): trajectories,
+    valid tokens or chunks. Losses of parts of a batch add up with these as weights.
+    """
+    if aggregation == "trajectory":
+        return len(mask)
+    if aggregation == "token" and ratio == "token":
+        return int(mask.sum())
+    return int(mask.flatten(2).any(-1).sum())
 
 
 def update(
@@ -291,9 +336,10 @@ def update(
     `generator` (CPU).
 
     policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs,
-    entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of a trajectory, the mean
-    entropy, KL and clipped share of a valid token (or chunk), however they were cut into batches,
-    the mean gradient norm of a step, and the extreme ratios. UserError: groups without signal or of
+    entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of what
+    `loss_aggregation` counts, the mean entropy, KL and clipped share of a valid token (or chunk),
+    however they were cut into batches, the mean gradient norm of a step, and the extreme ratios.
+    UserError: groups without signal or of
     another size, log-probs that were not recorded or are not those of this policy at this
     temperature, a loss or gradient that is not finite (that step is not taken).
     """
@@ -322,6 +368,7 @@ def update(
                 torch.randperm(len(advantages), generator=generator), config.minibatch
             ):
                 optimizer.zero_grad(set_to_none=True)
+                whole = max(1, loss_count(mask[minibatch], config.ratio, config.loss_aggregation))
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
                 for index in minibatch.split(config.micro_batch or len(minibatch)):
                     valid, old = mask[index].to(device), batch.log_probs[index].to(device)
@@ -334,26 +381,27 @@ def update(
                         config.clip_low,
                         config.clip_high,
                         config.ratio,
+                        config.loss_aggregation,
+                        config.dual_clip,
                     )
                     if not torch.isfinite(loss):
                         raise UserError(
                             f"The GRPO loss is {loss.item()} at update {steps}: lower lr "
                             f"(now {config.lr}), and check the policy's weights for NaN."
                         )
-                    tokens, share = int(valid.sum()), len(index) / len(minibatch)
+                    tokens = int(valid.sum())
+                    count = loss_count(valid, config.ratio, config.loss_aggregation)
                     surprise[0] += float((new.detach() - old)[valid].abs().sum())
                     surprise[1] += tokens
-                    if (
-                        loss.requires_grad
-                    ):  # the loss is a mean over trajectories, so shares add up exactly
-                        (loss * share).backward()
+                    if loss.requires_grad:  # the loss is a mean, so shares add up exactly
+                        (loss * (count / whole)).backward()
                     parts |= {
                         "loss": loss.item(),
                         "entropy": float(entropy.detach()[valid].mean()) if tokens else 0.0,
                     }
                     chunks = int(valid.flatten(2).any(-1).sum())
                     weights = {
-                        "loss": len(index),
+                        "loss": count,
                         "clip_fraction": tokens if config.ratio == "token" else chunks,
                     }
                     for name, value in parts.items():

@@ -200,6 +200,22 @@ def check_words(tokenizer, sentence: str, words: list[str]) -> None:
         )
 
 
+def check_frames(frames: torch.Tensor, side: int) -> None:
+    """UserError unless `frames` is uint8 (B, side, side, 3): pictures in [0, 1] would pass as
+    nearly black ones.
+    """
+    if frames.shape[1:] != (side, side, 3):
+        raise UserError(
+            f"the policy reads {side}x{side} RGB frames, got {tuple(frames.shape[1:])}; render at"
+            " that size or train another policy"
+        )
+    if frames.dtype != torch.uint8:
+        raise UserError(
+            f"the policy reads frames as uint8, 0 to 255, got {frames.dtype}; give the pictures as"
+            " the camera made them, unscaled"
+        )
+
+
 def check_count(pictures, instructions) -> None:
     if len(pictures) != len(instructions):
         raise UserError(
@@ -389,12 +405,7 @@ class Policy(TokenPolicy):
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """Output of the vision tower (B, side^2, vision_width) for uint8 frames (B, H, W, 3)."""
-        c = self.config
-        if frames.shape[1:] != (c.image, c.image, 3):
-            raise UserError(
-                f"the policy reads {c.image}x{c.image} RGB frames, got {tuple(frames.shape[1:])};"
-                " render at that size or train another policy"
-            )
+        check_frames(frames, self.config.image)
         pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.vision(pixel_values=pixels).last_hidden_state
 

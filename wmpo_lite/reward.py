@@ -88,10 +88,16 @@ class RewardModel(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
-        """Logits (B,). UserError for sentences with unknown words, and for two that differ in the
-        order of their words alone.
+        """Logits (B,). UserError for clips of another size, sentences with unknown words, and for
+        two that differ in the order of their words alone.
         """
         check_count(clips, instructions)
+        c = self.config
+        if clips.shape[1:] != (c.clip, c.image, c.image, 3):
+            raise UserError(
+                f"the reward model reads clips of {c.clip} frames of {c.image}x{c.image} RGB, got"
+                f" {tuple(clips.shape[1:])}; render at that size or fit another reward model"
+            )
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
         question = self.words(self._words(instructions, seen.device))  # (B, width)

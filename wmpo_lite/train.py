@@ -26,7 +26,8 @@ from wmpo_lite.progress import progress
 @dataclass(frozen=True)
 class FitConfig:
     """steps: optimizer steps; lr: peak; warmup: steps; decay: final share of the steps over which
-    lr falls linearly to a twentieth; ema: 0 for none.
+    lr falls linearly to a twentieth; ema: 0 for none, else the most that its decay comes to (see
+    `ema_decay`).
 
     save_every: steps between checkpoints (paper for the world model: AdamW 1e-4, clip 0.1, EMA
     0.9999, batch 128).
@@ -55,6 +56,14 @@ def learning_rate(step: int, c: FitConfig) -> float:
     return c.lr * min(1.0, (step + 1) / max(1, c.warmup)) * min(1.0, 0.05 + 0.95 * left)
 
 
+def ema_decay(step: int, ema: float) -> float:
+    """The decay that acts in a step (0, 1, ...): `ema`, but a short memory first, or the initial
+    weights would linger. Short trainings never reach the decay that is set: after 80 steps it is
+    0.90, after 400 it is 0.978.
+    """
+    return min(ema, (step + 1) / (step + 10))
+
+
 def generators(seed: int, step: int) -> tuple[torch.Generator, np.random.Generator]:
     """The two random sources of one step."""
     rng = np.random.default_rng([seed, step])
@@ -81,7 +90,8 @@ def fit(
     continued, if it began with the same weights, settings and seed. extra: tensors by name that
     `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from:
     what else the result depends on, as plain values by name (see `checkpoint.digest` for data).
-    Returns the logged records. Raises UserError when the loss is not finite, and when the folder
+    Returns the logged records: means since the one before, and `ema_decay`, the decay that acts at
+    that step. Raises UserError when the loss is not finite, and when the folder
     holds a training that was made from something else.
     """
     trained = trainable(module)
@@ -120,11 +130,10 @@ def fit(
             )
         optimizer.step()
         if average is not None:
-            decay = min(
-                config.ema, (step + 1) / (step + 10)
-            )  # a short memory first, or the initial weights would linger
             torch._foreach_lerp_(
-                list(average.values()), [p.detach() for p in parameters], 1 - decay
+                list(average.values()),
+                [p.detach() for p in parameters],
+                1 - ema_decay(step, config.ema),
             )
         for key, value in {"loss": float(loss.detach()), **logs}.items():
             sums[key] = sums.get(key, 0.0) + value
@@ -135,6 +144,7 @@ def fit(
                     "stage": name,
                     "step": step + 1,
                     **{key: value / count for key, value in sums.items()},
+                    **({"ema_decay": ema_decay(step, config.ema)} if config.ema else {}),
                     "seconds": round(time.monotonic() - clock, 2),
                 }
             )

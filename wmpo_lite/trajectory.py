@@ -24,7 +24,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from wmpo_lite import foreign
+from wmpo_lite import foreign, lerobot
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import write_atomic
 
@@ -213,7 +213,13 @@ def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_trajectories(
-    path, trajectories, *, env_args: dict, provenance: dict, compression: str = "gzip"
+    path,
+    trajectories,
+    *,
+    env_args: dict,
+    provenance: dict,
+    compression: str = "gzip",
+    observations: list[dict] | None = None,
 ) -> None:
     """Write trajectories to `path` (see the layout above), made in memory first: never half a file,
     and a full disk is a UserError.
@@ -221,7 +227,7 @@ def save_trajectories(
     env_args: the environment, as robomimic keeps it; provenance: how the data came about; both are
     stored as JSON. compression: of the frames, "gzip" (smaller) or "lzf" (faster). A success has
     rewards = dones = 1 at finish_step - 1 and nowhere else; a failure has no reward and is done at
-    its last step.
+    its last step. observations: for each trajectory further arrays of obs/ by name, T rows each.
     """
     path, trajectories = Path(path), list(trajectories)
     _require(len(trajectories) > 0, f"No trajectories to save to {path}; give at least one.")
@@ -245,7 +251,15 @@ def save_trajectories(
         if len(instructions := {trajectory.instruction for trajectory in trajectories}) == 1:
             data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
         for number, trajectory in enumerate(trajectories):
-            _write_demo(data.create_group(f"demo_{number}"), trajectory, compression)
+            demo = data.create_group(f"demo_{number}")
+            _write_demo(demo, trajectory, compression)
+            for name, array in (observations[number] if observations else {}).items():
+                _require(
+                    len(array) == len(trajectory),
+                    f"obs/{name} of trajectory {number} has {len(array)} rows; expected"
+                    f" {len(trajectory)}, one for each action.",
+                )
+                demo.create_dataset(f"obs/{name}", data=array, compression=compression)
     write_atomic(path, memory.getbuffer())
 
 
@@ -260,11 +274,16 @@ def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
     actions[1:]. The file tells which (see `foreign.pictures`); pictures: "before" or "after" for a
     file that does not.
 
+    A folder in LeRobot's format v3.0 is read as well, see `wmpo_lite.lerobot`.
+
     Frames stay as stored (LIBERO stores them upside down: attr macros_image_convention);
     instruction, success and finish_step by the rules of `foreign`; split is "demos", index is k,
     chunk is 8. Raises UserError, naming the file, if it is missing, truncated, empty, of another
     layout, or its meaning cannot be told.
     """
+
+    if lerobot.is_folder(path):
+        return [Trajectory(**fields) for fields in lerobot.read(path)[0]]
 
     def read(data):
         names = demo_names(data)
@@ -286,10 +305,39 @@ def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
     return _read(path, read)
 
 
+def load_observations(path, pictures: str | None = None) -> list[dict]:
+    """For every trajectory of an HDF5 file the other arrays of obs/ by name, T rows each: what was
+    measured with the frame that an action was chosen on. Arguments and errors as in
+    `load_trajectories`.
+    """
+
+    def read(data):
+        names = demo_names(data)
+        cut = int(foreign.pictures(data, names, pictures) == "after")
+        return [_other_observations(data[name], cut) for name in names]
+
+    return _read(path, read)
+
+
+def _other_observations(demo: h5py.Group, cut: int) -> dict:
+    rows, found = len(demo["actions"]) - cut, {}
+    for name, item in demo["obs"].items():
+        if name != "agentview_rgb":
+            foreign.clear(
+                isinstance(item, h5py.Dataset) and item.ndim > 0 and len(item) >= rows,
+                f"obs/{name} of {demo.name} is no array of a row for each action",
+            )
+            found[name] = item[:rows]
+    return found
+
+
 def load_metadata(path) -> dict:
     """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in
     `load_trajectories`.
     """
+    if lerobot.is_folder(path):
+        found = lerobot.metadata(path)
+        return {key: found[key] for key in ("env_args", "provenance")}
     return _read(
         path, lambda data: {key: foreign.attribute(data, key) for key in ("env_args", "provenance")}
     )

@@ -4,6 +4,7 @@ fetched.
 
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -413,3 +414,38 @@ def test_sentences_that_the_tokenizer_has_no_words_for_are_refused():
             policy.act(frames(2), [SENTENCES[0], text])
     with pytest.raises(UserError, match="3 pictures and 2 instructions"):
         policy.logits(frames(3), SENTENCES[:2])
+
+
+def test_a_backbone_that_was_read_in_sixteen_bits_and_trained_in_thirty_two_keeps_them(
+    family, tmp_path
+):
+    family().eval().to(torch.bfloat16).save_pretrained(tmp_path / "named")
+    model = type(family()).from_pretrained(tmp_path / "named")
+    assert model.dtype == torch.bfloat16 == model.config.dtype
+    policy = BackbonePolicy(model, build_tokenizer(), CONFIG).float().eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(1e-4 * torch.randn_like(parameter))  # less than bfloat16 can tell
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    for (name, one), (_, two) in zip(policy.state_dict().items(), loaded.state_dict().items()):
+        assert one.dtype == two.dtype == torch.float32 and torch.equal(one, two), name
+    for (name, one), (_, two) in zip(policy.named_buffers(), loaded.named_buffers()):
+        assert one.dtype == two.dtype and torch.equal(one, two), name
+    assert torch.equal(loaded.logits(frames(), SENTENCES), policy.logits(frames(), SENTENCES))
+
+
+def test_float_pictures_are_refused(family):
+    with pytest.raises(UserError, match="reads frames as uint8, 0 to 255, got torch.float32"):
+        make(family).logits(frames() / 255, SENTENCES)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], "many", [[1.0], [1.0, 2.0]]])
+def test_buffers_that_were_edited_are_refused(values, tmp_path):
+    make(paligemma).save(tmp_path / "policy")
+    path = tmp_path / "policy" / "backbone.json"
+    described = json.loads(path.read_text())
+    described["buffer_values"]["language_model.embed_tokens.embed_scale"] = values
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="has another shape of 'language_model.embed_tokens"):
+        load_policy(tmp_path / "policy")

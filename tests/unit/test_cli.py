@@ -211,6 +211,19 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path, capsys, monkeypatc
     )
 
 
+@pytest.mark.parametrize(
+    "command, main",
+    [("doctor", "wmpo_lite.report.doctor.main"), ("deploy", "wmpo_lite.arms.session.main")],
+)
+def test_commands_that_train_nothing_choose_threads_too(command, main, monkeypatch):
+    calls = []
+    monkeypatch.setattr("wmpo_lite.train.set_threads", lambda: calls.append("threads"))
+    monkeypatch.setattr(main, lambda *given: calls.append("work") or 0)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command])
+    assert ended.value.code == 0 and calls == ["threads", "work"]
+
+
 def test_settings_of_a_deployment_are_checked_in_python_too():
     with pytest.raises(UserError, match="--seed is -1"):
         Settings(seed=-1)

@@ -532,7 +532,16 @@ def success_log_prob(policy, batch, sign):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"ratio": "chunk"}, {"std": "unbiased"}, {"minibatch": 3}, {"micro_batch": 3}]
+    "options",
+    [
+        {},
+        {"ratio": "chunk"},
+        {"std": "unbiased"},
+        {"minibatch": 3},
+        {"micro_batch": 3},
+        {"loss_aggregation": "token", "dual_clip": 3.0},
+        {"loss_aggregation": "chunk", "micro_batch": 3},
+    ],
 )
 def test_update_makes_success_likelier(options):
     policy = TinyPolicy()

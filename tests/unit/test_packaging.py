@@ -36,7 +36,15 @@ def pins(requirements):
 
 def test_environment_yml_repeats_the_pins_of_pyproject():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"notebooks", "dev", "browser", "libero", "vla", "arm"}
+    assert set(extras) == {
+        "notebooks",
+        "lerobot",
+        "dev",
+        "browser",
+        "libero",
+        "vla",
+        "arm",
+    }
     pins(PROJECT["dependencies"] + sum(extras.values(), []))  # all pinned, none contradictory
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     lines = next(entry["pip"] for entry in environment if isinstance(entry, dict))

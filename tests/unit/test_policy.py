@@ -160,6 +160,13 @@ def test_frames_of_another_size_are_refused(shape):
 # ---------------------------------------------------------------------------------------- sampling
 
 
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_float_pictures_are_refused(scale):
+    policy, frames = tiny.policy(), torch.from_numpy(tiny.noise_frames(1, 2)[0])
+    with pytest.raises(UserError, match="reads frames as uint8, 0 to 255, got torch.float32"):
+        policy.act(frames * torch.tensor(scale, dtype=torch.float32), [tiny.RED] * 2)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
 def test_recomputed_log_probs_equal_the_sampled_ones(temperature):
     model = tiny.policy()

@@ -164,6 +164,15 @@ def test_probabilities_in_pieces():
     assert model.probabilities(clips[:0], []).shape == (0,)
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 8, 8, 3), (2, 4, 16, 32, 3), (2, 3, 16, 16, 3), (2, 4, 16, 16, 4), (4, 16, 16)]
+)
+def test_clips_of_another_size_are_refused(shape):
+    clips = torch.zeros(shape, dtype=torch.uint8)
+    with pytest.raises(UserError, match="reads clips of 4 frames of 16x16 RGB, got"):
+        tiny.reward_model()(clips, [tiny.RED] * len(clips))
+
+
 def test_score_is_the_best_window_and_needs_one():
     model = tiny.reward_model()
     frames, texts = torch.from_numpy(tiny.noise_frames(3, 9)), [tiny.RED] * 3

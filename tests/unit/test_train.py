@@ -435,6 +435,17 @@ def test_the_average_by_hand():
     assert float(module.weight.detach()) == pytest.approx(average, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "steps, ema, acts", [(80, 0.98, 0.899), (400, 0.998, 0.978), (24, 0.3, 0.3)]
+)
+def test_records_say_which_decay_acts(steps, ema, acts):
+    config = dataclasses.replace(CONFIG, steps=steps, ema=ema)
+    _, records = run(config=config)
+    assert records[-1]["ema_decay"] == pytest.approx(acts, abs=1e-3)
+    assert records[0]["ema_decay"] == min(ema, 5 / 14)
+    assert "ema_decay" not in run(config=dataclasses.replace(CONFIG, ema=0.0))[1][-1]
+
+
 def test_frozen_parameters_stay():
     module = network()
     module[0].weight.requires_grad_(False)

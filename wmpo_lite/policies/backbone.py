@@ -24,6 +24,7 @@ from wmpo_lite.policy import (
     ActionStatistics,
     TokenPolicy,
     check_count,
+    check_frames,
     check_words,
     language_files,
     load_language,
@@ -141,11 +142,7 @@ class BackbonePolicy(TokenPolicy):
         """Tokens of the pictures (B, N, width), as the decoder reads them, for uint8 frames (B, H,
         W, 3).
         """
-        if frames.shape[1:] != (self.config.image, self.config.image, 3):
-            raise UserError(
-                f"the policy reads {self.config.image}x{self.config.image} RGB frames, got"
-                f" {tuple(frames.shape[1:])}; render at that size or train another policy"
-            )
+        check_frames(frames, self.config.image)
         side = self.body.config.vision_config.image_size
         pixels = (
             frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -220,18 +217,22 @@ class BackbonePolicy(TokenPolicy):
 
     def save(self, folder, provenance=None):
         """Everything, so that nothing has to be fetched to load it again."""
-        # Buffers that are computed anew on loading (rotary frequencies) are rounded where the whole
-        # model was turned into 16 bits.
-        types = {
-            name: str(value.dtype).removeprefix("torch.")
-            for name, value in self.body.named_buffers()
-            if value.is_floating_point()
+        # Buffers that are computed anew on loading (rotary frequencies, the scale of Gemma's
+        # embeddings) are rounded where the whole model was in 16 bits once, and stay so.
+        buffers = {n: v for n, v in self.body.named_buffers() if v.is_floating_point()}
+        own = {
+            "buffer_types": {
+                name: str(value.dtype).removeprefix("torch.") for name, value in buffers.items()
+            },
+            "buffer_values": {
+                name: value.double().tolist()
+                for name, value in buffers.items()
+                if value.numel() <= 4096 and value.isfinite().all()
+            },
         }
         files = {
             **language_files(self),
-            "backbone.json": json.dumps(
-                {**self.body.config.to_dict(), "buffer_types": types}, default=str
-            ),
+            "backbone.json": json.dumps({**self.body.config.to_dict(), **own}, default=str),
         }
         checkpoint.save_module(folder, self, self.config, provenance, files)
 
@@ -242,7 +243,7 @@ class BackbonePolicy(TokenPolicy):
         config = checkpoint.load_config(folder, BackboneConfig, cls.__name__)
         statistics, tokenizer = load_language(folder)
         described = checkpoint.read_json(Path(folder) / "backbone.json")
-        types = described.pop("buffer_types", {})
+        types, values = described.pop("buffer_types", {}), described.pop("buffer_values", {})
         try:
             body = AutoConfig.for_model(described.pop("model_type"), **described)
             model = AutoModelForImageTextToText.from_config(
@@ -258,6 +259,17 @@ class BackbonePolicy(TokenPolicy):
         )
         for name, value in policy.body.named_buffers():
             value.data = value.data.to(getattr(torch, types.get(name, ""), value.dtype))
+            try:
+                stored = torch.tensor(values.get(name, []), dtype=torch.float64)
+            except (ValueError, TypeError):
+                stored = None
+            if name in values and (stored is None or stored.shape != value.shape):
+                raise UserError(
+                    f"{folder}/backbone.json has another shape of '{name}' than the model; it was"
+                    " edited, fetch or train the policy again"
+                )
+            if name in values:
+                value.data.copy_(stored)
         return policy.eval()
 
     @classmethod

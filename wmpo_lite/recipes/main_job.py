@@ -125,7 +125,9 @@ def align_world_model(w: Workspace) -> dict:
             "after_success": s.after_success,
         },
     )
-    model.save(w.folder / "world_model", w.provenance(stage="align"))
+    model.save(
+        w.folder / "world_model", w.provenance(stage="align", ema_decay=records[-1]["ema_decay"])
+    )
     return records[-1]
 
 
@@ -246,7 +248,8 @@ def fit_reward(w: Workspace) -> dict:
     )
     imagined_threshold = matching_threshold(scores, success)
     imagined_f1 = f1_score(scores >= imagined_threshold, success)
-    model.save(w.folder / "reward", w.provenance(stage="reward", threshold=threshold, f1=f1))
+    about = {"threshold": threshold, "f1": f1, "ema_decay": records[-1]["ema_decay"]}
+    model.save(w.folder / "reward", w.provenance(stage="reward", **about))
     return {
         "threshold": threshold,
         "f1": f1,

@@ -1,0 +1,98 @@
+"""`wmpo-lite convert`: recorded episodes from HDF5 (the kit's, LIBERO's, robomimic's) to a LeRobot
+folder and back.
+"""
+
+from pathlib import Path
+
+from wmpo_lite import lerobot
+from wmpo_lite.datagen import lerobot as lerobot_writer
+from wmpo_lite.errors import UserError
+from wmpo_lite.trajectory import (
+    Trajectory,
+    load_metadata,
+    load_observations,
+    load_trajectories,
+    save_trajectories,
+)
+
+HDF5 = (".hdf5", ".h5")
+
+
+def convert(
+    source,
+    target,
+    *,
+    camera: str | None = None,
+    pictures: str | None = None,
+    success: bool | None = None,
+    fps: int | None = None,
+    observations: tuple[str, ...] | None = None,
+    partial: bool = False,
+) -> dict:
+    """Write the episodes of `source` to `target`: HDF5 where its name ends in .hdf5 or .h5, else a
+    LeRobot folder. Actions, states and pictures are kept exactly.
+
+    camera, success, partial: see `lerobot.read`; of an HDF5 file the camera is the name that its
+    frames get; pictures: see `load_trajectories`; fps: control
+    steps a second, where an HDF5 file does not tell; observations: further arrays of obs/ that are
+    kept (all). Returns {"episodes", "steps", "successes", "observations"}. UserError where `target`
+    exists, and as in `lerobot.read` and `load_trajectories`.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise UserError(f"{target} exists; choose another name, or remove it")
+    if source.is_dir():
+        metadata = load_metadata(source) if lerobot.is_folder(source) else {}
+        fields, more, about = lerobot.read(source, camera=camera, success=success, partial=partial)
+        trajectories = [Trajectory(**f) for f in fields]
+    else:
+        trajectories, more = (
+            load_trajectories(source, pictures),
+            load_observations(source, pictures),
+        )
+        metadata = load_metadata(source)
+        about = _about(metadata["env_args"]) | metadata["provenance"].get("lerobot", {})
+        about |= {"camera": camera} if camera else {}
+    more = _chosen(more, observations)
+    if target.suffix in HDF5:
+        metadata["provenance"] = metadata["provenance"] | {"lerobot": about}
+        save_trajectories(target, trajectories, observations=more, **metadata)
+    else:
+        about |= {"fps": fps} if fps else {}
+        if "fps" not in about:
+            raise UserError(
+                f"{source} does not tell how many control steps a second has; say --fps"
+            )
+        lerobot_writer.write(
+            target, trajectories, more, fps=about["fps"], about=about, metadata=metadata
+        )
+    return {
+        "episodes": len(trajectories),
+        "steps": sum(map(len, trajectories)),
+        "successes": sum(t.success for t in trajectories),
+        "observations": sorted(more[0]) if more else [],
+    }
+
+
+def _about(env_args: dict) -> dict:
+    """What env_args of an HDF5 file tells a LeRobot folder: fps and the names of the actions."""
+    from wmpo_lite.envs.libero.env import ACTION_NAMES as LIBERO
+    from wmpo_lite.envs.tabletop import tasks
+    from wmpo_lite.envs.tabletop.env import ACTION_NAMES, CONTROL_PERIOD
+
+    kwargs, task = env_args.get("env_kwargs"), str(env_args.get("task", ""))
+    rate = kwargs.get("control_freq") if isinstance(kwargs, dict) else None
+    if task in tasks.NAMES:
+        return {"fps": round(1 / CONTROL_PERIOD), "action_names": list(ACTION_NAMES)}
+    if "/" in task:
+        return {"fps": 20, "action_names": list(LIBERO)}
+    return {"fps": int(rate)} if isinstance(rate, int | float) and rate == int(rate) > 0 else {}
+
+
+def _chosen(more: list[dict], names: tuple[str, ...] | None) -> list[dict]:
+    unknown = set(names or ()) - set(more[0])
+    if unknown:
+        raise UserError(
+            f"there is no obs/{min(unknown)}; choose from {', '.join(sorted(more[0])) or 'none'}"
+        )
+    return [{k: v for k, v in arrays.items() if names is None or k in names} for arrays in more]
