@@ -21,7 +21,7 @@ from contextlib import suppress
 MEMORY = 1 << 30  # bytes beyond what the process holds before a student's code runs
 FILE = 64 << 20  # bytes of a file
 OUTCOME = 200 << 20  # bytes of the outcomes of one exercise
-WALL = 4  # wall-clock time in CPU limits: a busy machine is no mistake of a student
+WALL = 8  # wall-clock time in CPU limits: a busy machine is no mistake of a student
 
 
 def limit(seconds: float) -> None:
