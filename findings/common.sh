@@ -16,6 +16,6 @@ packages() {
 }
 
 measure() {
-    (cd "$folder" && env -u PYTHONPATH HOME="$folder" HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES= \
+    (cd "$folder" && env -u PYTHONPATH HOME="$folder" HF_HUB_OFFLINE=1 TQDM_DISABLE=1 CUDA_VISIBLE_DEVICES= \
         "$folder/venv/bin/python" -W ignore -)
 }
