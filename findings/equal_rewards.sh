@@ -4,7 +4,7 @@
 # by a deviation of next to nothing. ray and the like, which these functions do not use, are stand-ins.
 source "$(dirname "$0")/common.sh"
 packages torch==2.13.0+cpu numpy==2.4.6 omegaconf==2.3.0
-"$folder/venv/bin/python" -m pip install -q --no-deps openrlhf==0.11.2 rlinf==0.3.0 >> "$folder/log" 2>&1 || exit 75
+"$folder/venv/bin/python" -m pip install -q --no-compile --no-deps openrlhf==0.11.2 rlinf==0.3.0 >> "$folder/log" 2>&1 || exit 75
 measure <<'PYTHON'
 import importlib.util
 import sys

@@ -449,3 +449,16 @@ def test_buffers_that_were_edited_are_refused(values, tmp_path):
     path.write_text(json.dumps(described))
     with pytest.raises(UserError, match="has another shape of 'language_model.embed_tokens"):
         load_policy(tmp_path / "policy")
+
+
+def test_short_sentences_are_filled_up_alike_under_every_attention(family):
+    policy, pictures = make(family), frames()
+    scores = {}
+    for kind in ("sdpa", "eager"):
+        policy.body.set_attn_implementation(kind)
+        scores[kind] = policy.logits(pictures, SENTENCES)  # of different lengths
+        alone = torch.cat(
+            [policy.logits(pictures[i : i + 1], SENTENCES[i : i + 1]) for i in range(3)]
+        )
+        assert torch.allclose(scores[kind], alone, atol=1e-5)
+    assert torch.allclose(scores["sdpa"], scores["eager"], atol=1e-5)
