@@ -88,7 +88,7 @@ class Autoencoder(nn.Module):
 
     def encode_raw(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, 3, H, W) -> latents before they are scaled."""
-        folded = F.pixel_unshuffle(frames, self.config.fold)
+        folded = fold_pixels(frames, self.config.fold)
         if self.config.kind == "pixels":
             return folded
         if self.config.kind == "tiny":
@@ -151,6 +151,15 @@ class Autoencoder(nn.Module):
         """Read what `save` wrote."""
         config = checkpoint.load_config(folder, AutoencoderConfig, cls.__name__)
         return checkpoint.load_model(folder, lambda: cls(config)).eval()
+
+
+def fold_pixels(frames: torch.Tensor, fold: int) -> torch.Tensor:
+    """Frames (B, 3, H, W) -> (B, 3 fold fold, H / fold, W / fold): `F.pixel_unshuffle`, which
+    leaves a batch of no frames as it is.
+    """
+    batch, colors, height, width = frames.shape
+    parts = frames.reshape(batch, colors, height // fold, fold, width // fold, fold)
+    return parts.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:

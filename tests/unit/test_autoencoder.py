@@ -13,6 +13,7 @@ from wmpo_lite.autoencoder import (
     AutoencoderConfig,
     PerceptualLoss,
     autoencoder_loss,
+    fold_pixels,
     to_float,
     to_uint8,
 )
@@ -242,3 +243,15 @@ def test_it_learns_in_a_few_steps_with_and_without_the_tower(perceptual):
         assert records[-1]["loss"] < 0.6 * records[0]["loss"]
         assert records[-1]["psnr"] > records[0]["psnr"] + 2
         assert names == set(records[0]) - {"stage", "step", "loss", "psnr", "seconds"}
+
+
+@pytest.mark.parametrize("kind, channels", [("tiny", 16), ("pixels", 48)])
+def test_no_frames_are_no_latents_of_the_right_shape(kind, channels):
+    """A batch in which no slot needs a new window is encoded like any other."""
+    model = Autoencoder(AutoencoderConfig(kind=kind, latent_channels=channels))
+    side = model.config.latent_size
+    none = torch.zeros(0, 64, 64, 3, dtype=torch.uint8)
+    assert model.encode_uint8(none).shape == (0, channels, side, side)
+    two = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    folded = fold_pixels(to_float(two), 4)
+    assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(to_float(two), 4))
