@@ -8,7 +8,6 @@ Since the CPU computes, results can be compared bit by bit with those of tensors
 from contextlib import contextmanager
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")
@@ -49,30 +48,33 @@ class PretendMode(TorchDispatchMode):
 
 
 def dispatch(func, args, kwargs):
+    """Do `func` with the numbers; its results are on the device if an argument is, or as asked."""
     name = func._schema.name.removeprefix("aten::").removesuffix("_")
-    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    away = [x for x in tensors if isinstance(x, Pretend)]
-    target = kwargs.get("device")
-    if away and len(away) < len(tensors):
+    tensors = []
+    plain = each((args, kwargs), lambda x: tensors.append(x) or numbers(x))
+    away = {id(x.numbers): x for x in tensors if isinstance(x, Pretend)}
+    if away and not all(isinstance(x, Pretend) for x in tensors):
         require_allowed(func, name, args, tensors)
-    real = lambda x: x.numbers if isinstance(x, Pretend) else x
-    inner_args, inner = pytree.tree_map(real, args), pytree.tree_map(real, kwargs)
-    if target is not None:
-        inner["device"] = torch.device("cpu")
-    out = func(*inner_args, **inner)
-    here = torch.device(target) == DEVICE if target is not None else bool(away)
+    here = bool(away)
+    if (target := kwargs.get("device")) is not None:
+        here = torch.device(target) == DEVICE
+        plain[1]["device"] = torch.device("cpu")
+    out = func(*plain[0], **plain[1])
     if name == "copy":
         return args[0]
-    if not here:
-        return out
-    known = {id(x.numbers): x for x in away}  # operations in place return what they were given
+    # operations in place return what they were given
+    return each(out, lambda x: away[id(x)] if id(x) in away else Pretend(x)) if here else out
 
-    def wrap(x):
-        if not isinstance(x, torch.Tensor):
-            return x
-        return known[id(x)] if id(x) in known else Pretend(x)
 
-    return pytree.tree_map(wrap, out)
+def each(tree, change):
+    """`tree` of lists, tuples and dicts with every tensor changed."""
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([each(part, change) for part in tree])
+    if isinstance(tree, dict):
+        return {key: each(part, change) for key, part in tree.items()}
+    return tree
 
 
 def require_allowed(func, name, args, tensors):

@@ -319,7 +319,7 @@ def update(
                 optimizer.zero_grad(set_to_none=True)
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
                 mine = minibatch[(minibatch >= first) & (minibatch < first + own)] - first
-                for index in mine.split(config.micro_batch or max(1, len(mine))) if own else ():
+                for index in mine.split(config.micro_batch or len(mine)) if len(mine) else ():
                     valid, old = mask[index].to(device), batch.log_probs[index].to(device)
                     new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
                     loss, parts = policy_loss(

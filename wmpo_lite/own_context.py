@@ -109,7 +109,7 @@ class Pool:
     def __init__(self, episodes: Episodes, model, windows: WindowConfig):
         c = model.config
         self.episodes, self.model, self.windows = episodes, model, windows
-        self.device = next(model.parameters()).device
+        self.device = model.device
         weight = episodes.weights(windows, c.frames)
         if not weight.any():
             raise UserError(
@@ -148,6 +148,8 @@ class Pool:
             self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0)
         )
         rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
+        if not len(rows):
+            return
         where = np.searchsorted(self.cumulative, draws[rows], side="right")
         episode = np.where(begins[rows], self.starts[firsts[rows]], where // self.steps)
         frame = np.where(begins[rows], 0, where % self.steps)

@@ -184,7 +184,7 @@ class RewardModel(nn.Module):
     def probabilities(self, clips: torch.Tensor, instructions, batch: int = 128) -> torch.Tensor:
         """Success probability (B,) of many clips, in pieces."""
         if not len(clips):
-            return torch.zeros(0, device=self.threshold.device)
+            return torch.zeros(0)
         parts = [
             torch.sigmoid(self(clips[i : i + batch], instructions[i : i + batch]))
             for i in range(0, len(clips), batch)
@@ -201,7 +201,7 @@ class RewardModel(nn.Module):
         """
         length = self.config.clip
         if frames.shape[1] < length:
-            return torch.zeros(len(frames), 0, device=self.threshold.device)
+            return torch.zeros(len(frames), 0)
         windows = (
             frames[:, (frames.shape[1] - length) % stride :]
             .unfold(1, length, stride)

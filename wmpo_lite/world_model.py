@@ -55,6 +55,11 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config, self.denoiser = config, build_denoiser(config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
     def init_state(self, first: torch.Tensor) -> State:
         """Imagination starts from one recorded frame's latent (B, C, h, w), repeated as context."""
         c = self.config

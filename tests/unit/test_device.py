@@ -61,6 +61,9 @@ def assert_close(here, there):
             assert_close(a, b)
     elif isinstance(here, (torch.Tensor, np.ndarray)):
         a, b = (torch.as_tensor(x).double() for x in (here, numbers(there)))
+        if here.dtype in (torch.uint8, np.uint8):
+            assert (a - b).abs().max() <= 1  # rounded to another level
+            return
         assert torch.allclose(a, b, rtol=1e-3, atol=3e-4), (a - b).abs().max()
     else:
         assert here == (there if isinstance(here, str) else pytest.approx(there, 1e-2, 1e-3))
@@ -102,6 +105,8 @@ def test_world_model(on_both, kind, pixels):
     on_both(train)
 
 
+# torch says that loading does nothing on `meta`; here it does, or the weights would differ
+@pytest.mark.filterwarnings("ignore:.*is a no-op")
 def test_training_goes_on_where_it_was(on_both, tmp_path):
     latents = torch.randn(4, 9, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     actions = torch.from_numpy(tiny.random_actions(4, 8, 4))
