@@ -1,6 +1,6 @@
 """Trainings that one process or several do, for tests to compare: `python ranks.py FOLDER CASE`.
 
-Every process writes the weights that it ended with, and what it logged, to FOLDER/CASE-<rank>.
+Every process writes what its model computes in the end, and what it logged, to FOLDER/CASE-<rank>.
 """
 
 import json
@@ -129,6 +129,21 @@ def dies(folder):
     return model, fit(model, loss, CONFIG, seed=0, name="x", folder=folder / "dies", shared=True)
 
 
+def answers(module) -> torch.Tensor:
+    """What a trained model computes from fixed inputs."""
+    frames = torch.from_numpy(tiny.noise_frames(3, 4))
+    with torch.no_grad():
+        if hasattr(module, "denoiser"):
+            draw = torch.Generator().manual_seed(0)
+            state = module.init_state(torch.randn(3, 4, 8, 8, generator=draw))
+            return module.next_frames(state, torch.from_numpy(tiny.random_actions(3, 8, 4)), draw)[
+                0
+            ]
+        if hasattr(module, "threshold"):
+            return module(frames, [tiny.RED] * 3)
+        return module.logits(frames[:, 0], [tiny.RED] * 3)
+
+
 def main(folder: Path, cases: list[str]):
     torch.set_num_threads(1)
     parallel.start()
@@ -140,7 +155,8 @@ def main(folder: Path, cases: list[str]):
             print(f"UserError: {error}", file=sys.stderr)
             sys.exit(1)
         out = folder / f"{case}-{parallel.rank()}"
-        save_tensors(out.with_suffix(".safetensors"), module.state_dict())
+        tensors = module.state_dict() if case == "loop" else {"answers": answers(module.eval())}
+        save_tensors(out.with_suffix(".safetensors"), tensors)
         write_json(out.with_suffix(".json"), json.loads(json.dumps(records)))
     parallel.stop()
 

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
+from ranks import STEPS, world_model
 
 from wmpo_lite import cli, parallel
 from wmpo_lite.checkpoint import load_tensors
@@ -19,92 +21,81 @@ from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.train_grpo import optimize
 
 TESTS = Path(__file__).resolve().parents[1]
-CASES = ("world_model", "reward_model", "cloning", "update_uneven", "update_none", "loop")
+CASES = ("world_model", "reward_model", "cloning", "update_uneven", "update_none")
+MORE = ("loop", "half_of_world_model", "other_half")
 
 
-def run(folder, processes: int, *cases):
-    """Start them; returns exit codes, what they said on standard error, seconds."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes made of every case: folder, exit codes, what each said, seconds. In
+    between they go on with what this one has begun, and in the end the second one dies.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    world_model(folder / "one", STEPS // 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    names = {"WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    names |= {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": 1}
+    command = [sys.executable, str(TESTS / "ranks.py"), str(folder), *CASES, *MORE, "dies"]
     clock, started = time.monotonic(), []
-    for rank in range(processes):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        names |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": paths, "OMP_NUM_THREADS": 1}
-        environment = os.environ | {key: str(value) for key, value in names.items()}
-        command = [sys.executable, str(TESTS / "ranks.py"), str(folder), *cases]
-        started.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate(timeout=120)[1] for process in started]
-    return [process.returncode for process in started], said, time.monotonic() - clock
+    for rank in range(2):
+        own = names | {"RANK": rank, "LOCAL_RANK": rank}
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        options = dict(env=environment, stderr=subprocess.PIPE, text=True)
+        started.append(subprocess.Popen(command, **options))
+    said = [process.communicate(timeout=240)[1] for process in started]
+    return folder, [process.returncode for process in started], said, time.monotonic() - clock
 
 
 def results(folder, case, rank=0):
     path = folder / f"{case}-{rank}"
+    assert path.with_suffix(".json").exists(), f"{case} did not end"
     records = json.loads(path.with_suffix(".json").read_text())
     return load_tensors(path.with_suffix(".safetensors")), records
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """What one process and what two made of every case, {processes: folder}."""
-    folders = {}
-    for processes in (1, 2):
-        folders[processes] = tmp_path_factory.mktemp(f"ranks{processes}")
-        codes, said, _ = run(folders[processes], processes, *CASES)
-        assert not any(codes), said
-    return folders
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case != "loop"])
-def test_two_processes_learn_what_one_learns(trained, case):
-    one, records = results(trained[1], case)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_learns(two, tmp_path, case):
+    """What their models compute is compared, not every weight: where a gradient is zero (the bias
+    of an attention's keys), Adam makes whole steps out of its rounding.
+    """
+    module, records = getattr(ranks, case)(tmp_path)
+    expected = ranks.answers(module.eval())
+    untrained = ranks.answers(type(module)(module.config).eval())
+    assert (expected - untrained).abs().max() > 1e-3  # it has learned something
     for rank in (0, 1):
-        two, _ = results(trained[2], case, rank)
-        for name, value in one.items():
-            assert torch.allclose(two[name], value, rtol=0, atol=1e-5), (name, rank)
-    for a, b in zip(records, results(trained[2], case)[1], strict=True):
+        found, _ = results(two[0], case, rank)
+        assert torch.allclose(found["answers"], expected, rtol=0, atol=1e-5), rank
+    for a, b in zip(records, results(two[0], case)[1], strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {"seconds", "stage"}:
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
 
 
-def test_it_is_learning_and_not_standing_still(trained):
-    for case in CASES:
-        import ranks
-
-        before = {"world_model": ranks.tiny.world_model, "reward_model": ranks.tiny.reward_model}
-        start = before.get(case, ranks.tiny.policy)().state_dict()
-        after, _ = results(trained[1], case)
-        assert max(float((after[name] - start[name]).abs().max()) for name in start) > 1e-3, case
-
-
-def test_processes_that_sample_for_themselves_keep_one_policy(trained):
-    (first, records), (second, _) = (results(trained[2], "loop", rank) for rank in (0, 1))
+def test_processes_that_sample_for_themselves_keep_one_policy(two):
+    (first, records), (second, _) = (results(two[0], "loop", rank) for rank in (0, 1))
+    start = ranks.tiny.policy().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(record["rollouts"] >= 16 and record["kept"] <= 4 for record in records)
-    assert {record["step"] for record in records} == {1, 2, 3}
+    assert any(not torch.equal(first[name], start[name]) for name in first)
+    assert all(record["rollouts"] >= 16 and 1 <= record["kept"] <= 4 for record in records)
+    assert [record["step"] for record in records] == [1, 2, 3]
 
 
-def test_a_checkpoint_is_written_once_and_goes_on_with_another_number(trained, tmp_path):
-    names = sorted(path.name for path in (trained[2] / "fit").iterdir())
+def test_a_checkpoint_is_written_once_and_goes_on_with_another_number(two, tmp_path):
+    names = sorted(path.name for path in (two[0] / "fit").iterdir())
     assert names == ["progress.json", "state_20.safetensors"]
-    whole, _ = results(trained[1], "world_model")
-    for begin, end in ((2, 1), (1, 2)):
-        folder = tmp_path / f"{begin}{end}"
-        for processes, case in ((begin, "half_of_world_model"), (end, "world_model")):
-            codes, said, _ = run(folder, processes, case)
-            assert not any(codes), said
-        found, records = results(folder, "world_model")
-        assert [record["step"] for record in records] == [5, 10, 15, 20]
-        assert all(torch.allclose(found[name], whole[name], rtol=0, atol=1e-5) for name in whole)
+    whole = ranks.answers(world_model(tmp_path)[0])
+    from_one, _ = results(two[0], "other_half")
+    from_two, records = world_model(two[0] / "two")
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    for found in (from_one["answers"], ranks.answers(from_two)):
+        assert torch.allclose(found, whole, rtol=0, atol=1e-5)
 
 
-def test_when_one_process_dies_the_other_ends_with_one_sentence(tmp_path):
-    codes, said, seconds = run(tmp_path, 2, "dies")
-    assert codes == [1, 3] and seconds < 60
+def test_when_one_process_dies_the_other_ends_with_one_sentence(two):
+    _, codes, said, seconds = two
+    assert codes == [1, 3] and seconds < 120, said
     assert "waited in vain" in said[0] and "Traceback" not in said[0]
 
 
