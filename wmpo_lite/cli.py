@@ -97,6 +97,35 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Print parameters, memory, FLOP and time of every stage, counted without running it.
+
+    By default on the hardware that the preset is meant for; time is FLOP over cards, rate and
+    utilization, which are assumptions. Memory is that of one card that holds a whole model.
+    """
+
+    preset: str = "paper"  # paper, gpu or laptop
+    cards: int | None = None
+    tflops: float | None = None  # peak of one card, 10^12 FLOP a second
+    utilization: float | None = None  # share of the peak that is reached
+    micro_batch: int = 1  # examples that a card learns from at a time
+    horizon: int | None = None  # control steps of an episode
+    iterations: int | None = None  # of GRPO
+
+    def __call__(self):
+        from wmpo_lite.recipes import plan
+
+        sizes = plan.preset(self.preset)
+        asked = lambda *names: {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        sizes = dataclasses.replace(sizes, **asked("horizon", "iterations"))
+        hardware = dataclasses.replace(
+            plan.HARDWARE[self.preset], **asked("cards", "tflops", "utilization")
+        )
+        plan.check(hardware, self.micro_batch)
+        print(plan.describe(plan.stages(sizes), hardware, self.micro_batch))
+
+
+@dataclass(frozen=True)
 class Assets:
     """Train everything that is shipped in assets/ anew, into runs/assets, and copy it over."""
 
@@ -221,6 +250,7 @@ class Deploy(Settings):
 COMMANDS = {
     "demo": Demo,
     "config": Config,
+    "plan": Plan,
     "assets": Assets,
     "upper-bound": UpperBound,
     "doctor": Doctor,
