@@ -1,12 +1,11 @@
 """`wmpo-lite plan`: parameters, memory, FLOP and time of every stage, before anything is run.
 
-FLOP are counted, not guessed: each model is built of fake tensors, which have shapes and no memory,
-does what a stage does to one window, clip, frame or chunk, and PyTorch's counter adds up its matrix
-products and convolutions. The rest is multiplication. Left out: simulation, the
-trust panel and the baselines, reading and writing. Where an episode ends early or a group is
-dropped the work is less: `valid` and `kept` say so.
+Each model, of fake tensors that have shapes and no memory, does what a stage does to one window,
+clip, frame or chunk, and PyTorch's counter adds up its matrix products and convolutions. The rest
+is multiplication. Left out: simulation, trust panel, baselines, reading and writing.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -27,39 +26,36 @@ TEXT = "put the red cube on the plate"
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that the work of a run depends on. Steps are optimizer steps, each of `..._batch`."""
+    """All that the work of a run depends on; steps are optimizer steps. The defaults are the
+    paper's; horizon, steps, iterations and the smaller batches it does not state: assumed.
+    """
 
     autoencoder: AutoencoderConfig
     world_model: WorldModelConfig
     reward: RewardConfig
     policy: PolicyConfig
-    horizon: int  # control steps of an episode
-    rollout_budget: int  # P
-    autoencoder_steps: int  # 0: it comes trained
-    world_model_steps: int
-    clone_steps: int
-    align_steps: int
-    reward_steps: int
-    iterations: int
-    groups: int
-    group_size: int
-    epochs: int
-    evaluation_states: int
+    horizon: int = 256  # control steps of an episode
+    rollout_budget: int = 128  # P
+    autoencoder_steps: int = 0  # it comes trained
     autoencoder_batch: int = 48
-    world_model_batch: int = 64
+    world_model_steps: int = 20_000
+    world_model_batch: int = 128
+    clone_steps: int = 10_000
     clone_batch: int = 64
-    align_batch: int = 64
+    align_steps: int = 2_000
+    align_batch: int = 128
+    reward_steps: int = 2_000
     reward_batch: int = 48
     reward_stride: int = 1
-    reward_frozen: int = 0
-    freeze_vision: bool = True
+    reward_frozen: int = 0  # lower layers
+    iterations: int = 100
+    groups: int = 64
+    group_size: int = 8
+    epochs: int = 1
+    evaluation_states: int = 128
+    freeze_vision: bool = False
     kept: float = 1.0  # share of the groups that dynamic sampling keeps
     valid: float = 1.0  # share of an episode before its success
-
-    @property
-    def chunks(self) -> int:
-        """Times that the policy acts in an episode."""
-        return math.ceil(self.horizon / self.policy.chunk)
 
 
 # Fields that have the same names in a `Profile`.
@@ -69,45 +65,23 @@ SAME += ("iterations", "groups", "group_size", "evaluation_states", "freeze_visi
 
 @dataclass(frozen=True)
 class Hardware:
-    """cards; tflops: peak of one card, 10^12 FLOP a second; utilization: share of it that a run
-    reaches. Measure yours: these are assumptions.
-    """
+    """What a run is computed on. Measure yours: these are assumptions."""
 
     cards: int
-    tflops: float
-    utilization: float
+    tflops: float  # peak of one card, 10^12 FLOP a second
+    utilization: float  # share of it that a run reaches
 
 
 # The paper's 32 H100 (dense bf16), one A100 (single precision), two laptop cores.
-HARDWARE = {
-    "paper": Hardware(32, 989.0, 0.35),
-    "gpu": Hardware(1, 19.5, 0.3),
-    "laptop": Hardware(1, 0.2, 0.5),
-}
+HARDWARE = {"paper": Hardware(32, 989.0, 0.35), "gpu": Hardware(1, 19.5, 0.3)}
+HARDWARE["laptop"] = Hardware(1, 0.2, 0.5)
 ACTING = ("P rollouts", "imagination", "evaluation")  # stages in which nothing learns
 
 
 def preset(name: str) -> Sizes:
     """The sizes that a name stands for; UserError for another name."""
     if name == "paper":
-        return Sizes(  # horizon, steps and iterations are assumed: the paper does not state them
-            **paper_models(),
-            horizon=256,
-            rollout_budget=128,
-            autoencoder_steps=0,
-            world_model_steps=20_000,
-            clone_steps=10_000,
-            align_steps=2_000,
-            reward_steps=2_000,
-            iterations=100,
-            groups=64,
-            group_size=8,
-            epochs=1,
-            evaluation_states=128,
-            world_model_batch=128,
-            align_batch=128,
-            freeze_vision=False,
-        )
+        return Sizes(**paper_models())
     if name not in HARDWARE:
         raise UserError(f"--preset is '{name}'; expected one of {', '.join(HARDWARE)}")
     s, made, policy = PROFILES[name], PRETRAINING[name], PolicyConfig()
@@ -131,8 +105,7 @@ def preset(name: str) -> Sizes:
 def build(sizes: Sizes) -> dict:
     """The four models on the `meta` device, by name: nothing is allocated."""
     dims = sizes.policy.action_dim
-    names = tuple(f"a{i}" for i in range(dims))
-    statistics = ActionStatistics(names, (-1.0,) * dims, (1.0,) * dims)
+    statistics = ActionStatistics(("",) * dims, (-1.0,) * dims, (1.0,) * dims)
     with torch.device("meta"):
         return {
             "autoencoder": Autoencoder(sizes.autoencoder),
@@ -145,8 +118,7 @@ def build(sizes: Sizes) -> dict:
 def passes(sizes: Sizes, models: dict) -> dict:
     """What is done to one thing at a time: name -> (model, function that returns its output)."""
     a, w, r, p = models.values()
-    c, size = sizes.world_model, sizes.autoencoder.size
-    empty = torch.empty
+    c, size, empty = sizes.world_model, sizes.autoencoder.size, torch.empty
     latent = (1, c.latent_channels, c.latent_size, c.latent_size)
     clip = empty(1, sizes.reward.clip, sizes.reward.image, sizes.reward.image, 3)
     frame = empty(1, sizes.policy.image, sizes.policy.image, 3)
@@ -186,6 +158,7 @@ def count(forward, model, backward: bool) -> tuple[int, int, int]:
     return one_way, flops.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
 
 
+@functools.cache
 def unit_costs(sizes: Sizes) -> dict:
     """FLOP of every pass of `passes`, and of the same with its way back as '<name> + back';
     'memory <name>': bytes that one such pass keeps; 'parameters <model>', 'trained <model>'.
@@ -210,9 +183,10 @@ def unit_costs(sizes: Sizes) -> dict:
 def stages(sizes: Sizes) -> list[dict]:
     """One row a stage: parameters, those that learn, FLOP, bytes that an example keeps to learn."""
     s, u, w = sizes, unit_costs(sizes), sizes.world_model
+    chunks = math.ceil(s.horizon / s.policy.chunk)  # times that the policy acts in an episode
     trajectories, frames = s.iterations * s.groups * s.group_size, s.rollout_budget * s.horizon
     imagined = u["encode"] + s.valid * (
-        s.chunks * u["act"]
+        chunks * u["act"]
         + s.horizon * u["decode"]
         + s.horizon / w.frames * w.num_inference_steps * u["denoise"]
         + s.horizon / s.reward_stride * u["judge"]
@@ -224,13 +198,13 @@ def stages(sizes: Sizes) -> list[dict]:
         ("autoencoder", "decode", s.autoencoder_steps * (s.autoencoder_batch * auto + looks)),
         ("world model", "denoise", s.world_model_steps * s.world_model_batch * learn),
         ("cloning", "act", s.clone_steps * s.clone_batch * u["clone"]),
-        ("P rollouts", "act", s.rollout_budget * s.chunks * u["act"]),
+        ("P rollouts", "act", s.rollout_budget * chunks * u["act"]),
         ("alignment", "denoise", s.align_steps * s.align_batch * learn + frames * u["encode"]),
         # its clips are taken from frames as filmed, as reconstructed and as imagined
         ("reward", "judge", clips * u["judge + back"] + frames * (u["encode"] + u["decode"])),
         ("imagination", "denoise", trajectories * imagined),
-        ("updates", "act", updates * s.chunks * u["update"]),
-        ("evaluation", "act", s.evaluation_states * s.chunks * u["act"]),
+        ("updates", "act", updates * chunks * u["update"]),
+        ("evaluation", "act", s.evaluation_states * chunks * u["act"]),
     )
     model = {"decode": "autoencoder", "denoise": "world model", "judge": "reward model"}
     found = []
@@ -243,8 +217,8 @@ def stages(sizes: Sizes) -> list[dict]:
 
 
 def memory(row: dict, micro_batch: int) -> int:
-    """Bytes on one card, in single precision: weights, and for what learns gradient, two moments,
-    an average and what `micro_batch` examples keep for their way back.
+    """Bytes on one card, in single precision: weights; for what learns gradients, two moments, an
+    average, and what `micro_batch` examples keep for their way back.
     """
     return 4 * row["parameters"] + 16 * row["trained"] + micro_batch * row["example_bytes"]
 
