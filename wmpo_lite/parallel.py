@@ -1,5 +1,9 @@
-"""Several processes that train one model, started by `accelerate launch` or `torchrun`: gloo on
-CPUs, nccl on GPUs.
+"""Several processes that train one model: gloo on CPUs, nccl on GPUs.
+
+    torchrun --nproc-per-node 2 script.py        accelerate launch --num_processes 8 script.py
+
+The script calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs it takes
+`torchrun`: there `accelerate launch` starts one process, whatever it is asked for.
 
 Every process draws the random numbers of the whole batch and computes its own rows of it, and
 gradients are summed. So they learn what one process learns from the same batch, up to rounding,
