@@ -77,8 +77,9 @@ reliability: check $(STAMP)  ## kinds of trouble, 1,400 damaged inputs, 20 kills
 endurance: check $(STAMP)  ## 2,000 arm episodes and 200 GRPO iterations in one process: memory, files, threads
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability endurance $(ARGS)
 
-bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net
+bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net; cost as work grows, two processes
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
+	$(TEST_ENV) $(BIN)/python tests/bench/bench_scale.py
 
 # Not part of the tests: it downloads what it tries, some of it several hundred MB.
 findings:  ## what other packages really do, tried anew (ARGS="flush_denormal" for one)

@@ -13,6 +13,7 @@ import tyro
 
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.machine import choose_device, processes
 from wmpo_lite.recipes.profiles import Profile
 
 # Every number of a profile is a flag, too; None leaves it as the profile has it.
@@ -51,6 +52,7 @@ class Demo:
     """try the policy in the simulator as it learns: outside the budget, nothing is chosen by it"""
     evaluation_states: int | None = None
     """held-out initial states of the last stage; by default the profile's number"""
+    device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
     settings: Numbers = Overrides()
 
     def __call__(self):
@@ -70,14 +72,14 @@ class Demo:
             assets=str(assets),
             changes=changes,
         )
-        run.settings(), get_task(self.task)
+        run.settings(), get_task(self.task), choose_device(self.device)
         folder = run_folder(
             self.name
             or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"
         )
         if self.from_scratch:
-            train_assets(assets, self.seed, self.profile)
-        main_job(run, folder)
+            train_assets(assets, self.seed, self.profile, self.device)
+        main_job(run, folder, self.device)
 
 
 @dataclass(frozen=True)
@@ -95,30 +97,61 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Print parameters, memory, FLOP and time of every stage, counted without running it.
+
+    By default on the hardware that the preset is meant for; time is FLOP over cards, rate and
+    utilization, which are assumptions. Memory is that of one card that holds a whole model.
+    """
+
+    preset: str = "paper"  # paper, gpu or laptop
+    cards: int | None = None
+    tflops: float | None = None  # peak of one card, 10^12 FLOP a second
+    utilization: float | None = None  # share of the peak that is reached
+    micro_batch: int = 1  # examples that a card learns from at a time
+    horizon: int | None = None  # control steps of an episode
+    iterations: int | None = None  # of GRPO
+
+    def __call__(self):
+        from wmpo_lite.recipes import plan
+
+        sizes = plan.preset(self.preset)
+        asked = lambda *names: {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        sizes = dataclasses.replace(sizes, **asked("horizon", "iterations"))
+        hardware = dataclasses.replace(
+            plan.HARDWARE[self.preset], **asked("cards", "tflops", "utilization")
+        )
+        plan.check(hardware, self.micro_batch)
+        print(plan.describe(plan.stages(sizes), hardware, self.micro_batch))
+
+
+@dataclass(frozen=True)
 class Assets:
     """Train everything that is shipped in assets/ anew, into runs/assets, and copy it over."""
 
     seed: int = 0
     profile: str = "laptop"
+    device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
         from wmpo_lite.recipes.pretrain import install_assets
         from wmpo_lite.recipes.workspace import ASSETS
 
-        train_assets(Path("runs") / "assets", self.seed, self.profile)
+        train_assets(Path("runs") / "assets", self.seed, self.profile, self.device)
         install_assets(Path("runs") / "assets", ASSETS)
 
 
-def train_assets(folder: Path, seed: int, profile: str):
+def train_assets(folder: Path, seed: int, profile: str, device: str):
     """`make_assets`, by one process at a time."""
     from wmpo_lite.owner import Owner
     from wmpo_lite.recipes.pretrain import PRETRAINING, make_assets
 
     require_between("--seed", seed, 0, LARGEST_SEED)
+    choose_device(device)
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
     with Owner(folder):
-        make_assets(folder, seed=seed, profile=profile)
+        make_assets(folder, seed=seed, profile=profile, device=device)
 
 
 @dataclass(frozen=True)
@@ -132,6 +165,7 @@ class UpperBound:
     seed: int = 0
     iterations: int = 40
     name: str = ""  # folder under runs/
+    device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
         from wmpo_lite.envs.tasks import folder_name
@@ -142,6 +176,7 @@ class UpperBound:
             Run(task=self.task, seed=self.seed),
             run_folder(self.name or f"{folder_name(self.task)}-upper-s{self.seed}"),
             self.iterations,
+            self.device,
         )
 
 
@@ -293,6 +328,7 @@ class Grade:
 COMMANDS = {
     "demo": Demo,
     "config": Config,
+    "plan": Plan,
     "assets": Assets,
     "upper-bound": UpperBound,
     "doctor": Doctor,
@@ -315,6 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
     try:
         try:
+            require_one_process()
             tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="wmpo-lite")()
         finally:
             if sys.stdout is not None:
@@ -329,6 +366,16 @@ def main(arguments: list[str] | None = None) -> None:
         _end(1, explain(error))
     except KeyboardInterrupt:
         _end(130, "stopped; run the same command again to go on")
+
+
+def require_one_process() -> None:
+    """UserError where several processes were started: each would do, and write, the same."""
+    if processes() > 1:
+        raise UserError(
+            f"the command line runs as one process and {processes()} were started; start it"
+            " without a launcher, or call `fit` and `optimize` from a script of your own, which"
+            " share their work out (wmpo_lite/parallel.py)"
+        )
 
 
 def _end(status: int, said=None):

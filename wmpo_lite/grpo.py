@@ -9,11 +9,14 @@ of them did the same teaches nothing.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
+from wmpo_lite import parallel
 from wmpo_lite.batch import (  # noqa: F401
     RolloutBatch,
     batch_from_trajectories,
@@ -328,12 +331,13 @@ def loss_count(mask: torch.Tensor, ratio: str, aggregation: str) -> int:
 def update(
     policy,
     optimizer: torch.optim.Optimizer,
-    batch: RolloutBatch,
+    batch: RolloutBatch | None,
     config: GRPOConfig,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:
     """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by
-    `generator` (CPU).
+    `generator` (CPU). On several processes each gives the groups that it has, None for none: they
+    take the steps, and return the logs, of one process that has them all, one after the other.
 
     policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs,
     entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of what
@@ -343,34 +347,26 @@ def update(
     another size, log-probs that were not recorded or are not those of this policy at this
     temperature, a loss or gradient that is not finite (that step is not taken).
     """
-    table, positions = group_rewards(batch.rewards, batch.groups)
-    if (
-        table.shape[1] != config.group_size
-    ):  # such as two rounds of sampling that number their groups alike
-        raise UserError(
-            f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is"
-            f" {config.group_size}: give each group its own number."
-        )
-    require_signal(group_stats(table, "drop"))
-    mask = batch.mask
-    if not torch.isfinite(batch.log_probs[mask]).all():
-        raise UserError(
-            "Some trajectories lack the log-probs of the policy that sampled them: record rollouts"
-            " with their log-probs for GRPO."
-        )
-    advantages = torch.empty(len(batch.rewards))
-    advantages[positions] = group_advantages(table, config.std).float()
-    device = optimizer.param_groups[0]["params"][0].device
+    advantages = torch.zeros(0) if batch is None else trajectory_advantages(batch, config)
+    own = len(advantages)
+    mask = None if batch is None else batch.mask
+    *before, total = np.cumsum([0, *parallel.collect(own)]).tolist()
+    if not total:
+        require_signal(GroupStats(0, 0, 0))
+    first = before[parallel.rank()]  # this process's first trajectory among all
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
     sums, counts, steps = {}, {}, 0
     with evaluating(policy):
         for _ in range(config.epochs):
             for minibatch in minibatches(
-                torch.randperm(len(advantages), generator=generator), config.minibatch
+                torch.randperm(total, generator=generator), config.minibatch
             ):
                 optimizer.zero_grad(set_to_none=True)
                 whole = max(1, loss_count(mask[minibatch], config.ratio, config.loss_aggregation))
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
-                for index in minibatch.split(config.micro_batch or len(minibatch)):
+                mine = minibatch[(minibatch >= first) & (minibatch < first + own)] - first
+                for index in mine.split(config.micro_batch or len(mine)) if len(mine) else ():
                     valid, old = mask[index].to(device), batch.log_probs[index].to(device)
                     new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
                     loss, parts = policy_loss(
@@ -409,15 +405,52 @@ def update(
                             sums[name] = EXTREMES[name](sums.get(name, value), value)
                         else:
                             _add(sums, counts, name, value, weights.get(name, tokens))
+                parallel.add_gradients(parameters)
                 if steps == 0:
-                    check_on_policy(policy, surprise[0] / max(1, surprise[1]), config.temperature)
+                    gap, tokens = (sum(part) for part in zip(*parallel.collect(surprise)))
+                    check_on_policy(policy, gap / max(1, tokens), config.temperature)
                 norm = optimizer_step(optimizer, config.grad_clip, f"GRPO update {steps}")
                 _add(sums, counts, "grad_norm", norm, 1)
                 steps += 1
+    sums, counts = _join(parallel.collect((sums, counts)))
     return {
         name: value if name in EXTREMES else value / max(1, counts[name])
         for name, value in sums.items()
     }
+
+
+def trajectory_advantages(batch: RolloutBatch, config: GRPOConfig) -> torch.Tensor:
+    """Advantages (N,) of a batch of whole groups; UserErrors of `update` for what cannot be learnt
+    from.
+    """
+    table, positions = group_rewards(batch.rewards, batch.groups)
+    if (
+        table.shape[1] != config.group_size
+    ):  # such as two rounds of sampling that number their groups alike
+        raise UserError(
+            f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is"
+            f" {config.group_size}: give each group its own number."
+        )
+    require_signal(group_stats(table, "drop"))
+    if not torch.isfinite(batch.log_probs[batch.mask]).all():
+        raise UserError(
+            "Some trajectories lack the log-probs of the policy that sampled them: record rollouts"
+            " with their log-probs for GRPO."
+        )
+    advantages = torch.empty(len(batch.rewards))
+    advantages[positions] = group_advantages(table, config.std).float()
+    return advantages
+
+
+def _join(parts: list[tuple[dict, dict]]) -> tuple[dict, dict]:
+    """Sums and counts of all processes as one."""
+    (sums, counts), *others = parts
+    for more, number in others:
+        for name, value in more.items():
+            join = EXTREMES.get(name, operator.add)
+            sums[name] = join(sums[name], value) if name in sums else value
+            counts[name] = counts.get(name, 0) + number.get(name, 0)
+    return sums, counts
 
 
 def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:

@@ -3,6 +3,34 @@
 import os
 from pathlib import Path
 
+from wmpo_lite.errors import UserError
+
+DEVICES = ("cuda", "mps", "cpu")  # in the order in which `auto` looks for them
+
+
+def choose_device(name: str = "auto"):
+    """The `torch.device` that a setting names: cuda, mps, cpu, or auto for the first of them that
+    this machine has. UserError for another name and for a device that is not here.
+    """
+    import torch
+
+    if name not in ("auto", *DEVICES):
+        raise UserError(f"--device is '{name}'; expected one of auto, {', '.join(DEVICES)}")
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in DEVICES if here.get(kind, True))
+    if not here.get(name, True):
+        raise UserError(
+            f"--device is '{name}', and PyTorch {torch.__version__} finds no such device on this"
+            " machine; install a build of PyTorch for it, or choose auto or cpu"
+        )
+    return torch.device(name)
+
+
+def processes() -> int:
+    """How many processes this program was started as, by `accelerate launch` or `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
 
 def cores(root: Path = Path("/")) -> int:
     """Processor cores that this process may use: fewer than the machine has where it is pinned to

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from wmpo_lite import parallel
 from wmpo_lite.checkpoint import digest
 from wmpo_lite.errors import UserError
 from wmpo_lite.world_model import State
@@ -108,6 +109,7 @@ class Pool:
     def __init__(self, episodes: Episodes, model, windows: WindowConfig):
         c = model.config
         self.episodes, self.model, self.windows = episodes, model, windows
+        self.device = model.device
         weight = episodes.weights(windows, c.frames)
         if not weight.any():
             raise UserError(
@@ -117,10 +119,15 @@ class Pool:
         self.cumulative, self.steps = np.cumsum(weight), weight.shape[1]
         self.starts = np.flatnonzero(weight[:, 0])
         n = windows.batch
-        state = episodes.state(np.zeros(n, int), np.zeros(n, int), c.context)
+        state = self.recorded(np.zeros(n, int), np.zeros(n, int))
         numbers = {name: torch.zeros(n, dtype=torch.long) for name in ("episode", "frame", "left")}
         numbers["left"] -= 1  # every slot begins anew
         self.tensors = numbers | dict(zip(State._fields, state))
+
+    def recorded(self, episode, frame) -> State:
+        """The recorded state at `frame` (B,) of `episode` (B,), where the model is."""
+        state = self.episodes.state(episode, frame, self.model.config.context)
+        return State(*(part.to(self.device) for part in state))
 
     def origin(self) -> dict:
         """What the losses depend on besides the model, for `fit`'s made_from."""
@@ -141,23 +148,26 @@ class Pool:
             self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0)
         )
         rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
+        if not len(rows):
+            return
         where = np.searchsorted(self.cumulative, draws[rows], side="right")
         episode = np.where(begins[rows], self.starts[firsts[rows]], where // self.steps)
         frame = np.where(begins[rows], 0, where % self.steps)
         index = torch.from_numpy(rows)
-        fresh = self.episodes.state(episode, frame, c.context)
+        fresh = self.recorded(episode, frame)
         for name, value in zip(State._fields, fresh):
             t[name][index] = value
         t["episode"][index], t["frame"][index] = torch.from_numpy(episode), torch.from_numpy(frame)
         t["left"][index] = torch.from_numpy((far[rows] * (most + 1)).astype(int))
 
     def loss(self, generator, rng, step):
-        """The `loss_fn` for `fit`: one pass of every slot."""
+        """The `loss_fn` for `fit`: one pass of every slot, or of this process's share of them."""
         t, c, w = self.tensors, self.model.config, self.windows
         self.refill(rng, step)
         state = State(*(t[name] for name in State._fields))
-        target, actions = self.episodes.future(t["episode"], t["frame"], c.frames)
-        newest = self.episodes.at(t["episode"], t["frame"])
+        future = self.episodes.future(t["episode"], t["frame"], c.frames)
+        target, actions = (part.to(self.device) for part in future)
+        newest = self.episodes.at(t["episode"], t["frame"]).to(self.device)
         previous = torch.cat([newest[:, None], target[:, :-1]], dim=1)
         rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)
         weight = (
@@ -165,15 +175,17 @@ class Pool:
             + w.motion * rms(target - previous)
             + w.change * rms(target - state.reference[:, None])
         )
-        level = w.noise * torch.rand(w.batch, generator=generator)
+        level = (w.noise * torch.rand(w.batch, generator=generator)).to(self.device)
+        own = parallel.rows(w.batch)
         loss, x0, times = self.model.loss(
-            state, actions, target, generator, level=level, pure=w.pure, weight=weight
+            state, actions, target, generator, level=level, pure=w.pure, weight=weight, rows=own
         )
-        after = state.append(x0, actions)
+        after = state.rows(own).append(x0, actions[own])
         for name, value in zip(State._fields, after):
-            t[name] = value
+            t[name] = torch.cat([t[name][: own.start], value, t[name][own.stop :]])
         t["frame"] += c.frames
         t["left"] -= 1
-        pure = times == 1
-        error = (x0 - target).square().mean(dim=(1, 2, 3, 4))
-        return loss, {"mse": float(error[pure].mean()) if pure.any() else 0.0}
+        pure = times == 1  # (B,)
+        error = (x0 - target[own]).square().mean(dim=(1, 2, 3, 4))
+        mse = float(error[pure[own]].sum() / pure.sum()) if pure.any() else 0.0
+        return loss * parallel.share(w.batch), {"mse": mse}

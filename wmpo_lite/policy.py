@@ -499,13 +499,13 @@ def load_language(folder) -> tuple:
         ) from error
 
 
-def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None):
+def cloning_loss(policy: Policy, frames, instructions, actions, mask=None, seen=None, count=None):
     """Behavior cloning: mean cross-entropy of the demonstrated chunk's tokens. actions (B, K, D);
-    mask (B, K) marks steps that count.
+    mask (B, K) marks steps that count; count: their number where these rows are a share of a batch.
     """
     log_p, _ = policy.log_probs(frames, instructions, policy.tokenize(actions), seen=seen)
-    mask = log_p.new_ones(log_p.shape[:2]) if mask is None else mask
-    loss = -(log_p.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
+    mask = log_p.new_ones(log_p.shape[:2]) if mask is None else mask.to(log_p.device)
+    loss = -(log_p.mean(-1) * mask).sum() / (mask.sum().clamp(min=1) if count is None else count)
     return loss, {}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, parallel
 from wmpo_lite.errors import UserError
 from wmpo_lite.policy import build_tokenizer, check_count, word_ids
 
@@ -98,6 +98,7 @@ class RewardModel(nn.Module):
                 f"the reward model reads clips of {c.clip} frames of {c.image}x{c.image} RGB, got"
                 f" {tuple(clips.shape[1:])}; render at that size or fit another reward model"
             )
+        clips = clips.to(self.threshold.device)
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
         question = self.words(self._words(instructions, seen.device))  # (B, width)
@@ -335,9 +336,13 @@ def reward_loss(model: RewardModel, episodes: dict, half: int = 16, smooth: floa
         mirrored = torch.from_numpy(rng.random(len(clips)) < 0.5).view(-1, 1, 1, 1, 1)
         clips = shifted(torch.where(mirrored, clips.flip(3), clips).float(), rng)
         brightness = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) * 0.1 + 0.95
-        logits = model((clips * brightness).clamp(0, 255), texts)
+        own = parallel.rows(len(clips))
+        logits = model((clips * brightness).clamp(0, 255)[own], texts[own])
+        labels = labels[own].to(logits.device)
         loss = F.binary_cross_entropy_with_logits(logits, labels * (1 - 2 * smooth) + smooth)
-        return loss, {"accuracy": float(((logits > 0) == (labels > 0.5)).float().mean())}
+        part = parallel.share(len(clips))
+        right = float(((logits > 0) == (labels > 0.5)).float().mean())
+        return loss * part, {"accuracy": right * part}
 
     return loss_fn
 
@@ -359,7 +364,8 @@ def fit_threshold(
     """Set the model's threshold by F1 on held-out rollouts (paper) and return (threshold, F1); see
     `best_probability`.
     """
-    threshold, f1 = best_probability(model.score(frames, instructions).numpy(), success, resamples)
+    scores = model.score(frames, instructions)
+    threshold, f1 = best_probability(scores.cpu().numpy(), success, resamples)
     model.threshold.fill_(threshold)
     return threshold, f1
 

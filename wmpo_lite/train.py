@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, parallel
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import append, make_folder
 from wmpo_lite.machine import cores
@@ -82,6 +82,7 @@ def fit(
     on_log: Callable | None = None,
     extra: dict | None = None,
     made_from: dict | None = None,
+    shared: bool = False,
 ) -> list[dict]:
     """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
     leaves the averaged weights in it.
@@ -90,10 +91,17 @@ def fit(
     continued, if it began with the same weights, settings and seed. extra: tensors by name that
     `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from:
     what else the result depends on, as plain values by name (see `checkpoint.digest` for data).
+    shared: on several processes `loss_fn` computes this one's `parallel.rows` of the batch, losses
+    and logs add up to those of the batch, and `extra` is kept by rows; the first one writes.
     Returns the logged records: means since the one before, and `ema_decay`, the decay that acts at
     that step. Raises UserError when the loss is not finite, and when the folder
     holds a training that was made from something else.
     """
+    if parallel.count() > 1 and not shared:
+        raise UserError(
+            f"the training of '{name}' does not run on several processes; start it with one"
+        )
+    parallel.same_weights(module)
     trained = trainable(module)
     parameters = list(trained.values())
     optimizer = torch.optim.AdamW(
@@ -115,13 +123,15 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         loss, logs = loss_fn(*generators(seed, step), step)
-        if not torch.isfinite(loss):
+        total, logs = whole(loss, logs)
+        if not math.isfinite(total):
             raise UserError(
-                f"the loss of '{name}' became {loss.item()} at step {step}; lower its learning rate"
+                f"the loss of '{name}' became {total} at step {step}; lower its learning rate"
                 f" ({config.lr:g}) and start again"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.add_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         if not torch.isfinite(norm):
             raise UserError(
@@ -135,7 +145,7 @@ def fit(
                 [p.detach() for p in parameters],
                 1 - ema_decay(step, config.ema),
             )
-        for key, value in {"loss": float(loss.detach()), **logs}.items():
+        for key, value in {"loss": total, **logs}.items():
             sums[key] = sums.get(key, 0.0) + value
         count += 1
         if (step + 1) % log_every == 0 or step + 1 == config.steps:
@@ -149,7 +159,7 @@ def fit(
                 }
             )
             clock, sums, count = time.monotonic(), {}, 0
-            if on_log:
+            if on_log and not parallel.rank():
                 on_log(records[-1])
         if folder is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             save_progress(folder, step + 1, module, optimizer, average, records, made, extra)
@@ -159,6 +169,15 @@ def fit(
                 parameter.copy_(average[key])
     module.eval()
     return records
+
+
+def whole(loss: torch.Tensor, logs: dict) -> tuple[float, dict]:
+    """Loss and logs of the whole batch, to which every process adds its part."""
+    if parallel.count() == 1:
+        return float(loss.detach()), logs
+    parts = torch.tensor([float(loss.detach()), *logs.values()], dtype=torch.float64)
+    total, *others = parallel.add(parts).tolist()
+    return total, dict(zip(logs, others))
 
 
 def trainable(module) -> dict:
@@ -218,7 +237,7 @@ def check_origin(folder, found: dict | None, made: dict):
 
 def save_progress(folder, step, module, optimizer, average, records, made, extra=None):
     """Write a checkpoint: the optimizer's state and the average (dict or None) by name of the
-    parameter, and `made`, the `origin` of the training.
+    parameter, and `made`, the `origin` of the training. Of several processes the first one writes.
     """
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     for name, parameter in trainable(module).items():
@@ -227,7 +246,9 @@ def save_progress(folder, step, module, optimizer, average, records, made, extra
                 value if torch.is_tensor(value) else torch.tensor(value)
             )
     tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
-    tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
+    tensors |= {f"extra.{key}": value for key, value in parallel.merge_rows(extra or {}).items()}
+    if parallel.rank():
+        return parallel.wait()
     # The new tensors are complete on disk before progress.json names them, so no kill can pair one
     # step's weights with another's count.
     name = f"state_{step}.safetensors"
@@ -239,6 +260,7 @@ def save_progress(folder, step, module, optimizer, average, records, made, extra
     for old in Path(folder).glob("state_*.safetensors"):
         if old.name != name:
             old.unlink()
+    parallel.wait()
 
 
 def load_progress(folder, module, optimizer, average, made, extra=None):
@@ -298,7 +320,7 @@ def load_progress(folder, module, optimizer, average, made, extra=None):
         if average is not None:
             average[name].copy_(tensors[f"average.{name}"])
     for key in extra or {}:
-        extra[key] = tensors[f"extra.{key}"].clone()
+        extra[key] = tensors[f"extra.{key}"].clone().to(extra[key].device)
     return progress["step"], progress["records"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint, grpo
+from wmpo_lite import checkpoint, grpo, parallel
 from wmpo_lite.errors import UserError
 from wmpo_lite.progress import progress
 from wmpo_lite.rollout import rollout
@@ -47,7 +47,12 @@ def optimize(
     made_from: what else the result depends on (the world model), as plain values by name.
     tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is
     spent all the same); otherwise UserError.
+
+    Several processes share out the groups of an iteration, each a whole one, and keep the policy
+    alike; the first one writes and logs.
     """
+    parallel.require_work(config.groups, "groups")
+    parallel.same_weights(policy)
     if len(states) < 1:
         raise UserError(
             f"stage '{stage}' has no initial states to start from; record rollouts first"
@@ -80,31 +85,21 @@ def optimize(
             group["lr"] = config.lr * min(
                 1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1)
             )
-        kept, all_rewards, stats = [], [], None
+        kept, all_rewards, stats = [], [], grpo.GroupStats(0, 0, 0)
         for attempt in range(1 + refill):
-            missing = config.groups - len(kept) // config.group_size
+            missing = config.groups - stats.kept
             if missing <= 0:
                 break
-            chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
-            env = make_env(int(rng.integers(2**31)))
-            numbers = (
-                np.repeat(np.arange(missing), config.group_size) + config.groups * attempt
-            )  # unique in the iteration
-            batch = rollout(
-                policy,
-                env,
-                states[chosen].repeat(config.group_size),
-                horizon=horizon,
-                temperature=config.temperature,
-                seed=int(rng.integers(2**31)),
-                groups=numbers,
-                every_frame=False,
-                batch=256,
+            batch = _sample(policy, make_env, states, config, rng, missing, attempt, horizon)
+            good, found = (
+                grpo.filter_groups(batch, config.dynamic_sampling)
+                if batch
+                else ([], grpo.GroupStats(0, 0, 0))
             )
-            good, found = grpo.filter_groups(batch, config.dynamic_sampling)
             kept += good
-            all_rewards += [t.success for t in batch]
-            stats = found if stats is None else _add(stats, found)
+            for rewards, counts in parallel.collect(([t.success for t in batch], found)):
+                all_rewards += rewards
+                stats = _add(stats, counts)
         record = {
             "stage": stage,
             "step": iteration + 1,
@@ -115,9 +110,9 @@ def optimize(
             "all_failure": stats.all_failure,
             "out_of_range": stats.out_of_range,
         }
-        if kept:
-            data = grpo.batch_from_trajectories(kept)
-            record["valid_fraction"] = float(data.mask.float().mean())
+        if stats.kept:
+            data = grpo.batch_from_trajectories(kept) if kept else None
+            record["valid_fraction"] = _valid_fraction(data)
             record |= grpo.update(
                 policy,
                 optimizer,
@@ -130,7 +125,7 @@ def optimize(
         record["seconds"] = round(time.monotonic() - clock, 2)
         records.append(record)
         bar.set_postfix(success=f"{record['success']:.2f}", kept=stats.kept)
-        if on_log:
+        if on_log and not parallel.rank():
             on_log(record)
         if folder is not None and (
             (iteration + 1) % save_every == 0 or iteration + 1 == iterations
@@ -138,6 +133,37 @@ def optimize(
             save_progress(folder, iteration + 1, policy, optimizer, None, records, made)
     policy.eval()
     return records
+
+
+def _sample(policy, make_env, states, config, rng, missing: int, attempt: int, horizon: int):
+    """This process's share of `missing` new groups, sampled: a list of trajectories."""
+    chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
+    env_seed, seed = (parallel.own_seed(int(rng.integers(2**31))) for _ in range(2))
+    # unique in the iteration
+    numbers = np.arange(missing)[parallel.rows(missing)] + config.groups * attempt
+    chosen = chosen[parallel.rows(missing)]
+    if not len(chosen):
+        return []
+    return rollout(
+        policy,
+        make_env(env_seed),
+        states[chosen].repeat(config.group_size),
+        horizon=horizon,
+        temperature=config.temperature,
+        seed=seed,
+        groups=np.repeat(numbers, config.group_size),
+        every_frame=False,
+        batch=256,
+    )
+
+
+def _valid_fraction(data: grpo.RolloutBatch | None) -> float:
+    """Share of the tokens of all processes' trajectories that the loss sees."""
+    own = (0.0, 0) if data is None else (float(data.mask.float().mean()), data.mask.numel())
+    parts = [part for part in parallel.collect(own) if part[1]]
+    if len(parts) == 1:
+        return parts[0][0]
+    return sum(mean * n for mean, n in parts) / sum(n for _, n in parts)
 
 
 def _add(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:

@@ -55,6 +55,11 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config, self.denoiser = config, build_denoiser(config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
     def init_state(self, first: torch.Tensor) -> State:
         """Imagination starts from one recorded frame's latent (B, C, h, w), repeated as context."""
         c = self.config
@@ -120,20 +125,32 @@ class WorldModel(nn.Module):
         return torch.cat(frames, dim=1), state
 
     def loss(
-        self, state: State, actions, target, generator, *, level=0.0, pure: float = 0.5, weight=None
+        self,
+        state: State,
+        actions,
+        target,
+        generator,
+        *,
+        level=0.0,
+        pure: float = 0.5,
+        weight=None,
+        rows: slice = slice(None),
     ):
         """Rectified-flow loss of k next frames `target` (B, k, C, h, w) after `actions` (B, k, D).
 
-        level: (B,), noise on the context. Returns the loss and the predicted clean frames
-        (detached).
+        level: (B,), noise on the context. rows: compute these of the B only, with the random
+        numbers that they have among all. Returns their loss, their predicted clean frames
+        (detached) and the times (B,) of all.
         """
         t = draw_times(
             len(target), generator, shift=self.config.shift, pure=pure, device=target.device
         )
         noise = torch.randn(target.shape, generator=generator).to(target)
-        context = self.context(state, level, generator)
-        x0 = self.denoiser.predict_x0(interpolate(target, noise, t), t, context, actions)
-        return flow_loss(x0, target, t, weight=weight), x0.detach(), t
+        context = Context(*(part[rows] for part in self.context(state, level, generator)))
+        weight = None if weight is None else weight.expand(target.shape)[rows]
+        target, noise, now = target[rows], noise[rows], t[rows]
+        x0 = self.denoiser.predict_x0(interpolate(target, noise, now), now, context, actions[rows])
+        return flow_loss(x0, target, now, weight=weight), x0.detach(), t
 
     def save(self, folder, provenance=None):
         """Write config, weights and provenance to `folder`."""

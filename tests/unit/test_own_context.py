@@ -26,11 +26,13 @@ def numbered(count=3, steps=12, last=None):
 class Dreamer:
     """In place of a world model: keeps what it is given and predicts -1 everywhere."""
 
+    device = torch.device("cpu")
+
     def __init__(self, **changes):
         self.config = SimpleNamespace(context=C, frames=K, **changes)
         self.calls = []
 
-    def loss(self, state, actions, target, generator, *, level, pure, weight):
+    def loss(self, state, actions, target, generator, *, level, pure, weight, rows):
         state = State(
             *(part.clone() for part in state)
         )  # a pool writes new windows into its tensors

@@ -98,8 +98,10 @@ def mark_by_reward(model, frames: np.ndarray, instruction: str) -> int:
     """
     import torch
 
-    scores = model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[
-        0
-    ].numpy()
+    scores = (
+        model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[0]
+        .cpu()
+        .numpy()
+    )
     over = np.flatnonzero(scores >= float(model.threshold))
     return int(over[0]) + model.config.clip - 1 if len(over) else 0

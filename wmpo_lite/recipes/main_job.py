@@ -96,11 +96,10 @@ def align_world_model(w: Workspace) -> dict:
 
     from wmpo_lite.own_context import Pool, WindowConfig
     from wmpo_lite.train import FitConfig, fit
-    from wmpo_lite.world_model import WorldModel
 
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
-    model = WorldModel.load(w.shared / "world_model").to(memory_format=torch.channels_last)
+    model = w.pretrained_world_model().to(memory_format=torch.channels_last)
     shown, windows = (
         w.rollouts() + demonstrations(w),
         WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
@@ -118,6 +117,7 @@ def align_world_model(w: Workspace) -> dict:
         log_every=20,
         on_log=w.log,
         extra=pool.tensors,
+        shared=True,
         made_from={
             **recordings(shown),
             "autoencoder": checkpoint.fingerprint(w.autoencoder()),
@@ -201,7 +201,7 @@ def fit_reward(w: Workspace) -> dict:
     s, trajectories = w.settings, w.rollouts()
     fitted, held = split_rollouts([t.success for t in trajectories], w.run.seed)
     torch.manual_seed(w.run.seed)
-    model = RewardModel.from_tower(w.base())
+    model = RewardModel.from_tower(w.base()).to(w.device)
     model.freeze_lower(s.reward_frozen)
     seen = [trajectories[i] for i in fitted] + demonstrations(w)
     real, env = (
@@ -228,6 +228,7 @@ def fit_reward(w: Workspace) -> dict:
         folder=w.folder / "fit_reward",
         log_every=20,
         on_log=w.log,
+        shared=True,
         made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
     )
     chosen_on = [trajectories[i] for i in held]
@@ -393,14 +394,11 @@ def train_offline(w: Workspace) -> dict:
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
     from wmpo_lite.evaluate import paired_comparison, successful_lengths, trajectory_length_ratio
-    from wmpo_lite.policies import load_policy
 
     n = w.settings.evaluation_states
     states = w.states("evaluation", n, w.settings.evaluation_from)
     policies, trajectories = {"base": w.base()}, {}
-    policies |= {
-        name: load_policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")
-    }
+    policies |= {name: w.policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
     table = {}
     for name, policy in policies.items():
         trajectories[name] = greedy(w, policy, states, desc=f"evaluate {name}")
@@ -534,11 +532,11 @@ def seen(w: Workspace) -> dict:
     }
 
 
-def main_job(run: Run, folder: Path) -> dict:
+def main_job(run: Run, folder: Path, device: str = "auto") -> dict:
     """All stages in order; returns the record and leaves report.html. Killed and started again it
     goes on where it was.
     """
-    with closing(Workspace(run, folder)) as w:
+    with closing(Workspace(run, folder, device)) as w:
         return _main_job(w)
 
 

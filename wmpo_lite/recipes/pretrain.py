@@ -26,6 +26,7 @@ from wmpo_lite.autoencoder import (
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import read_arrays
+from wmpo_lite.machine import choose_device
 from wmpo_lite.origin import claim, require_same
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policy import Policy
@@ -117,7 +118,9 @@ PRETRAINING = {
 }
 
 
-def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path:
+def make_assets(
+    folder: Path, *, seed: int = 0, profile: str = "laptop", device: str = "auto"
+) -> Path:
     """Train all that is shipped into `folder`. Killed and started again it goes on where it was.
 
     UserError where the folder holds what was made with another seed, other settings or other
@@ -126,10 +129,10 @@ def make_assets(folder: Path, *, seed: int = 0, profile: str = "laptop") -> Path
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
     set_threads()
-    folder, config = Path(folder), PRETRAINING[profile]
+    folder, config, device = Path(folder), PRETRAINING[profile], choose_device(device)
     for task in config.policies:
-        make_policy(task, folder, config.policies[task], seed=seed)
-    make_shared(folder, config, seed=seed)
+        make_policy(task, folder, config.policies[task], seed=seed, device=device)
+    make_shared(folder, config, seed=seed, device=device)
     return folder
 
 
@@ -167,7 +170,7 @@ def _part(config: PretrainConfig, *names: str) -> dict:
 # -- shared by all tasks ---------------------------------------------------------------------------
 
 
-def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
+def make_shared(folder: Path, config: PretrainConfig, *, seed: int, device="cpu"):
     """Autoencoder and world model of the table-top, from broad play."""
     home, work = folder / SHARED, folder / "work"
     paths = collect_play(config.play_shards, work / "play")
@@ -183,7 +186,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         **more,
     }
 
-    tower = Policy.load(folder / "place" / "policy").vision
+    tower = Policy.load(folder / "place" / "policy").vision.to(device)
     asked = {
         "seed": seed,
         "settings": _part(config, "autoencoder", "autoencoder_shards", "autoencoder_steps"),
@@ -195,7 +198,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         else:
             _fit_autoencoder(home, work, paths, config, tower, asked, note)
 
-    autoencoder = Autoencoder.load(home / "autoencoder")
+    autoencoder = Autoencoder.load(home / "autoencoder").to(device)
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
     asked = {
         "seed": seed,
@@ -206,7 +209,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
         _begin(work / "fit_world_model", asked)
         episodes = play_episodes(autoencoder, paths[HELD_OUT:], work / "latents")
         torch.manual_seed(seed)
-        model = WorldModel(config.world_model).to(memory_format=torch.channels_last)
+        model = WorldModel(config.world_model).to(device, memory_format=torch.channels_last)
         pool = Pool(episodes, model, config.windows)
         settings = FitConfig(
             steps=config.world_model_steps,
@@ -225,6 +228,7 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int):
             folder=work / "fit_world_model",
             extra=pool.tensors,
             made_from=pool.origin(),
+            shared=True,
         )
         model.save(home / "world_model", note(asked, records))
 
@@ -237,9 +241,10 @@ def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
     frames = np.concatenate([read_arrays(path)["frames"][:, ::2] for path in shown])
     frames = frames.reshape(-1, *frames.shape[2:])
     torch.manual_seed(seed)
-    model = Autoencoder(config.autoencoder).to(memory_format=torch.channels_last)
+    device = next(tower.parameters()).device
+    model = Autoencoder(config.autoencoder).to(device, memory_format=torch.channels_last)
     spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
-    sample = to_float(torch.from_numpy(frames[spread_over]))
+    sample = to_float(torch.from_numpy(frames[spread_over]).to(device))
     loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
     settings = FitConfig(
         steps=config.autoencoder_steps,
@@ -320,7 +325,7 @@ def _metadata(path: Path) -> dict:
 # -- per task --------------------------------------------------------------------------------------
 
 
-def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
+def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, device="cpu"):
     """The cloned policy of `task` and the demonstrations that are shipped with it.
 
     Its vision tower and decoder are pre-trained on labeled still scenes, the stand-in for the
@@ -345,7 +350,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int):
     torch.manual_seed(seed)
     policy = (
         Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
-    )
+    ).to(device)
     scenes = None
     if not made:
         shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite import parallel
+
 HELD_OUT_SCENES = 1024
 
 # ------------------------------------------------------------------------------------ vision tower
@@ -69,25 +71,27 @@ def train_vision(
             )
             return self.place(found), self.masks(tokens).unflatten(-1, (6, 4, 4))
 
-    probe = Probe()
+    device = next(tower.parameters()).device
+    probe = Probe().to(device)
     total = len(scenes["frames"])
     known = total - min(HELD_OUT_SCENES, total // 5)
     held_out = slice(known, total)
-    center, scale = torch.tensor(center), torch.tensor(scale)
+    there = lambda array: torch.from_numpy(array).to(device)
+    center, scale = torch.tensor(center, device=device), torch.tensor(scale, device=device)
     grid = (
         scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None
     )  # (N, 32, 32): every other pixel
     patches = tower.config.image_size // tower.config.patch_size
 
     def errors(index):
-        place, masks = probe(torch.from_numpy(scenes["frames"][index]))
-        present = torch.from_numpy(scenes["present"][index])
-        points = (torch.from_numpy(scenes["points"][index]) - center) / scale
+        place, masks = probe(there(scenes["frames"][index]))
+        present = there(scenes["present"][index])
+        points = (there(scenes["points"][index]) - center) / scale
         distance = (
             F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present
         ).sum() / present.sum()
         exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
-        opening = F.mse_loss(place[:, 4, 4], torch.from_numpy(scenes["opening"][index]))
+        opening = F.mse_loss(place[:, 4, 4], there(scenes["opening"][index]))
         found = {
             "centimeters": float(
                 (
@@ -101,7 +105,7 @@ def train_vision(
         if grid is None:
             return loss, found
         target = (
-            torch.from_numpy(grid[index])
+            there(grid[index])
             .long()
             .unflatten(1, (patches, 4))
             .unflatten(3, (patches, 4))
@@ -140,14 +144,17 @@ def ground(
     from wmpo_lite.train import fit
 
     torch.manual_seed(seed)
+    device = next(policy.parameters()).device
     read = nn.Sequential(nn.LayerNorm(policy.config.width), nn.Linear(policy.config.width, 9))
+    read = read.to(device)
     policy.vision.requires_grad_(False)
     with torch.no_grad():
         features = torch.cat(
             [policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)]
         )
-    center, scale = torch.tensor([0.19, 0.0, 0.05]), torch.tensor([0.04, 0.07, 0.04])
-    points = (torch.from_numpy(scenes["points"]) - center) / scale
+    center = torch.tensor([0.19, 0.0, 0.05], device=device)
+    scale = torch.tensor([0.04, 0.07, 0.04], device=device)
+    points = (torch.from_numpy(scenes["points"]).to(device) - center) / scale
 
     def loss_fn(generator, rng, step):
         index = np.sort(rng.integers(len(points), size=batch))
@@ -248,7 +255,7 @@ def reach(
         seen, texts, actions = examples(
             np.arange(total, len(features)), np.random.default_rng(seed)
         )
-        chosen = policy.detokenize(policy.logits(None, texts, seen).argmax(-1)).numpy()
+        chosen = policy.detokenize(policy.logits(None, texts, seen).argmax(-1)).cpu().numpy()
     off = np.linalg.norm((chosen - actions)[..., :2].sum(axis=1), axis=1) * MAX_STEP * 1000
     return records, {
         "reach_median_mm": float(np.median(off)),
@@ -319,10 +326,12 @@ def clone(
         hit = struck[e[:, None], window]
         blind = np.cumsum(hit, axis=1) - hit > 0  # a stroke happened earlier in this chunk
         mask = torch.from_numpy(((window < steps) & ~blind).astype(np.float32))
+        own = parallel.rows(batch)
+        count = mask.sum().clamp(min=1).item()
+        e, s, window, mask = e[own], s[own], window[own], mask[own]
         seen = policy.features(frames[e, s]) if tune_vision else features[e, s].float()
-        return cloning_loss(
-            policy, None, list(demos["instruction"][e]), intended[e[:, None], window], mask, seen
-        )
+        texts, actions = list(demos["instruction"][e]), intended[e[:, None], window]
+        return cloning_loss(policy, None, texts, actions, mask, seen, count)
 
     return fit(
         policy,
@@ -333,4 +342,5 @@ def clone(
         folder=folder,
         log_every=log_every,
         made_from={"demonstrations": digest(demos), "batch": batch, "early": early},
+        shared=True,
     )

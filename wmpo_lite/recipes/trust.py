@@ -25,7 +25,6 @@ def trust(w: Workspace) -> dict:
     """
     from wmpo_lite.evaluate import f1_score
     from wmpo_lite.rollout import rollout
-    from wmpo_lite.world_model import WorldModel
 
     n = w.settings.trust_rollouts
     states = w.states("trust", n)
@@ -40,7 +39,7 @@ def trust(w: Workspace) -> dict:
     )
     success, truth = np.array([t.success for t in real]), np.stack([t.frames for t in real])
     camera = clip_scores(w.reward_model(), truth, initial_frames(real))
-    before = panel(w, real, truth, WorldModel.load(w.shared / "world_model"))
+    before = panel(w, real, truth, w.pretrained_world_model())
     after = panel(w, real, truth, w.world_model())
     imagined, scores = after.pop("frames"), after.pop("imagined_scores")
     for key in ("frames", "imagined_scores"):

@@ -10,7 +10,7 @@ from wmpo_lite.errors import UserError, require_between
 from wmpo_lite.recipes.workspace import Run, Workspace, greedy
 
 
-def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
+def upper_bound(run: Run, folder: Path, iterations: int, device: str = "auto") -> dict:
     """WMPO's update with the simulator in place of the world model and no budget; greedy success on
     the evaluation states.
     """
@@ -29,7 +29,7 @@ def upper_bound(run: Run, folder: Path, iterations: int) -> dict:
             f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for;"
             " choose another --name, or remove the folder"
         )
-    with closing(Workspace(run, folder)) as w:
+    with closing(Workspace(run, folder, device)) as w:
         return _upper_bound(w, iterations)
 
 
@@ -61,11 +61,9 @@ def _upper_bound(w: Workspace, iterations: int) -> dict:
         return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
 
     def measure():
-        from wmpo_lite.policies import load_policy
-
         found = greedy(
             w,
-            load_policy(w.folder / "policies" / "upper"),
+            w.policy(w.folder / "policies" / "upper"),
             w.states("evaluation", s.evaluation_states, s.evaluation_from),
             desc="evaluate upper",
         )

@@ -75,15 +75,17 @@ class Workspace:
     its JSON result.
 
     The folder belongs to this process until `close`. Nothing is written before all that can be
-    known to be wrong has been looked at.
+    known to be wrong has been looked at. device: see `choose_device`; all models are loaded there.
     """
 
-    def __init__(self, run: Run, folder: Path):
+    def __init__(self, run: Run, folder: Path, device: str = "auto"):
         from wmpo_lite.envs.tasks import folder_name, get_task, make_env
+        from wmpo_lite.machine import choose_device
         from wmpo_lite.train import MetricsLog, set_threads
 
         set_threads()
         self.run, self.folder, self.settings = run, Path(folder), run.settings()
+        self.device = choose_device(device)
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
         if hasattr(self.task, "suite"):
@@ -142,12 +144,11 @@ class Workspace:
     def _try_assets(self):
         """Load what later stages need, so that a broken file is found before the first one."""
         from wmpo_lite.trajectory import load_metadata
-        from wmpo_lite.world_model import WorldModel
 
         (
             self.base(),
             self.autoencoder(),
-            WorldModel.load(self.shared / "world_model"),
+            self.pretrained_world_model(),
             load_metadata(self.assets / "demos.hdf5"),
         )
 
@@ -196,22 +197,35 @@ class Workspace:
     def autoencoder(self):
         from wmpo_lite.autoencoder import Autoencoder
 
-        return self._once("autoencoder", lambda: Autoencoder.load(self.shared / "autoencoder"))
+        load = lambda: Autoencoder.load(self.shared / "autoencoder").to(self.device)
+        return self._once("autoencoder", load)
 
     def base(self):
+        return self.policy(self.assets / "policy")
+
+    def policy(self, folder: Path):
+        """The policy in a folder, anew at every call."""
         from wmpo_lite.policies import load_policy
 
-        return load_policy(self.assets / "policy")
+        return load_policy(folder).to(self.device)
+
+    def pretrained_world_model(self):
+        """The world model before alignment, anew at every call."""
+        from wmpo_lite.world_model import WorldModel
+
+        return WorldModel.load(self.shared / "world_model").to(self.device)
 
     def world_model(self):
         from wmpo_lite.world_model import WorldModel
 
-        return self._once("world_model", lambda: WorldModel.load(self.folder / "world_model"))
+        load = lambda: WorldModel.load(self.folder / "world_model").to(self.device)
+        return self._once("world_model", load)
 
     def reward_model(self):
         from wmpo_lite.reward import RewardModel
 
-        return self._once("reward", lambda: RewardModel.load(self.folder / "reward"))
+        load = lambda: RewardModel.load(self.folder / "reward").to(self.device)
+        return self._once("reward", load)
 
     def rollouts(self):
         from wmpo_lite.trajectory import load_trajectories
@@ -227,6 +241,7 @@ class Workspace:
         return {
             "run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name},
             "settings": dataclasses.asdict(self.settings),
+            "device": self.device.type,
             **more,
         }
 
@@ -305,7 +320,9 @@ def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1)
                 list(starts.instructions[i : i + 16]),
                 stride,
                 min_consecutive,
-            ).numpy()
+            )
+            .cpu()
+            .numpy()
             for i in range(0, len(films), 16)
         ]
     )

@@ -1,0 +1,165 @@
+"""Trainings that one process or several do, for tests to compare: `python ranks.py FOLDER CASE`.
+
+Every process writes what its model computes in the end, and what it logged, to FOLDER/CASE-<rank>.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny
+import torch
+
+from wmpo_lite import grpo, parallel
+from wmpo_lite.checkpoint import save_tensors, write_json
+from wmpo_lite.errors import UserError
+from wmpo_lite.own_context import Episodes, Pool, WindowConfig
+from wmpo_lite.recipes.pretrain_policy import clone
+from wmpo_lite.reward import reward_loss
+from wmpo_lite.rollout import rollout
+from wmpo_lite.train import FitConfig, fit
+from wmpo_lite.train_grpo import optimize
+
+STEPS = 20
+CONFIG = FitConfig(steps=STEPS, warmup=5, decay=0.0, ema=0.9, save_every=5)
+GRPO = grpo.GRPOConfig(group_size=4, groups=4, minibatch=6, micro_batch=4, epochs=2)
+
+
+def world_model(folder, steps=STEPS):
+    """A batch of 5, which two processes cannot halve."""
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 9, 4, 8, 8, generator=draw)
+    episodes = Episodes(latents, torch.from_numpy(tiny.random_actions(4, 8, 4)))
+    model = tiny.world_model()
+    pool = Pool(episodes, model, WindowConfig(batch=5, own=3, ramp=4))
+    config = FitConfig(**vars(CONFIG) | {"steps": steps})
+    options = dict(seed=0, name="world model", extra=pool.tensors, shared=True)
+    records = fit(model, pool.loss, config, folder=folder / "fit", log_every=5, **options)
+    return model, records
+
+
+def half_of_world_model(folder):
+    return world_model(folder / "two", STEPS // 2)
+
+
+def other_half(folder):
+    """Go on with what one process has begun in the folder `one`."""
+    return world_model(folder / "one")
+
+
+def episodes():
+    found = tiny.trajectories(8)
+    names = ("frames", "success", "finish_step", "instruction")
+    columns = {name: np.array([getattr(t, name) for t in found]) for name in names}
+    return found, columns | {"other": [""] * len(found)}
+
+
+def reward_model(folder):
+    model = tiny.reward_model()
+    loss = reward_loss(model, episodes()[1], half=4)
+    return model, fit(model, loss, CONFIG, seed=0, name="reward", log_every=5, shared=True)
+
+
+def cloning(folder):
+    found, columns = episodes()
+    actions = np.stack([t.actions for t in found])
+    struck = actions + (np.random.default_rng(0).random(actions.shape[:2]) < 0.2)[..., None]
+    done = np.arange(1, 17) >= columns["finish_step"][:, None]
+    demos = {
+        "intended": actions,
+        "executed": struck,  # so that masks differ from row to row
+        "done": done & columns["success"][:, None],
+        "frames": columns["frames"],
+        "instruction": columns["instruction"],
+    }
+    policy = tiny.policy()
+    options = dict(seed=0, folder=None, batch=7, log_every=5)
+    return policy, clone(policy, demos, CONFIG, **options)
+
+
+def groups(policy):
+    """Four groups from the Counter, each with successes and failures."""
+    states = tiny.states(12).repeat(4)
+    numbers = np.repeat(np.arange(12), 4)
+    found = rollout(policy, tiny.Counter(), states, horizon=8, temperature=1.0, groups=numbers)
+    kept, _ = grpo.filter_groups(found)
+    assert len(kept) >= 16
+    return [kept[i : i + 4] for i in range(0, 16, 4)]
+
+
+def update(shares):
+    """One GRPO update with groups kept as unevenly as `shares` says: of each process, how many."""
+    policy = tiny.policy()
+    sampled, mine = groups(policy), slice(0, 4)
+    if parallel.count() > 1:
+        first = sum(shares[: parallel.rank()])
+        mine = slice(first, first + shares[parallel.rank()])
+    kept = sum(sampled[mine], [])
+    batch = grpo.batch_from_trajectories(kept) if kept else None
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    return policy, [grpo.update(policy, optimizer, batch, GRPO, generator)]
+
+
+def update_uneven(folder):
+    return update((3, 1))
+
+
+def update_none(folder):
+    return update((4, 0))
+
+
+def loop(folder):
+    """Sampling and updates: what processes sample differs, what they learn does not."""
+    policy = tiny.policy()
+    options = dict(iterations=3, horizon=8, seed=0, stage="x", refill=2, folder=folder / "loop")
+    return policy, optimize(policy, lambda s: tiny.Counter(), tiny.states(9), GRPO, **options)
+
+
+def dies(folder):
+    """The second process ends in the middle; the first one has to notice."""
+
+    def loss(generator, rng, step):
+        if step == 2 and parallel.rank() == 1:
+            sys.exit(3)
+        return model.weight.square().sum() * parallel.share(2), {}
+
+    model = torch.nn.Linear(2, 2)
+    return model, fit(model, loss, CONFIG, seed=0, name="x", folder=folder / "dies", shared=True)
+
+
+def answers(module) -> torch.Tensor:
+    """What a trained model computes from fixed inputs."""
+    frames = torch.from_numpy(tiny.noise_frames(3, 4))
+    with torch.no_grad():
+        if hasattr(module, "denoiser"):
+            draw = torch.Generator().manual_seed(0)
+            state = module.init_state(torch.randn(3, 4, 8, 8, generator=draw))
+            return module.next_frames(state, torch.from_numpy(tiny.random_actions(3, 8, 4)), draw)[
+                0
+            ]
+        if hasattr(module, "threshold"):
+            return module(frames, [tiny.RED] * 3)
+        return module.logits(frames[:, 0], [tiny.RED] * 3)
+
+
+def main(folder: Path, cases: list[str]):
+    torch.set_num_threads(1)
+    parallel.start()
+    for case in cases:
+        torch.manual_seed(parallel.rank())  # weights that differ at first: the first one's count
+        try:
+            module, records = globals()[case](folder)
+        except UserError as error:
+            print(f"UserError: {error}", file=sys.stderr)
+            sys.exit(1)
+        out = folder / f"{case}-{parallel.rank()}"
+        tensors = module.state_dict() if case == "loop" else {"answers": answers(module.eval())}
+        save_tensors(out.with_suffix(".safetensors"), tensors)
+        write_json(out.with_suffix(".json"), json.loads(json.dumps(records)))
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,129 @@
+"""Two processes of one thread each learn what one process learns from the same batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from ranks import STEPS, world_model
+
+from wmpo_lite import cli, parallel
+from wmpo_lite.checkpoint import load_tensors
+from wmpo_lite.errors import UserError
+from wmpo_lite.grpo import GRPOConfig
+from wmpo_lite.train import FitConfig, fit
+from wmpo_lite.train_grpo import optimize
+
+TESTS = Path(__file__).resolve().parents[1]
+CASES = ("world_model", "reward_model", "cloning", "update_uneven", "update_none")
+MORE = ("loop", "half_of_world_model", "other_half")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes made of every case: folder, exit codes, what each said, seconds. In
+    between they go on with what this one has begun, and in the end the second one dies.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    world_model(folder / "one", STEPS // 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    names |= {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": 1}
+    command = [sys.executable, str(TESTS / "ranks.py"), str(folder), *CASES, *MORE, "dies"]
+    clock, started = time.monotonic(), []
+    for rank in range(2):
+        own = names | {"RANK": rank, "LOCAL_RANK": rank}
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        options = dict(env=environment, stderr=subprocess.PIPE, text=True)
+        started.append(subprocess.Popen(command, **options))
+    said = [process.communicate(timeout=240)[1] for process in started]
+    return folder, [process.returncode for process in started], said, time.monotonic() - clock
+
+
+def results(folder, case, rank=0):
+    path = folder / f"{case}-{rank}"
+    assert path.with_suffix(".json").exists(), f"{case} did not end"
+    records = json.loads(path.with_suffix(".json").read_text())
+    return load_tensors(path.with_suffix(".safetensors")), records
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_learns(two, tmp_path, case):
+    """What their models compute is compared, not every weight: where a gradient is zero (the bias
+    of an attention's keys), Adam makes whole steps out of its rounding.
+    """
+    module, records = getattr(ranks, case)(tmp_path)
+    expected = ranks.answers(module.eval())
+    untrained = ranks.answers(type(module)(module.config).eval())
+    assert (expected - untrained).abs().max() > 1e-3  # it has learned something
+    for rank in (0, 1):
+        found, _ = results(two[0], case, rank)
+        assert torch.allclose(found["answers"], expected, rtol=0, atol=1e-5), rank
+    for a, b in zip(records, results(two[0], case)[1], strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds", "stage"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
+
+
+def test_processes_that_sample_for_themselves_keep_one_policy(two):
+    (first, records), (second, _) = (results(two[0], "loop", rank) for rank in (0, 1))
+    start = ranks.tiny.policy().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], start[name]) for name in first)
+    assert all(record["rollouts"] >= 16 and 1 <= record["kept"] <= 4 for record in records)
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+
+def test_a_checkpoint_is_written_once_and_goes_on_with_another_number(two, tmp_path):
+    names = sorted(path.name for path in (two[0] / "fit").iterdir())
+    assert names == ["progress.json", "state_20.safetensors"]
+    whole = ranks.answers(world_model(tmp_path)[0])
+    from_one, _ = results(two[0], "other_half")
+    from_two, records = world_model(two[0] / "two")
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    for found in (from_one["answers"], ranks.answers(from_two)):
+        assert torch.allclose(found, whole, rtol=0, atol=1e-5)
+
+
+def test_when_one_process_dies_the_other_ends_with_one_sentence(two):
+    _, codes, said, seconds = two
+    assert codes == [1, 3] and seconds < 120, said
+    assert "waited in vain" in said[0] and "Traceback" not in said[0]
+
+
+def together(monkeypatch, rank=0):
+    """As if three processes had been started."""
+    monkeypatch.setattr(parallel, "count", lambda: 3)
+    monkeypatch.setattr(parallel, "rank", lambda: rank)
+
+
+def test_rows_are_shared_out_without_gaps(monkeypatch):
+    for n in (1, 2, 3, 7, 64):
+        found = []
+        for rank in range(3):
+            together(monkeypatch, rank)
+            found += range(n)[parallel.rows(n)]
+            assert parallel.share(n) == len(range(n)[parallel.rows(n)]) / n
+        assert found == list(range(n))
+
+
+def test_what_is_not_supported_is_refused(monkeypatch, capsys):
+    together(monkeypatch)
+    with pytest.raises(UserError, match="training of 'autoencoder' does not run on several"):
+        fit(torch.nn.Linear(1, 1), None, FitConfig(), seed=0, name="autoencoder")
+    with pytest.raises(UserError, match="3 processes cannot share 2 groups; start 2 or fewer"):
+        options = dict(iterations=1, horizon=8, seed=0, stage="x")
+        optimize(None, None, [0], GRPOConfig(groups=2), **options)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["config"])
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and "2 were started" in said and said.count("\n") == 1

@@ -1,0 +1,149 @@
+"""Several processes that train one model: gloo on CPUs, nccl on GPUs.
+
+    torchrun --nproc-per-node 2 script.py        accelerate launch --num_processes 8 script.py
+
+The script calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs it takes
+`torchrun`: there `accelerate launch` starts one process, whatever it is asked for.
+
+Every process draws the random numbers of the whole batch and computes its own rows of it, and
+gradients are summed. So they learn what one process learns from the same batch, up to rounding,
+and a checkpoint goes on with any number of them. With one process nothing here does anything.
+"""
+
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from wmpo_lite.errors import UserError
+from wmpo_lite.machine import processes
+
+PATIENCE = timedelta(minutes=30)  # that a process waits for the others, who may be simulating
+
+
+def start(device: str = "cpu") -> None:
+    """Join the other processes, if there are any; on a GPU each takes its own."""
+    if processes() > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        with _together():
+            PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def stop() -> None:
+    """Part from the others; the end of what `start` began."""
+    if dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def count() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def rows(n: int) -> slice:
+    """This process's part of n things; parts differ by one at most and may be empty."""
+    return slice(n * rank() // count(), n * (rank() + 1) // count())
+
+
+def share(n: int) -> float:
+    """The size of `rows(n)` over n: what turns a mean over them into a part of the whole mean."""
+    own = rows(n)
+    return (own.stop - own.start) / n
+
+
+def own_seed(seed: int) -> int:
+    """Another seed for every process, the given one for the first."""
+    return (seed + 1_000_003 * rank()) % 2**31
+
+
+def require_work(n: int, what: str) -> None:
+    """UserError where there are fewer things than processes."""
+    if n < count():
+        raise UserError(
+            f"{count()} processes cannot share {n} {what}; start {n} or fewer, or raise the number"
+            f" of {what}"
+        )
+
+
+def collect(value) -> list:
+    """The plain Python `value` of every process, by rank."""
+    if count() == 1:
+        return [value]
+    found = [None] * count()
+    with _together():
+        dist.all_gather_object(found, value)
+    return found
+
+
+def add(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, the same bits in each."""
+    if count() > 1:
+        here, nccl = values.device, dist.get_backend() == "nccl"
+        values = values.detach().to("cuda" if nccl else here, copy=True)
+        with _together():
+            dist.all_reduce(values)
+        return values.to(here)
+    return values
+
+
+def add_gradients(parameters) -> None:
+    """Sum the gradients of all processes, in place. A parameter without one counts as zero, unless
+    no process has one.
+    """
+    parameters = list(parameters)
+    if count() == 1 or not parameters:
+        return
+    zero = lambda p: torch.zeros_like(p) if p.grad is None else p.grad
+    some = torch.tensor([float(p.grad is not None) for p in parameters])
+    flat = torch.cat([zero(p).flatten().float() for p in parameters])
+    some, flat = add(some.to(flat.device)).tolist(), add(flat)
+    for p, part, known in zip(parameters, flat.split([p.numel() for p in parameters]), some):
+        if known:
+            p.grad = part.view_as(p).to(p.dtype)
+
+
+def merge_rows(tensors: dict) -> dict:
+    """Tensors (n, ...) of which each process has kept its `rows` up to date, made whole."""
+    if count() == 1:
+        return tensors
+    found = {}
+    for name, value in tensors.items():
+        own = torch.zeros_like(value)
+        own[rows(len(value))] = value[rows(len(value))]
+        found[name] = add(own)
+    return found
+
+
+def same_weights(module) -> None:
+    """Give every process the weights and buffers of the first one."""
+    if count() > 1:
+        with _together(), torch.no_grad():
+            for value in (*module.parameters(), *module.buffers()):
+                dist.broadcast(value, 0)
+
+
+def wait() -> None:
+    """Return when all processes have come here."""
+    collect(None)
+
+
+@contextmanager
+def _together():
+    """Where others have ended, one sentence takes the place of their connection's complaint."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise UserError(
+            f"process {rank() if dist.is_initialized() else '?'} waited in vain for the others"
+            f" ({str(error).splitlines()[0][:120]}); see what they said, and run the same command"
+            " again to go on from the last checkpoint"
+        ) from error
