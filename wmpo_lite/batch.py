@@ -1,4 +1,4 @@
-"""Trajectories as tensors for policy optimisation: chunks, token masks, and their log-probabilities
+"""Trajectories as tensors for policy optimization: chunks, token masks, and their log-probabilities
 under a policy.
 
 Shared by GRPO and DPO. N trajectories, K steps a chunk, D action dimensions; all stays on the CPU

@@ -127,21 +127,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Assets:
-    """Train everything that is shipped in assets/ anew, into runs/assets, and copy it over."""
+    """Train what is shipped in assets/ anew, into runs/assets, and copy it over."""
 
     seed: int = 0
     profile: str = "laptop"
+    only: str | None = None
+    """a task: make its policy and demonstrations, and leave the rest as it is"""
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
         from wmpo_lite.recipes.pretrain import install_assets
         from wmpo_lite.recipes.workspace import ASSETS
 
-        train_assets(Path("runs") / "assets", self.seed, self.profile, self.device)
-        install_assets(Path("runs") / "assets", ASSETS)
+        train_assets(Path("runs") / "assets", self.seed, self.profile, self.device, self.only)
+        install_assets(Path("runs") / "assets", ASSETS, self.only)
 
 
-def train_assets(folder: Path, seed: int, profile: str, device: str):
+def train_assets(folder: Path, seed: int, profile: str, device: str, only: str | None = None):
     """`make_assets`, by one process at a time."""
     from wmpo_lite.owner import Owner
     from wmpo_lite.recipes.pretrain import PRETRAINING, make_assets
@@ -151,7 +153,7 @@ def train_assets(folder: Path, seed: int, profile: str, device: str):
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
     with Owner(folder):
-        make_assets(folder, seed=seed, profile=profile, device=device)
+        make_assets(folder, seed=seed, profile=profile, device=device, only=only)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """GRPO: group advantages, dynamic sampling, the clipped loss and one policy update (paper: policy
-optimisation).
+optimization).
 
 Left out, as in the paper: critic, reference model, KL term, entropy bonus. The only learning signal
 is which of the G trajectories from the same first frame ended in success, so a group in which all
@@ -74,7 +74,7 @@ class GRPOConfig:
     # iterations over which lr rises: Adam's first steps are as long in directions that are all
     # noise as in any other
     warmup: int = 1
-    # last iterations over which lr falls, linearly: a policy that is learnt from few episodes at a
+    # last iterations over which lr falls, linearly: a policy that is learned from few episodes at a
     # time wanders about where it would settle
     decay: int = 0
     epochs: int = 2  # passes over the trajectories of an iteration
@@ -420,7 +420,7 @@ def update(
 
 
 def trajectory_advantages(batch: RolloutBatch, config: GRPOConfig) -> torch.Tensor:
-    """Advantages (N,) of a batch of whole groups; UserErrors of `update` for what cannot be learnt
+    """Advantages (N,) of a batch of whole groups; UserErrors of `update` for what cannot be learned
     from.
     """
     table, positions = group_rewards(batch.rewards, batch.groups)
@@ -458,7 +458,7 @@ def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:
 
 
 def check_on_policy(policy, surprise: float, temperature: float) -> None:
-    """Before the first step nothing has been learnt, so every ratio is 1 up to rounding, which
+    """Before the first step nothing has been learned, so every ratio is 1 up to rounding, which
     depends on the number type.
 
     surprise: mean |log ratio| of a valid token. UserError where that is not rounding: another

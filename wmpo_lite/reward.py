@@ -327,7 +327,7 @@ def reward_loss(model: RewardModel, episodes: dict, half: int = 16, smooth: floa
     """The `loss_fn` for `train.fit`: binary cross-entropy on balanced clips, mirrored, shifted by
     up to two pixels and of other brightness by chance.
 
-    smooth: labels are 1 - smooth and smooth, so that few clips learnt by heart do not drive all
+    smooth: labels are 1 - smooth and smooth, so that few clips learned by heart do not drive all
     probabilities to 0 and 1.
     """
 

@@ -84,7 +84,7 @@ def fit(
     made_from: dict | None = None,
     shared: bool = False,
 ) -> list[dict]:
-    """Minimise `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
+    """Minimize `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
     leaves the averaged weights in it.
 
     folder: where to checkpoint (None: no checkpoint); a finished or interrupted run found there is

@@ -99,7 +99,7 @@ def optimize(
             kept += good
             for rewards, counts in parallel.collect(([t.success for t in batch], found)):
                 all_rewards += rewards
-                stats = _add(stats, counts)
+                stats = _both(stats, counts)
         record = {
             "stage": stage,
             "step": iteration + 1,
@@ -166,7 +166,7 @@ def _valid_fraction(data: grpo.RolloutBatch | None) -> float:
     return sum(mean * n for mean, n in parts) / sum(n for _, n in parts)
 
 
-def _add(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
+def _both(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
     return grpo.GroupStats(
         a.kept + b.kept,
         a.all_success + b.all_success,

@@ -4,7 +4,7 @@ loaded by name, trained on action tokens.
 Its tokens are OpenVLA's (arXiv 2406.09246): every action dimension in 256 bins, which take the
 places of the last 256 entries of the vocabulary, the lowest bin the very last. A chunk is read off
 in one pass (OpenVLA-OFT, arXiv 2502.19645; the paper's policy): after picture and sentence stand K
-x D learnt queries, and each one's output is compared with those 256 embeddings only.
+x D learned queries, and each one's output is compared with those 256 embeddings only.
 
 In place of `Policy` wherever the kit takes one: `rollout`, `optimize`, `clone`. A model of billions
 of parameters wants a GPU and `lora_rank`.

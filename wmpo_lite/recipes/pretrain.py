@@ -25,7 +25,7 @@ from wmpo_lite.autoencoder import (
 )
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
-from wmpo_lite.files import read_arrays
+from wmpo_lite.files import ASSETS, read_arrays
 from wmpo_lite.machine import choose_device
 from wmpo_lite.origin import claim, require_same
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
@@ -119,21 +119,39 @@ PRETRAINING = {
 
 
 def make_assets(
-    folder: Path, *, seed: int = 0, profile: str = "laptop", device: str = "auto"
+    folder: Path,
+    *,
+    seed: int = 0,
+    profile: str = "laptop",
+    device: str = "auto",
+    only: str | None = None,
 ) -> Path:
     """Train all that is shipped into `folder`. Killed and started again it goes on where it was.
 
-    UserError where the folder holds what was made with another seed, other settings or other
-    inputs.
+    only: a task; its policy and demonstrations are made and nothing else, from a shipped policy
+    where its recipe starts with one that is not in the folder. UserError where the folder holds
+    what was made with another seed, other settings or other inputs.
     """
     if profile not in PRETRAINING:
         raise UserError(f"profile '{profile}' is unknown; use one of {', '.join(PRETRAINING)}")
     set_threads()
     folder, config, device = Path(folder), PRETRAINING[profile], choose_device(device)
-    for task in config.policies:
+    if only is not None and only not in config.policies:
+        raise UserError(
+            f"--only is '{only}'; expected one of {', '.join(config.policies)} (a new task's sizes"
+            " go into POLICIES of recipes/pretrain.py)"
+        )
+    for task in config.policies if only is None else (only,):
         make_policy(task, folder, config.policies[task], seed=seed, device=device)
-    make_shared(folder, config, seed=seed, device=device)
+    if only is None:
+        make_shared(folder, config, seed=seed, device=device)
     return folder
+
+
+def _start(folder: Path, task: str) -> Path:
+    """The policy of `task` to begin with: as made in `folder`, else as shipped."""
+    made = folder / task / "policy"
+    return made if made.is_dir() else ASSETS / task / "policy"
 
 
 def _made(folder: Path, asked: dict) -> bool:
@@ -338,7 +356,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
     home, work = folder / task, folder / "work" / task
     asked = {"task": task, "seed": seed, "settings": dataclasses.asdict(config)}
     if config.start is not None:
-        asked["inputs"] = _inputs(start=Policy.load(folder / config.start / "policy"))
+        asked["inputs"] = _inputs(start=Policy.load(_start(folder, config.start)))
     about = {"of": config.demos, "noise": config.noise, "burst": config.burst}
     if (home / "demos.hdf5").exists():
         require_same(home / "demos.hdf5", load_metadata(home / "demos.hdf5")["provenance"], about)
@@ -349,7 +367,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
         _begin(work, asked)
     torch.manual_seed(seed)
     policy = (
-        Policy() if config.start is None else Policy.load(folder / config.start / "policy").train()
+        Policy() if config.start is None else Policy.load(_start(folder, config.start)).train()
     ).to(device)
     scenes = None
     if not made:
@@ -422,17 +440,19 @@ def demonstration_trajectories(demos: dict) -> list:
     ]
 
 
-def install_assets(source: Path, target: Path):
+def install_assets(source: Path, target: Path, only: str | None = None):
     """Copy what `make_assets` trained into the shipped assets, weights in half precision (read back
-    as single).
+    as single). only: see there.
     """
     import shutil
 
     from wmpo_lite.recipes.shipped import copy_half
 
-    folders = [source / SHARED / name for name in ("autoencoder", "world_model")]
-    folders += [path.parent for path in sorted(Path(source).glob("*/policy/provenance.json"))]
+    source, target = Path(source), Path(target)
+    tasks = only or "*"
+    folders = [] if only else [source / SHARED / name for name in ("autoencoder", "world_model")]
+    folders += [path.parent for path in sorted(source.glob(f"{tasks}/policy/provenance.json"))]
     for folder in folders:
         copy_half(folder, target / folder.parent.name / folder.name)
-    for demos in sorted(Path(source).glob("*/demos.hdf5")):
+    for demos in sorted(source.glob(f"{tasks}/demos.hdf5")):
         shutil.copy(demos, target / demos.parent.name / demos.name)
