@@ -9,7 +9,6 @@ import torch
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.checkpoint import fingerprint, load_tensors
 from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
 from wmpo_lite.policy import Policy
 from wmpo_lite.recipes.pretrain import HELD_OUT, PRETRAINING, install_assets, make_assets
 from wmpo_lite.recipes.shipped import Shipped
@@ -122,18 +121,3 @@ def test_an_unknown_profile_is_refused_before_anything_is_recorded(tmp_path):
     with pytest.raises(UserError, match="profile 'huge' is unknown; use one of laptop, gpu, smoke"):
         make_assets(tmp_path / "new", profile="huge")
     assert not (tmp_path / "new").exists()
-
-
-def test_one_task_alone_is_made_from_what_is_shipped_and_the_rest_is_left_as_it_is(tmp_path):
-    """A new task needs no new world model: its policy begins with a shipped one."""
-    with pytest.raises(UserError, match="--only is 'juggle'; expected one of place, square"):
-        make_assets(tmp_path / "made", profile="smoke", only="juggle")
-    made = make_assets(tmp_path / "made", profile="smoke", only="square")
-    assert sorted(p.name for p in made.iterdir()) == ["square", "work"]
-    note = json.loads((made / "square" / "policy" / "provenance.json").read_text())
-    shipped = Policy.load(ASSETS / "place" / "policy")
-    assert note["inputs"]["start"] == fingerprint(shipped)
-    (tmp_path / "installed" / "place").mkdir(parents=True)
-    install_assets(made, tmp_path / "installed", "square")
-    assert not any((tmp_path / "installed" / "place").iterdir())
-    assert Policy.load(tmp_path / "installed" / "square" / "policy").config == shipped.config

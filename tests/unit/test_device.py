@@ -29,7 +29,7 @@ GRPO = GRPOConfig(groups=3, group_size=4, minibatch=8, micro_batch=3)
 def on_both():
     """Call `train(move)` on the CPU and on the other device: what it returns has to be equal.
 
-    `move` puts a module on the device. Nothing is learnt that was not on it.
+    `move` puts a module on the device. Nothing is learned that was not on it.
     """
 
     def run(train):
@@ -78,7 +78,7 @@ def test_a_tensor_in_the_wrong_place_is_found():
         model = tiny.policy().to(device)
         tokens = torch.zeros(1, 4, 4, dtype=torch.long)
         with pytest.raises(RuntimeError, match="tensors of the CPU"):
-            model.log_probs(torch.zeros(1, 16, 16, 3), [tiny.RED], tokens)
+            model.log_probs(torch.zeros(1, 16, 16, 3).byte(), [tiny.RED], tokens)
         with pytest.raises(RuntimeError, match="tensors of the CPU"):
             torch.ones(2, device=device) + torch.ones(2)
         with pytest.raises((RuntimeError, TypeError)):

@@ -17,6 +17,7 @@ from wmpo_lite.envs.tabletop.expert import TRAVEL, plan_grasp, plan_hover
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import ASSETS
 from wmpo_lite.origin import claim
 from wmpo_lite.recipes import pretrain, pretrain_policy
 from wmpo_lite.recipes.pretrain import (
@@ -216,6 +217,27 @@ def test_an_unknown_size_of_pre_training_is_named(tmp_path):
     with pytest.raises(UserError, match="profile 'huge' is unknown; use one of laptop, gpu, smoke"):
         make_assets(tmp_path / "new", profile="huge")
     assert not (tmp_path / "new").exists()
+
+
+def test_one_task_alone_is_made_and_installed_and_the_rest_is_left_as_it_is(tmp_path, monkeypatch):
+    """A new task needs no new world model."""
+    made, installed = tiny.assets(tmp_path / "made"), tmp_path / "installed"
+    asked = []
+    monkeypatch.setattr(pretrain, "make_policy", lambda task, *_, **__: asked.append(task))
+    monkeypatch.setattr(pretrain, "make_shared", lambda *_, **__: asked.append("shared"))
+    with pytest.raises(UserError, match="--only is 'juggle'; expected one of place, square"):
+        make_assets(made, profile="smoke", only="juggle")
+    make_assets(made, profile="smoke", only="square")
+    assert asked == ["square"]
+    install_assets(made, installed, "place")
+    assert [path.name for path in installed.iterdir()] == ["place"]
+    assert (installed / "place" / "policy" / "actions.json").exists()
+
+
+def test_a_policy_begins_with_one_of_the_folder_or_a_shipped_one(tmp_path):
+    assert pretrain._start(tmp_path, "place") == ASSETS / "place" / "policy"
+    (tmp_path / "place" / "policy").mkdir(parents=True)
+    assert pretrain._start(tmp_path, "place") == tmp_path / "place" / "policy"
 
 
 # -- what lies on disk is taken for what was asked for, or it is not -------------------------------
