@@ -17,6 +17,9 @@ STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open
 PLACEMENT_SEED = 0
 # control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
 SETTLE = 10
+# rad, standard deviation of each arm joint in an initial state: the noise with which the
+# benchmark's states were made (robosuite's own; LIBERO's class for evaluation turns it off)
+ARM_NOISE = 0.02
 DRIFT, TILT, SPEED = (
     0.03,
     30.0,
@@ -39,6 +42,7 @@ class Simulation:
         # are computed 25 times a step and not used here.
         self.env = ControlEnv(
             bddl_file_name=bddl,
+            initialization_noise={"type": "gaussian", "magnitude": ARM_NOISE},
             has_offscreen_renderer=False,
             use_camera_obs=False,
             hard_reset=False,
@@ -69,6 +73,7 @@ class Simulation:
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
         self._fingers = self.robot._ref_gripper_joint_pos_indexes
         self.wrist = wrist
+        self._rest = self._resting_hand()
         self.sample(PLACEMENT_SEED)
         self.placement = self._placed()
         self.painter = Painter(self.model, size, look)
@@ -114,15 +119,17 @@ class Simulation:
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel, self._placed()])
 
     def draw(self, seeds: list[int], taken: np.ndarray) -> np.ndarray:
-        """A settled state whose premise holds, from the first of `seeds` that gives one at least a
+        """A state as LIBERO's reset leaves it, not settled, like the benchmark's own: from the
+        first of `seeds` that gives one whose premise holds once it has settled, at least a
         millimeter away from all states in `taken` (N, S).
         """
         for seed in seeds:
             self.sample(seed)
-            self.put(self.row())
-            broken = self.settle(2 * SETTLE)
-            if not broken and self.apart(self.row(), taken) > 1e-3:
-                return self.row()
+            row = self.row()
+            self.put(row)
+            broken = self.settle(SETTLE)
+            if not broken and self.apart(row, taken) > 1e-3:
+                return row
         raise UserError(
             f"none of {len(seeds)} states drawn for this task can start an episode"
             f" ({'; '.join(broken) or 'all are evaluation states'}); this version of MuJoCo cannot"
@@ -146,6 +153,10 @@ class Simulation:
     def put(self, row: np.ndarray):
         """Put an initial state into the simulation, with or without fixtures; nothing of an earlier
         episode is left.
+
+        As in LIBERO's loop for evaluation, the controller's goal is the orientation of the hand at
+        rest and its null space pulls toward the arm's joints at rest, wherever the state has them:
+        while the state settles, the hand straightens.
         """
         if len(row) not in (self.row_size, self.row_size + 7 * len(self.fixtures)):
             raise UserError(
@@ -165,8 +176,10 @@ class Simulation:
             row[1 + self.model.nq : self.row_size],
         )
         self._mujoco.mj_forward(self.model, self.data)
-        self.robot.controller.update(force=True)
-        self.robot.controller.reset_goal()
+        controller, (joints, orientation) = self.robot.controller, self._rest
+        controller.update(force=True)
+        controller.reset_goal()
+        controller.initial_joint, controller.goal_ori = joints.copy(), orientation.copy()
         self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
         self.env._post_process()
 
@@ -190,6 +203,13 @@ class Simulation:
             saved["goal"].copy(),
             saved["gripper"].copy(),
         )
+
+    def _resting_hand(self) -> tuple[np.ndarray, np.ndarray]:
+        """The arm's joints (7,) without noise, rad, and the hand's orientation (3, 3) there."""
+        joints, site = np.array(self.robot.init_qpos), self.robot.eef_site_id
+        self.data.qpos[self.robot._ref_joint_pos_indexes] = joints
+        self._mujoco.mj_forward(self.model, self.data)
+        return joints, self.data.site_xmat[site].reshape(3, 3).copy()
 
     def _placed(self) -> np.ndarray:
         return np.concatenate(
