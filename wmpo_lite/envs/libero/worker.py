@@ -65,6 +65,7 @@ class Worker:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "LP_NUM_THREADS": str(threads),
+            "MPLCONFIGDIR": str(installed.scratch()),  # LIBERO imports matplotlib
             **os.environ,
         }
         environment["PYTHONPATH"] = os.pathsep.join([package, *[p for p in sys.path if p]])
