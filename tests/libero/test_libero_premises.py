@@ -206,19 +206,23 @@ os.makedirs(place, exist_ok=True)
 if not os.path.exists(path):
     input("Where are the data? ")
     open(path, "w").write("{}")
-import yaml
-print(yaml.safe_load(open(path))["bddl_files"])
+def get_libero_path(what):
+    import yaml
+    return yaml.safe_load(open(path))[what]
 """
 
 
 def test_a_libero_that_asks_and_writes_is_kept_from_both(tmp_path):
+    """And one without meshes is told so before it goes to fetch them."""
     package, home = tmp_path / "libero" / "libero", tmp_path / "home"
     package.mkdir(parents=True), home.mkdir()
     (package.parent / "__init__.py").write_text("")
     (package / "__init__.py").write_text(ASKING)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom wmpo_lite.envs.libero import"
-        " installed\ninstalled.prepare()\nimport libero.libero"
+        " installed\nfrom wmpo_lite.errors import UserError\ninstalled.prepare()\nimport"
+        " libero.libero\nprint(libero.libero.get_libero_path('bddl_files'))\ntry:\n   "
+        " installed.check_meshes()\nexcept UserError as error:\n    print(error)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],
@@ -227,5 +231,7 @@ def test_a_libero_that_asks_and_writes_is_kept_from_both(tmp_path):
         stdin=subprocess.DEVNULL,
         env={"HOME": str(home), "PATH": "", "PYTHONPATH": ":".join(p for p in sys.path if p)},
     )
-    assert said.stdout.strip() == str(package / "bddl_files"), said.stderr
+    place, meshes = said.stdout.splitlines()
+    assert place == str(package / "bddl_files")
+    assert "comes without meshes" in meshes and f"{package / 'assets'} is missing" in meshes
     assert not list(home.rglob("*"))

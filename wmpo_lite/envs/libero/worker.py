@@ -136,6 +136,7 @@ class Host:
         try:
             from wmpo_lite.envs.libero.simulation import Simulation
 
+            installed.check_meshes()
             importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
             self.simulation = Simulation(
                 head["bddl"], head["size"], Look(**head["look"]), head["wrist"]
