@@ -73,7 +73,7 @@ class Simulation:
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
         self._fingers = self.robot._ref_gripper_joint_pos_indexes
         self.wrist = wrist
-        self._rest = self._resting_hand()
+        self._rest = self._read_at_rest()
         self.sample(PLACEMENT_SEED)
         self.placement = self._placed()
         self.painter = Painter(self.model, size, look)
@@ -154,9 +154,9 @@ class Simulation:
         """Put an initial state into the simulation, with or without fixtures; nothing of an earlier
         episode is left.
 
-        As in LIBERO's loop for evaluation, the controller's goal is the orientation of the hand at
-        rest and its null space pulls toward the arm's joints at rest, wherever the state has them:
-        while the state settles, the hand straightens.
+        The controller knows of the arm's noise no more than in LIBERO's loop for evaluation, where
+        a state is put into an environment that was reset without noise: while the state settles,
+        the hand straightens.
         """
         if len(row) not in (self.row_size, self.row_size + 7 * len(self.fixtures)):
             raise UserError(
@@ -176,10 +176,7 @@ class Simulation:
             row[1 + self.model.nq : self.row_size],
         )
         self._mujoco.mj_forward(self.model, self.data)
-        controller, (joints, orientation) = self.robot.controller, self._rest
-        controller.update(force=True)
-        controller.reset_goal()
-        controller.initial_joint, controller.goal_ori = joints.copy(), orientation.copy()
+        self._as_after_reset()
         self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
         self.env._post_process()
 
@@ -189,6 +186,7 @@ class Simulation:
         self._mujoco.mj_getState(self.model, self.data, state, self._spec)
         return {
             "state": state,
+            "fresh": not self.robot.controller.new_update,
             "goal": self.robot.controller.goal_ori.copy(),
             "gripper": np.array(self.robot.gripper.current_action),
             "placement": self._placed(),
@@ -198,18 +196,35 @@ class Simulation:
         for body, pose in zip(self.fixtures, saved["placement"].reshape(-1, 7)):
             self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
         self._mujoco.mj_setState(self.model, self.data, saved["state"], self._spec)
-        self.robot.controller.new_update = True
+        self._as_after_reset()
+        self.robot.controller.new_update = not saved["fresh"]
         self.robot.controller.goal_ori, self.robot.gripper.current_action = (
             saved["goal"].copy(),
             saved["gripper"].copy(),
         )
 
-    def _resting_hand(self) -> tuple[np.ndarray, np.ndarray]:
-        """The arm's joints (7,) without noise, rad, and the hand's orientation (3, 3) there."""
-        joints, site = np.array(self.robot.init_qpos), self.robot.eef_site_id
-        self.data.qpos[self.robot._ref_joint_pos_indexes] = joints
-        self._mujoco.mj_forward(self.model, self.data)
-        return joints, self.data.site_xmat[site].reshape(3, 3).copy()
+    def _read_at_rest(self) -> dict:
+        """What the controller reads (pose of the hand, joints, Jacobians, mass matrix) where the
+        arm has no noise, which is how LIBERO's environments for evaluation are reset.
+        """
+        self.data.qpos[self.robot._ref_joint_pos_indexes] = self.robot.init_qpos
+        read_arm(self.robot.controller, force=True)
+        names = ("ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos", "joint_vel")
+        names += ("J_pos", "J_ori", "J_full", "mass_matrix")
+        return {name: getattr(self.robot.controller, name).copy() for name in names}
+
+    def _as_after_reset(self):
+        """The controller as LIBERO's reset leaves it: it has read the arm at rest, and does not
+        read it again before the first substep has passed. So the first action moves the hand from
+        where it would be at rest, and until an action turns it, it turns to its orientation at
+        rest.
+        """
+        controller = self.robot.controller
+        for name, value in self._rest.items():
+            setattr(controller, name, value.copy())
+        controller.new_update = False
+        controller.initial_joint = controller.joint_pos.copy()
+        controller.reset_goal()
 
     def _placed(self) -> np.ndarray:
         return np.concatenate(
