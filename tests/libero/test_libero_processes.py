@@ -18,7 +18,7 @@ from wmpo_lite.envs.libero.states import evaluation_rows, get_task
 from wmpo_lite.errors import UserError
 
 
-def gone(pid, seconds=15):
+def gone(pid, seconds=60):
     end = time.monotonic() + seconds
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > end:

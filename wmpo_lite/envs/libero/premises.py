@@ -26,13 +26,14 @@ ROW = {"instruction": str, "states": int, "hold": int, "broken": dict}
 
 
 def left_out(task: LiberoTask, split: str, broken: list[Premise]) -> str:
-    """One sentence: which initial states are left out, and why."""
+    """One sentence: which initial states are left out, and why (of more than four, the first)."""
+    named = broken if len(broken) <= 4 else [*(p.index for p in broken[1:]), broken[0]]
     count = "1 initial state" if len(broken) == 1 else f"{len(broken)} initial states"
     return (
         f"{count} of {task.suite}/{task.number} {'is' if len(broken) == 1 else 'are'} left out,"
         f" because what the task says of them does not hold under MuJoCo"
         f" {installed.versions()['mujoco']} once they have settled: {split} "
-        + ", ".join(map(str, broken))
+        + ", ".join(map(str, named))
     )
 
 
@@ -156,7 +157,8 @@ def line(suite: str, number: str, row: dict) -> str:
     said = f"{suite}/{number}: the premise holds in {row['hold']} of {row['states']} states"
     if row["broken"]:
         index, why = next(iter(row["broken"].items()))
-        said += f"; not in {', '.join(row['broken'])} (in {index} {'; '.join(why)})"
+        which = ", ".join(row["broken"]) if row["hold"] else "any"
+        said += f"; not in {which} (in {index} {'; '.join(why)})"
     return said
 
 
