@@ -27,7 +27,7 @@ ROW = {"instruction": str, "states": int, "hold": int, "broken": dict}
 
 def left_out(task: LiberoTask, split: str, broken: list[Premise]) -> str:
     """One sentence: which initial states are left out, and why (of more than four, the first)."""
-    named = broken if len(broken) <= 4 else [*(p.index for p in broken[1:]), broken[0]]
+    named = broken if len(broken) <= 4 else [broken[0], *(p.index for p in broken[1:])]
     count = "1 initial state" if len(broken) == 1 else f"{len(broken)} initial states"
     return (
         f"{count} of {task.suite}/{task.number} {'is' if len(broken) == 1 else 'are'} left out,"
