@@ -184,18 +184,25 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check the installation, and a run if one is named."""
+    """Check the installation, and a run if one is named; with --libero, LIBERO instead."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
+    libero: bool = False
+    """which LIBERO is installed, which suites have files, which stored states hold their premise"""
+    suites: tuple[str, ...] = ()  # of LIBERO's table; all five by default
+    states: int = 10  # stored initial states of each task that the table covers; 0 measures none
+    cache: Path = Path("runs")  # folder that keeps what is measured for the table
 
     def __call__(self):
-        from wmpo_lite.report.doctor import main as examine
+        from wmpo_lite.report import doctor
 
         with suppress(ImportError, OSError):  # a torch that cannot be loaded is what it reports
             from wmpo_lite.train import set_threads
 
             set_threads()
-        sys.exit(examine(self.run))
+        if self.libero:
+            sys.exit(doctor.libero(self.suites, self.states, self.cache))
+        sys.exit(doctor.main(self.run))
 
 
 @dataclass(frozen=True)

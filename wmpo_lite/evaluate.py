@@ -115,6 +115,24 @@ def success_rate(outcomes, confidence: float = 0.95) -> SuccessRate:
     return SuccessRate(successes, n, successes / n, *wilson_interval(successes, n, confidence))
 
 
+def success_by_kind(outcomes, kinds, confidence: float = 0.95) -> dict[str, SuccessRate]:
+    """The success rate of every kind of initial state apart, in the order in which kinds appear.
+
+    outcomes: bool (N,); kinds: N names, such as "benchmark" and "drawn". Rates of different kinds
+    are never added up: what a policy learned on one kind says little about the other.
+    """
+    outcomes, kinds = _outcomes(outcomes, "outcomes"), list(kinds)
+    if len(kinds) != len(outcomes):
+        raise UserError(
+            f"there are {len(kinds)} kinds for {len(outcomes)} outcomes; name the kind of each"
+            " initial state"
+        )
+    return {
+        kind: success_rate(outcomes[[k == kind for k in kinds]], confidence)
+        for kind in dict.fromkeys(kinds)
+    }
+
+
 def paired_comparison(a, b, *, seed: int = 0, resamples: int = 10_000) -> PairedComparison:
     """Compare policy b with policy a on the **same** initial states; a, b bool (N,), a[i] and b[i]
     from state i.

@@ -1,11 +1,14 @@
 """LIBERO's speed here beside its default settings on the same machine, and which of its initial
 states hold their premise with the installed MuJoCo.
 
-    python tests/bench/bench_libero.py                            rendered simulator steps a second,
-    by suite, size and look python tests/bench/bench_libero.py --premises 10              the first
-    10 evaluation states of every task: premise after settling python tests/bench/bench_libero.py
-    --experts 20               the scripted expert on 20 validation states of every task that it has
-    a plan for python tests/bench/bench_libero.py --suites libero_goal       one suite only
+    python tests/bench/bench_libero.py
+        rendered simulator steps a second, by suite, size and look
+    python tests/bench/bench_libero.py --premises 10
+        the table that ships for `wmpo-lite doctor --libero`, of the first 10 stored states
+    python tests/bench/bench_libero.py --experts 20
+        the scripted expert on 20 validation states of every task that it has a plan for
+    python tests/bench/bench_libero.py --suites libero_goal
+        one suite only
 
 "default" is LIBERO's OffScreenRenderEnv as it comes: agent and wrist view of 128 pixels after every
 simulator step. A rendered step is one simulator step (0.05 s) with its pictures; "per_policy_step"
@@ -163,23 +166,6 @@ def imagination_speed(task, seconds: float) -> dict:
     }
 
 
-def premises(task, count: int) -> dict:
-    """How many of the first `count` evaluation states hold their premise, and what is said of the
-    others.
-    """
-    from wmpo_lite.envs.libero.env import LiberoEnv
-
-    with LiberoEnv(task, size=16, workers=1) as env:
-        env.reset(env.initial_states("evaluation", np.arange(count)))
-        broken = [p for p in env.premises if not p.holds]
-    return {
-        "instruction": task.instruction,
-        "states": count,
-        "hold": count - len(broken),
-        "broken": {p.index: list(p.broken) for p in broken[:3]},
-    }
-
-
 def experts(task, count: int) -> dict | None:
     """Of the first `count` validation states, how many the scripted expert solves; None for goals
     that it has no plan for.
@@ -216,6 +202,7 @@ def merge(path: Path, new: dict):
 
 
 def main():
+    from wmpo_lite.envs.libero.premises import table
     from wmpo_lite.envs.libero.states import SUITES, tasks
 
     parser = argparse.ArgumentParser(
@@ -226,7 +213,7 @@ def main():
     parser.add_argument("--premises", type=int, default=0, metavar="STATES")
     parser.add_argument("--experts", type=int, default=0, metavar="STATES")
     parser.add_argument(
-        "--every", type=int, default=1, help="check the premises of every n-th task only"
+        "--every", type=int, default=1, help="try the expert on every n-th task only"
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--task", type=int, default=0)
@@ -235,19 +222,15 @@ def main():
     import mujoco
 
     for suite in a.suites:
-        if a.premises or a.experts:
-            found, (measure, count, name) = (
-                {},
-                (
-                    (premises, a.premises, "premises")
-                    if a.premises
-                    else (experts, a.experts, "experts")
-                ),
-            )
+        if a.premises:
+            table([suite], a.premises, a.out / "libero_premises.json")
+            continue
+        if a.experts:
+            found = {}
             for task in tasks(suite)[:: a.every]:
-                found[str(task.number)] = measure(task, count)
+                found[str(task.number)] = experts(task, a.experts)
                 print(suite, task.number, json.dumps(found[str(task.number)]), flush=True)
-            merge(a.out / f"libero_{name}.json", {suite: found, "mujoco": mujoco.__version__})
+            merge(a.out / "libero_experts.json", {suite: found, "mujoco": mujoco.__version__})
             continue
         task = tasks(suite)[a.task]
         measured = {"default": default_speed(task, a.seconds)} | {

@@ -50,9 +50,15 @@ def make_env(task, **options):
 
 
 def initial_states(task, env, split: str, indices) -> InitialStates:
-    """States number `indices` of a named split. env: of `make_env`; LIBERO draws in it."""
+    """States number `indices` of a named split. env: of `make_env`; LIBERO draws in it.
+
+    Initial states of LIBERO whose premise does not hold are left out, and a line says which and
+    why. UserError if none is left.
+    """
     if hasattr(task, "suite"):
-        return env.initial_states(split, indices)
+        from wmpo_lite.envs.libero.premises import leave_out
+
+        return leave_out(env, env.initial_states(split, indices))
     from wmpo_lite.envs.tabletop.env import initial_states as draw
 
     return draw(task, split, indices)

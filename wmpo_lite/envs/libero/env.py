@@ -2,6 +2,7 @@
 simulated by worker processes.
 """
 
+import warnings
 import weakref
 from dataclasses import asdict, dataclass
 
@@ -10,7 +11,15 @@ import numpy as np
 from wmpo_lite.actions import check_actions
 from wmpo_lite.envs.libero.look import Look
 from wmpo_lite.envs.libero.simulation import SETTLE
-from wmpo_lite.envs.libero.states import LiberoTask, as_states, check, evaluation_rows, seed_of
+from wmpo_lite.envs.libero.states import (
+    LiberoTask,
+    as_states,
+    check,
+    evaluation_rows,
+    instructions,
+    of_the_benchmark,
+    seed_of,
+)
 from wmpo_lite.envs.libero.worker import Worker, WorkerGone
 from wmpo_lite.errors import UserError
 from wmpo_lite.machine import cores
@@ -36,6 +45,9 @@ class Premise:
     def holds(self) -> bool:
         return not self.broken
 
+    def __str__(self) -> str:
+        return f"{self.index} ({'; '.join(self.broken) or 'holds'})"
+
 
 class LiberoEnv:
     """`reset` / `step_chunk` over a batch of episodes of one task (the chunk-level contract that
@@ -49,7 +61,12 @@ class LiberoEnv:
     still; False: they go on, as what a world model is to learn from has to. After a reset
     `premises` says of every episode whether its initial state is what the task says. Construction
     takes 5 to 20 s. A context manager; `close` ends the processes, and so does the end of the
-    program, however it comes.
+    program, however it comes. A worker that dies is started again once, and its episodes repeated
+    up to where they were; if it dies again a UserError says so and the environment is closed.
+
+    An episode starts as in LIBERO's loop for evaluation: the hand turns to its resting orientation
+    and the gripper opens (LIBERO's own loop sends 0, which leaves the fingers half open; the -1
+    here is what OpenVLA's and later ones send) while everything settles.
     """
 
     action_dim = ACTION_DIM
@@ -86,7 +103,8 @@ class LiberoEnv:
         count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
-        settings = {
+        self._settings = {
+            "do": "build",
             "bddl": task.bddl,
             "size": size,
             "look": asdict(look),
@@ -94,12 +112,12 @@ class LiberoEnv:
             "stride": stride,
             "stop": stop,
         }
+        self._threads = max(1, cores() // count) if count < cores() else 0
+        self._told: list[list] = [[] for _ in range(count)]  # since the last reset, a worker
         try:
             for _ in range(count):
-                self._workers.append(
-                    Worker(threads=max(1, cores() // count) if count < cores() else 0)
-                )
-            answers = self._exchange([({"do": "build", **settings}, {})] * count)
+                self._workers.append(Worker(self._threads))
+            answers = self._exchange([(self._settings, {})] * count)
         except BaseException:
             self.close()
             raise
@@ -114,6 +132,7 @@ class LiberoEnv:
         self.goal = tuple(
             tuple(part) for part in answers[0][0]["goal"]
         )  # such as ("on", "akita_black_bowl_1", "plate_1")
+        self._other_tasks = set(instructions(task.suite)) - {task.instruction}
         self._batch, self.instructions, self.premises = 0, [], []
         self.initial, self.wrist, self.now = None, None, {}
 
@@ -121,8 +140,10 @@ class LiberoEnv:
 
     def initial_states(self, split: str, indices) -> InitialStates:
         """States number `indices` of a named split. The first 50 of "evaluation" are the
-        benchmark's own, which no other split ever gives; the others are drawn by LIBERO's own
-        reset, each with a seed of its own, settled, and kept only if their premise holds.
+        benchmark's own, which no other split ever gives (`states.of_the_benchmark` tells them
+        apart); the others are drawn by LIBERO's own reset, with the noise of the arm that the
+        benchmark's have, each with a seed of its own, and kept only if their premise holds once
+        they have settled. Of the benchmark's some may not: see `sound`.
         """
         indices = check(split, indices)
         bundled = evaluation_rows(self.task)
@@ -148,6 +169,27 @@ class LiberoEnv:
         )
         return as_states(self.task, split, indices, rows)
 
+    def premises_of(self, states: InitialStates) -> list[Premise]:
+        """Whether each of these states is what the task says once it has settled, without starting
+        an episode.
+        """
+        if not len(states):
+            return []
+        parts = [part for part in np.array_split(states.states, len(self._crew)) if len(part)]
+        answers = self._exchange(
+            [({"do": "premises", "settle": self.settle}, {"rows": part}) for part in parts]
+        )
+        return _premises(states.indices, answers)
+
+    def sound(self, states: InitialStates) -> tuple[InitialStates, list[Premise]]:
+        """The states whose premise holds, to train on or to count, and the premises of the others.
+        Only the benchmark's own are tried: drawn ones have been.
+        """
+        own = np.flatnonzero(of_the_benchmark(states))
+        broken = {n: p for n, p in zip(own, self.premises_of(states[own])) if not p.holds}
+        kept = np.array([n not in broken for n in range(len(states))], dtype=bool)
+        return states[kept], list(broken.values())
+
     # -- contract ----------------------------------------------------------------------------------
 
     def reset(self, states: InitialStates) -> np.ndarray:
@@ -156,6 +198,7 @@ class LiberoEnv:
         """
         if not len(states):
             raise UserError("there are no initial states to reset to; give at least one")
+        self._refuse_others(states)
         self._batch = 0  # where a worker refuses its states, no episode is under way
         self._parts = [
             part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)
@@ -166,12 +209,7 @@ class LiberoEnv:
                 for part in self._parts
             ]
         )
-        self.premises = [
-            Premise(int(i), tuple(broken))
-            for i, broken in zip(
-                states.indices, [broken for head, _ in answers for broken in head["broken"]]
-            )
-        ]
+        self.premises = _premises(states.indices, answers)
         self._batch, self.initial, self.instructions, self.done = (
             len(states),
             states,
@@ -243,28 +281,77 @@ class LiberoEnv:
             raise UserError("this LIBERO environment is closed; build a new one")
         return self._workers
 
+    def _refuse_others(self, states: InitialStates):
+        """States of a task of the same suite may have as many numbers; their instruction tells."""
+        if others := self._other_tasks & set(states.instructions):
+            raise UserError(
+                f"these initial states are of '{sorted(others)[0]}' and the environment is for"
+                f" '{self.task.instruction}'; take them from its own `initial_states`"
+            )
+
     def _exchange(self, questions: list) -> list:
         """One question (head, arrays) for each of the first workers, all at work at once; their
         answers. Every worker is heard out before the first error is raised, or its answer would be
         taken for that to the next question; where that cannot be, all of them are ended.
         """
-        answers, errors, workers = [], [], self._crew[: len(questions)]
+        answers, errors, gone = [], [], set()
         try:
-            for worker, (head, arrays) in zip(workers, questions):
-                worker.ask(head, **arrays)
-            for worker in workers:
+            for n, (worker, (head, arrays)) in enumerate(zip(self._crew, questions)):
                 try:
-                    answers.append(worker.answer())
+                    worker.ask(head, **arrays)
+                except WorkerGone:
+                    gone.add(n)
+            for n, question in enumerate(questions):
+                try:
+                    if n not in gone:
+                        try:
+                            answers.append(self._crew[n].answer())
+                            continue
+                        except WorkerGone:
+                            pass
+                    answers.append(self._again(n, question))
                 except WorkerGone:
                     raise
                 except (UserError, RuntimeError) as error:
                     errors.append(error)
-        except BaseException:  # a dead worker, or Ctrl-C while others are still at it
+        except BaseException:  # a worker dead twice, or Ctrl-C while others are still at it
             self.close()
             raise
         if errors:
             raise errors[0]
+        self._remember(questions)
         return answers
+
+    def _again(self, number: int, question) -> tuple[dict, dict]:
+        """The answer of a new worker in the place of one that has died. It repeats the episodes
+        under way first: same states, same actions, same bits.
+        """
+        old, self._workers[number] = self._workers[number], Worker(self._threads)
+        old.close()
+        warnings.warn(
+            "a LIBERO worker ended by itself; another takes its place and repeats its episodes",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        told = [(self._settings, {}), *self._told[number]]
+        told = {"build": [], "reset": told[:1]}.get(question[0]["do"], told)
+        for head, arrays in [*told, question]:
+            self._workers[number].ask(head, **arrays)
+            answer = self._workers[number].answer()
+        return answer
+
+    def _remember(self, questions: list):
+        """What a new worker would have to be told to be where this one is."""
+        for told, (head, arrays) in zip(self._told, questions):
+            if head["do"] == "reset":
+                told[:] = [(head, arrays)]
+            elif head["do"] == "step":
+                told.append(({**head, "every_frame": False}, arrays))
+
+
+def _premises(indices: np.ndarray, answers: list) -> list[Premise]:
+    found = [tuple(broken) for head, _ in answers for broken in head["broken"]]
+    return [Premise(int(index), broken) for index, broken in zip(indices, found)]
 
 
 def _joined(answers: list) -> dict:

@@ -17,6 +17,9 @@ STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open
 PLACEMENT_SEED = 0
 # control steps: the benchmark's states leave the objects in the air, and evaluations wait as long
 SETTLE = 10
+# rad, standard deviation of each arm joint in an initial state: the noise with which the
+# benchmark's states were made (robosuite's own; LIBERO's class for evaluation turns it off)
+ARM_NOISE = 0.02
 DRIFT, TILT, SPEED = (
     0.03,
     30.0,
@@ -39,6 +42,7 @@ class Simulation:
         # are computed 25 times a step and not used here.
         self.env = ControlEnv(
             bddl_file_name=bddl,
+            initialization_noise={"type": "gaussian", "magnitude": ARM_NOISE},
             has_offscreen_renderer=False,
             use_camera_obs=False,
             hard_reset=False,
@@ -69,6 +73,7 @@ class Simulation:
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
         self._fingers = self.robot._ref_gripper_joint_pos_indexes
         self.wrist = wrist
+        self._rest = self._read_at_rest()
         self.sample(PLACEMENT_SEED)
         self.placement = self._placed()
         self.painter = Painter(self.model, size, look)
@@ -114,15 +119,17 @@ class Simulation:
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel, self._placed()])
 
     def draw(self, seeds: list[int], taken: np.ndarray) -> np.ndarray:
-        """A settled state whose premise holds, from the first of `seeds` that gives one at least a
+        """A state as LIBERO's reset leaves it, not settled, like the benchmark's own: from the
+        first of `seeds` that gives one whose premise holds once it has settled, at least a
         millimeter away from all states in `taken` (N, S).
         """
         for seed in seeds:
             self.sample(seed)
-            self.put(self.row())
-            broken = self.settle(2 * SETTLE)
-            if not broken and self.apart(self.row(), taken) > 1e-3:
-                return self.row()
+            row = self.row()
+            self.put(row)
+            broken = self.settle(SETTLE)
+            if not broken and self.apart(row, taken) > 1e-3:
+                return row
         raise UserError(
             f"none of {len(seeds)} states drawn for this task can start an episode"
             f" ({'; '.join(broken) or 'all are evaluation states'}); this version of MuJoCo cannot"
@@ -146,6 +153,10 @@ class Simulation:
     def put(self, row: np.ndarray):
         """Put an initial state into the simulation, with or without fixtures; nothing of an earlier
         episode is left.
+
+        The controller knows of the arm's noise no more than in LIBERO's loop for evaluation, where
+        a state is put into an environment that was reset without noise: while the state settles,
+        the hand straightens.
         """
         if len(row) not in (self.row_size, self.row_size + 7 * len(self.fixtures)):
             raise UserError(
@@ -165,8 +176,7 @@ class Simulation:
             row[1 + self.model.nq : self.row_size],
         )
         self._mujoco.mj_forward(self.model, self.data)
-        self.robot.controller.update(force=True)
-        self.robot.controller.reset_goal()
+        self._as_after_reset()
         self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
         self.env._post_process()
 
@@ -176,6 +186,7 @@ class Simulation:
         self._mujoco.mj_getState(self.model, self.data, state, self._spec)
         return {
             "state": state,
+            "fresh": not self.robot.controller.new_update,
             "goal": self.robot.controller.goal_ori.copy(),
             "gripper": np.array(self.robot.gripper.current_action),
             "placement": self._placed(),
@@ -185,11 +196,35 @@ class Simulation:
         for body, pose in zip(self.fixtures, saved["placement"].reshape(-1, 7)):
             self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
         self._mujoco.mj_setState(self.model, self.data, saved["state"], self._spec)
-        self.robot.controller.new_update = True
+        self._as_after_reset()
+        self.robot.controller.new_update = not saved["fresh"]
         self.robot.controller.goal_ori, self.robot.gripper.current_action = (
             saved["goal"].copy(),
             saved["gripper"].copy(),
         )
+
+    def _read_at_rest(self) -> dict:
+        """What the controller reads (pose of the hand, joints, Jacobians, mass matrix) where the
+        arm has no noise, which is how LIBERO's environments for evaluation are reset.
+        """
+        self.data.qpos[self.robot._ref_joint_pos_indexes] = self.robot.init_qpos
+        read_arm(self.robot.controller, force=True)
+        names = ("ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos", "joint_vel")
+        names += ("J_pos", "J_ori", "J_full", "mass_matrix")
+        return {name: getattr(self.robot.controller, name).copy() for name in names}
+
+    def _as_after_reset(self):
+        """The controller as LIBERO's reset leaves it: it has read the arm at rest, and does not
+        read it again before the first substep has passed. So the first action moves the hand from
+        where it would be at rest, and until an action turns it, it turns to its orientation at
+        rest.
+        """
+        controller = self.robot.controller
+        for name, value in self._rest.items():
+            setattr(controller, name, value.copy())
+        controller.new_update = False
+        controller.initial_joint = controller.joint_pos.copy()
+        controller.reset_goal()
 
     def _placed(self) -> np.ndarray:
         return np.concatenate(

