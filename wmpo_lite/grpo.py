@@ -343,9 +343,9 @@ def update(
     entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of what
     `loss_aggregation` counts, the mean entropy, KL and clipped share of a valid token (or chunk),
     however they were cut into batches, the mean gradient norm of a step, and the extreme ratios.
-    UserError: groups without signal or of
-    another size, log-probs that were not recorded or are not those of this policy at this
-    temperature, a loss or gradient that is not finite (that step is not taken).
+    UserError: groups without signal or of another size, log-probs that were not recorded or are not
+    those of this policy at this temperature, a loss or gradient that is not finite (that step is
+    not taken).
     """
     advantages = torch.zeros(0) if batch is None else trajectory_advantages(batch, config)
     own = len(advantages)
@@ -363,9 +363,11 @@ def update(
                 torch.randperm(total, generator=generator), config.minibatch
             ):
                 optimizer.zero_grad(set_to_none=True)
-                whole = max(1, loss_count(mask[minibatch], config.ratio, config.loss_aggregation))
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
                 mine = minibatch[(minibatch >= first) & (minibatch < first + own)] - first
+                part = mask[mine] if len(mine) else torch.zeros(0, 1, 1, 1, dtype=torch.bool)
+                whole = loss_count(part, config.ratio, config.loss_aggregation)
+                whole = max(1, sum(parallel.collect(whole)))
                 for index in mine.split(config.micro_batch or len(mine)) if len(mine) else ():
                     valid, old = mask[index].to(device), batch.log_probs[index].to(device)
                     new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)

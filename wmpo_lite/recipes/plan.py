@@ -120,8 +120,8 @@ def passes(sizes: Sizes, models: dict) -> dict:
     a, w, r, p = models.values()
     c, size, empty = sizes.world_model, sizes.autoencoder.size, torch.empty
     latent = (1, c.latent_channels, c.latent_size, c.latent_size)
-    clip = empty(1, sizes.reward.clip, sizes.reward.image, sizes.reward.image, 3)
-    frame = empty(1, sizes.policy.image, sizes.policy.image, 3)
+    clip = empty(1, sizes.reward.clip, *(sizes.reward.image,) * 2, 3, dtype=torch.uint8)
+    frame = empty(1, sizes.policy.image, sizes.policy.image, 3, dtype=torch.uint8)
 
     def denoise():
         x_t, actions = empty(1, c.frames, *latent[1:]), empty(1, c.frames, c.action_dim)
