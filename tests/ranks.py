@@ -3,6 +3,7 @@
 Every process writes what its model computes in the end, and what it logged, to FOLDER/CASE-<rank>.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def groups(policy):
     return [kept[i : i + 4] for i in range(0, 16, 4)]
 
 
-def update(shares):
+def update(shares, **changes):
     """One GRPO update with groups kept as unevenly as `shares` says: of each process, how many."""
     policy = tiny.policy()
     sampled, mine = groups(policy), slice(0, 4)
@@ -98,12 +99,16 @@ def update(shares):
     kept = sum(sampled[mine], [])
     batch = grpo.batch_from_trajectories(kept) if kept else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    return policy, [grpo.update(policy, optimizer, batch, GRPO, generator)]
+    generator, config = torch.Generator().manual_seed(0), dataclasses.replace(GRPO, **changes)
+    return policy, [grpo.update(policy, optimizer, batch, config, generator)]
 
 
 def update_uneven(folder):
     return update((3, 1))
+
+
+def update_tokens(folder):
+    return update((3, 1), loss_aggregation="token")
 
 
 def update_none(folder):

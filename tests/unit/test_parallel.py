@@ -21,7 +21,8 @@ from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.train_grpo import optimize
 
 TESTS = Path(__file__).resolve().parents[1]
-CASES = ("world_model", "reward_model", "cloning", "update_uneven", "update_none")
+UPDATES = ("update_uneven", "update_tokens", "update_none")
+CASES = ("world_model", "reward_model", "cloning", *UPDATES)
 MORE = ("loop", "half_of_world_model", "other_half")
 
 
