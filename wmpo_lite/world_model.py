@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from wmpo_lite import checkpoint
-from wmpo_lite.denoiser import Context, DenoiserConfig, build_denoiser
+from wmpo_lite.conditioning import Context, DenoiserConfig
+from wmpo_lite.denoiser import build_denoiser
 from wmpo_lite.diffusion import draw_times, euler_sample, flow_loss, interpolate
 from wmpo_lite.errors import UserError
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from wmpo_lite.denoiser import Context, DenoiserConfig, build_denoiser, compose, move_pixels
+from wmpo_lite.conditioning import Context, DenoiserConfig, compose, move_pixels
+from wmpo_lite.denoiser import build_denoiser
 from wmpo_lite.errors import UserError
 
 SMALL = dict(

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from wmpo_lite.course.exercise import Exercise
-from wmpo_lite.denoiser import STBlock
 from wmpo_lite.diffusion import euler_sample
 from wmpo_lite.evaluate import agreement, best_threshold, f1_score, wilson_interval
 from wmpo_lite.own_context import Episodes
 from wmpo_lite.policy import ActionStatistics, TokenPolicy, cloning_loss
 from wmpo_lite.rollout import rollout
+from wmpo_lite.stdit import STBlock
 from wmpo_lite.trajectory import InitialStates
 
 

@@ -1,0 +1,163 @@
+"""What both denoisers share: their sizes, what they are told, and how the next frames are put
+together from what they say.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from wmpo_lite.errors import UserError
+
+
+class Context(NamedTuple):
+    """What is known of B episodes before the next frames.
+
+    reference: (B, C, h, w), the episode's first frame. frames: (B, c, C, h, w), the newest ones,
+    oldest first; at an episode's start the first frame repeated. actions: (B, c - 1, D), that led
+    to frames[1:] (zero before the start). path: (B, D), the sum of all actions since the reference.
+    level: (B,), standard deviation of the noise that was added to `frames` (training), or that they
+    are taken to carry.
+    """
+
+    reference: torch.Tensor
+    frames: torch.Tensor
+    actions: torch.Tensor
+    path: torch.Tensor
+    level: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of the denoiser."""
+
+    kind: str = "unet"  # or 'stdit'
+    latent_channels: int = 16
+    latent_size: int = 8
+    action_dim: int = 4
+    context: int = 4  # newest frames that it sees (paper: c = 4)
+    frames: int = 1  # that one pass predicts (paper: K = 8)
+    reference: bool = True  # whether it sees the episode's first frame
+    gate: bool = True  # whether it may also take a position from that frame as it is, see `compose`
+    gates: int = 1  # of a position: one for all of it, or one for each pixel that a latent holds
+    warp: bool = False  # whether pixels of the newest frame may also move; folded pixels only
+    path: bool = True  # and the summed action: an arm that integrates its errors drifts less
+    # each frame's own action, or 'pooled': their mean, which loses the order
+    actions: str = "frame"
+    widths: tuple = (96, 160)  # U-Net channels at full and half resolution
+    blocks: int = 2  # residual blocks a stage
+    patch: int = 2  # STDiT: latent positions a token holds, squared
+    width: int = 192  # STDiT
+    depth: int = 6  # STDiT: pairs of a spatial and a temporal block
+    heads: int = 4
+
+    def __post_init__(self):
+        for name, allowed in (("kind", ("unet", "stdit")), ("actions", ("frame", "pooled"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"denoiser option {name}='{getattr(self, name)}' is unknown; use one of"
+                    f" {', '.join(allowed)}"
+                )
+
+        if self.gates < 1 or self.latent_channels % self.gates:
+            raise UserError(
+                f"{self.gates} gates cannot share {self.latent_channels} channels; gates has to "
+                "divide latent_channels"
+            )
+        if self.warp and math.isqrt(self.gates) ** 2 != self.gates:
+            raise UserError(
+                f"warp moves pixels, so gates is their number in a latent, not {self.gates};"
+                " set gates to fold * fold of the 'pixels' autoencoder, or warp off"
+            )
+
+    @property
+    def num_gates(self) -> int:
+        """Gates of a position: none without a reference to let through."""
+        return self.gates * (self.gate and self.reference)
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a network gives for one frame, see `compose`."""
+        return self.latent_channels + self.num_gates + 2 * self.gates * self.warp
+
+
+def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torch.Tensor:
+    """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, outputs, h, w): the newest
+    frame, moved where `warp` is on, and its change; or, where a gate opens, the reference. Gate g
+    is that of the channels g, g + G, g + 2 G, ...: where a latent is folded pixels, those of one
+    pixel's colors.
+
+    A small thing that lies still fades a little with every pass of a network that draws it anew,
+    what has been behind the arm has to come back from somewhere, and what is carried should look as
+    it did before. Compositing from earlier frames, moved pixel by pixel, is an old remedy (Finn et
+    al. 2016, arXiv 1605.07157).
+    """
+    change, gate, flow = out.split(
+        [config.latent_channels, config.num_gates, 2 * config.gates * config.warp], dim=2
+    )
+    newest = context.frames[:, -1:]
+    frames = change + (move_pixels(newest[:, 0], flow) if config.warp else newest)
+    if config.num_gates:
+        # (B, k, C, h, w), nearly closed at the start
+        gate = torch.sigmoid(gate - 3).repeat(1, 1, config.latent_channels // config.gates, 1, 1)
+        frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate)
+    return frames
+
+
+def move_pixels(latents: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Folded pixels (B, C, h, w), fetched from where `flow` (B, k, 2 f f, h, w) says: k frames (B,
+    k, C, h, w).
+
+    flow: for each pixel of the new frame how many pixels to the right (first f f channels) and
+    below it lies what it shows; bilinear between pixels, the edge's color beyond the edge.
+    """
+    (b, k), fold = flow.shape[:2], math.isqrt(flow.shape[2] // 2)
+    flow = F.pixel_shuffle(flow.flatten(0, 1), fold).movedim(1, -1)  # (B k, H, W, 2)
+    height, width = flow.shape[1:3]
+    y, x = torch.meshgrid(
+        torch.arange(height, device=flow.device, dtype=flow.dtype),
+        torch.arange(width, device=flow.device, dtype=flow.dtype),
+        indexing="ij",
+    )
+    size = flow.new_tensor((width, height))
+    # -1 and 1 are the outer edges of the picture's outer pixels
+    places = (torch.stack([x, y], dim=-1) + flow + 0.5) / size * 2 - 1
+    pictures = F.pixel_shuffle(latents, fold)[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
+    moved = F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
+    return F.pixel_unshuffle(moved, fold).unflatten(0, (b, k))
+
+
+def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
+    """Sines and cosines (..., size) of t (...), at frequencies from 1 to 1000."""
+    frequencies = torch.exp(math.log(1000.0) * torch.linspace(0, 1, size // 2, device=t.device))
+    angles = t[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def action_features(
+    config: DenoiserConfig, context: Context, actions: torch.Tensor
+) -> torch.Tensor:
+    """What the U-Net is told beside pictures, (B, F): actions, summed action, noise level of the
+    context.
+    """
+    every = torch.cat([context.actions, actions], dim=1)  # (B, c - 1 + k, D)
+    if config.actions == "pooled":
+        every = every.mean(dim=1, keepdim=True).expand_as(every)
+    parts = [every.flatten(1), context.level[:, None] * 10]
+    if config.path:
+        path = context.path + actions.sum(
+            dim=1
+        )  # (B, D), where the arm should be after these frames
+        parts += [path / 5, path.sin(), path.cos()]
+    return torch.cat(parts, dim=1)
+
+
+def count_features(config: DenoiserConfig) -> int:
+    """F of `action_features`."""
+    return (
+        config.action_dim * (config.context - 1 + config.frames)
+        + 1
+        + 3 * config.action_dim * config.path
+    )
