@@ -15,6 +15,7 @@ import torch
 from wmpo_lite import grpo, parallel
 from wmpo_lite.checkpoint import save_tensors, write_json
 from wmpo_lite.errors import UserError
+from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.recipes.pretrain_policy import clone
 from wmpo_lite.reward import reward_loss
@@ -115,11 +116,21 @@ def update_none(folder):
     return update((4, 0))
 
 
+class Judged(ImaginedEnv):
+    """Success where the first numbers of a chunk's actions are large on average."""
+
+    def step_chunk(self, actions, every_frame=True):
+        frames, done, info = super().step_chunk(actions, every_frame)
+        self.done |= np.asarray(actions)[:, :, 0].mean(axis=1) > 0.2
+        return frames, done | self.done[:, None], info
+
+
 def loop(folder):
-    """Sampling and updates: what processes sample differs, what they learn does not."""
-    policy = tiny.policy()
-    options = dict(iterations=3, horizon=8, seed=0, stage="x", refill=2, folder=folder / "loop")
-    return policy, optimize(policy, lambda s: tiny.Counter(), tiny.states(9), GRPO, **options)
+    """Sampling and updates. Episodes end at different times, groups are dropped and drawn anew."""
+    policy, models = tiny.policy(), (tiny.autoencoder(), tiny.world_model())
+    options = dict(iterations=3, horizon=16, seed=0, stage="x", refill=2, folder=folder / "loop")
+    env = lambda seed: Judged(*models, seed=seed)
+    return policy, optimize(policy, env, tiny.states(9), GRPO, **options)
 
 
 def dies(folder):
@@ -160,7 +171,7 @@ def main(folder: Path, cases: list[str]):
             print(f"UserError: {error}", file=sys.stderr)
             sys.exit(1)
         out = folder / f"{case}-{parallel.rank()}"
-        tensors = module.state_dict() if case == "loop" else {"answers": answers(module.eval())}
+        tensors = module.state_dict() | {"answers": answers(module.eval())}
         save_tensors(out.with_suffix(".safetensors"), tensors)
         write_json(out.with_suffix(".json"), json.loads(json.dumps(records)))
     parallel.stop()

@@ -56,10 +56,24 @@ class Demo:
     settings: Numbers = Overrides()
 
     def __call__(self):
-        from wmpo_lite.envs.tasks import folder_name, get_task
+        from wmpo_lite import parallel
         from wmpo_lite.recipes.main_job import main_job
+
+        parallel.start(choose_device(self.device).type)
+        run, folder = parallel.first(self._checked)
+        if self.from_scratch:
+            train_assets(Path(run.assets), self.seed, self.profile, self.device)
+        main_job(run, folder, self.device)
+        parallel.stop()
+
+    def _checked(self):
+        """The run and its folder, once all that can be known to be wrong has been looked at."""
+        from wmpo_lite import parallel
+        from wmpo_lite.envs.tasks import folder_name, get_task
         from wmpo_lite.recipes.workspace import ASSETS, Run, run_folder
 
+        if self.from_scratch:
+            require_one_process("--from-scratch")
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
         if self.evaluation_states is not None:
@@ -72,14 +86,13 @@ class Demo:
             assets=str(assets),
             changes=changes,
         )
-        run.settings(), get_task(self.task), choose_device(self.device)
-        folder = run_folder(
+        settings, _ = run.settings(), get_task(self.task)
+        online = min(settings.online_groups, self.rollout_budget // settings.online_group_size)
+        parallel.require_work(min(settings.groups, online), "groups (--groups, --online-groups)")
+        return run, run_folder(
             self.name
             or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"
         )
-        if self.from_scratch:
-            train_assets(assets, self.seed, self.profile, self.device)
-        main_job(run, folder, self.device)
 
 
 @dataclass(frozen=True)
@@ -360,7 +373,9 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
     try:
         try:
-            require_one_process()
+            command = (sys.argv[1:] if arguments is None else arguments)[:1]
+            if command != ["demo"]:
+                require_one_process("the command line but for `demo`")
             tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="wmpo-lite")()
         finally:
             if sys.stdout is not None:
@@ -377,13 +392,12 @@ def main(arguments: list[str] | None = None) -> None:
         _end(130, "stopped; run the same command again to go on")
 
 
-def require_one_process() -> None:
+def require_one_process(what: str) -> None:
     """UserError where several processes were started: each would do, and write, the same."""
     if processes() > 1:
         raise UserError(
-            f"the command line runs as one process and {processes()} were started; start it"
-            " without a launcher, or call `fit` and `optimize` from a script of your own, which"
-            " share their work out (wmpo_lite/parallel.py)"
+            f"{what} runs as one process and {processes()} were started; start it without a"
+            " launcher"
         )
 
 

@@ -337,7 +337,7 @@ def update(
 ) -> dict[str, float]:
     """One GRPO iteration on a batch of whole groups: `epochs` passes over minibatches shuffled by
     `generator` (CPU). On several processes each gives the groups that it has, None for none: they
-    take the steps, and return the logs, of one process that has them all, one after the other.
+    take the steps, and return the logs, of one process that has them all, by the groups' numbers.
 
     policy.log_probs(frames (M, H, W, 3), instructions, tokens (M, K, D), temperature) -> log-probs,
     entropy (M, K, D). Dropout is off meanwhile. Logs: the mean loss of what
@@ -348,12 +348,10 @@ def update(
     not taken).
     """
     advantages = torch.zeros(0) if batch is None else trajectory_advantages(batch, config)
-    own = len(advantages)
     mask = None if batch is None else batch.mask
-    *before, total = np.cumsum([0, *parallel.collect(own)]).tolist()
+    places, total = own_places([] if batch is None else batch.groups.tolist())
     if not total:
         require_signal(GroupStats(0, 0, 0))
-    first = before[parallel.rank()]  # this process's first trajectory among all
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     sums, counts, steps = {}, {}, 0
@@ -364,7 +362,8 @@ def update(
             ):
                 optimizer.zero_grad(set_to_none=True)
                 surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
-                mine = minibatch[(minibatch >= first) & (minibatch < first + own)] - first
+                there = places[minibatch]
+                mine = there[there >= 0]
                 part = mask[mine] if len(mine) else torch.zeros(0, 1, 1, 1, dtype=torch.bool)
                 whole = loss_count(part, config.ratio, config.loss_aggregation)
                 whole = max(1, sum(parallel.collect(whole)))
@@ -442,6 +441,19 @@ def trajectory_advantages(batch: RolloutBatch, config: GRPOConfig) -> torch.Tens
     advantages = torch.empty(len(batch.rewards))
     advantages[positions] = group_advantages(table, config.std).float()
     return advantages
+
+
+def own_places(groups: list[int]) -> tuple[torch.Tensor, int]:
+    """Where the trajectories of all processes, sorted by group, are in this one (-1: in another):
+    (total,), total. groups: the group of each trajectory here. One process keeps its order.
+    """
+    found = parallel.collect(groups)
+    *before, total = np.cumsum([0, *map(len, found)]).tolist()
+    order = torch.arange(total)
+    if parallel.count() > 1:
+        order = torch.argsort(torch.tensor(sum(found, []), dtype=torch.long), stable=True)
+    order = order - before[parallel.rank()]
+    return order.masked_fill((order < 0) | (order >= len(groups)), -1), total
 
 
 def _join(parts: list[tuple[dict, dict]]) -> tuple[dict, dict]:

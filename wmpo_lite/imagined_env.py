@@ -5,12 +5,18 @@
 import numpy as np
 import torch
 
+from wmpo_lite import parallel
 from wmpo_lite.actions import check_actions
 from wmpo_lite.errors import UserError
 from wmpo_lite.reward import last_judged
 from wmpo_lite.trajectory import InitialStates
 
 PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
+
+
+def pieces(n: int) -> list[np.ndarray]:
+    """n rows in equal parts (give or take one) of at most PIECE."""
+    return np.array_split(np.arange(n), max(1, -(-n // PIECE)))
 
 
 class ImaginedEnv:
@@ -96,10 +102,12 @@ class ImaginedEnv:
         live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
         frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
         done = np.repeat(self.done[:, None], chunk, axis=1)
+        noise = parallel.draw(lambda n: self._noise(n, chunk), len(live))
         if len(live):
-            for part in np.array_split(live, -(-len(live) // PIECE)):
+            for i in pieces(len(live)):
+                part = live[i]
                 new, after = self.world_model.next_frames(
-                    self.state.rows(part), actions[part], self.generator, self.num_inference_steps
+                    self.state.rows(part), actions[part], noise[i], self.num_inference_steps
                 )
                 for whole, rows in zip(self.state, after):
                     whole[part] = rows
@@ -111,6 +119,11 @@ class ImaginedEnv:
         self.done = done[:, -1].copy()
         shown = frames if every_frame else frames[:, -1:]
         return shown.numpy(), done, {"scores": self.scores.copy()}
+
+    def _noise(self, n: int, chunk: int) -> torch.Tensor:
+        """The noise of a chunk of n live episodes, drawn piece by piece."""
+        noise = self.world_model.noise
+        return torch.cat([noise(len(i), chunk, self.generator) for i in pieces(n)])
 
     def _judge(self, live, frames, done):
         """Slide the reward model over the windows that end in this chunk."""

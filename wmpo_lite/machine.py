@@ -34,10 +34,11 @@ def processes() -> int:
 
 def cores(root: Path = Path("/")) -> int:
     """Processor cores that this process may use: fewer than the machine has where it is pinned to
-    some (taskset) or has a quota (a container).
+    some (taskset), has a quota (a container) or was started as one of several.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen)
+    seen = min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen
+    return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

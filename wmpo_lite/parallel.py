@@ -1,25 +1,35 @@
 """Several processes that train one model: gloo on CPUs, nccl on GPUs.
 
-    torchrun --nproc-per-node 2 script.py        accelerate launch --num_processes 8 script.py
+    torchrun --nproc-per-node 2 -m wmpo_lite demo
+    accelerate launch --num_processes 8 -m wmpo_lite demo
 
-The script calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs it takes
-`torchrun`: there `accelerate launch` starts one process, whatever it is asked for.
+A script of one's own calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs it
+takes `torchrun`: there `accelerate launch` starts one process, whatever it is asked for.
 
 Every process draws the random numbers of the whole batch and computes its own rows of it, and
 gradients are summed. So they learn what one process learns from the same batch, up to rounding,
-and a checkpoint goes on with any number of them. With one process nothing here does anything.
+and a checkpoint goes on with any number of them. What is not shared out the first process does
+while the others wait (`first`), and it alone writes files, which the others must be able to read.
+With one process nothing here does anything.
 """
 
+import os
+import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from wmpo_lite.errors import UserError
 from wmpo_lite.machine import processes
 
-PATIENCE = timedelta(minutes=30)  # that a process waits for the others, who may be simulating
+# How long a process waits for the first one, which may be simulating. One that has ended is noticed
+# at once, by its connection.
+PATIENCE = timedelta(hours=12)
+_one_batch = False  # see `one_batch`
 
 
 def start(device: str = "cpu") -> None:
@@ -29,6 +39,8 @@ def start(device: str = "cpu") -> None:
 
         with _together():
             PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        if rank():
+            os.environ["TQDM_DISABLE"] = "1"  # one progress bar is enough
 
 
 def stop() -> None:
@@ -60,9 +72,47 @@ def share(n: int) -> float:
     return (own.stop - own.start) / n
 
 
-def own_seed(seed: int) -> int:
-    """Another seed for every process, the given one for the first."""
-    return (seed + 1_000_003 * rank()) % 2**31
+@contextmanager
+def one_batch():
+    """Inside, the processes' things are rows of one batch, in the order of the processes, and all
+    of them call `draw` equally often.
+    """
+    global _one_batch
+    _one_batch = count() > 1
+    try:
+        yield
+    finally:
+        _one_batch = False
+
+
+def draw(make: Callable, n: int) -> torch.Tensor:
+    """`make(n)`, n rows of random numbers; in `one_batch` those that these rows have among the
+    rows of all processes.
+    """
+    if not _one_batch:
+        return make(n)
+    *before, total = np.cumsum([0, *collect(n)]).tolist()
+    return make(total)[before[rank()] :][:n]
+
+
+def first(run: Callable):
+    """What `run()`, called in the first process alone, returns there: plain Python, for all. Its
+    UserError ends all of them, and the first one says it.
+    """
+    if count() == 1:
+        return run()
+    found, failed = None, None
+    if not rank():
+        try:
+            found = run()
+        except UserError as error:
+            failed = error
+    found, good = collect((found, failed is None))[0]
+    if failed:
+        raise failed
+    if not good:
+        sys.exit(1)
+    return found
 
 
 def require_work(n: int, what: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, parallel
 from wmpo_lite.errors import UserError
 
 WORDS = (
@@ -287,11 +287,8 @@ class TokenPolicy(nn.Module):
             log_p = torch.log_softmax(logits / temperature, -1)
             # Gumbel-max: one draw of uniform noise a token, on the CPU generator so that a seed
             # means the same everywhere.
-            noise = (
-                torch.rand(logits.shape, generator=generator)
-                .clamp(1e-10, 1 - 1e-7)
-                .to(logits.device)
-            )
+            uniform = lambda n: torch.rand((n, *logits.shape[1:]), generator=generator)
+            noise = parallel.draw(uniform, len(logits)).clamp(1e-10, 1 - 1e-7).to(logits.device)
             tokens = (log_p - torch.log(-torch.log(noise))).argmax(-1)
         return tokens, log_p.gather(-1, tokens[..., None]).squeeze(-1), self.detokenize(tokens)
 

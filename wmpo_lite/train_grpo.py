@@ -5,6 +5,7 @@ environment and its initial states differ.
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,18 @@ def optimize(
     a round.
 
     make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that
-    seed); states: pool of initial states, of which every iteration takes `config.groups` at random,
-    each repeated `config.group_size` times (paper: 64 x 8). Groups without signal are dropped and
-    drawn anew in up to `refill` further rounds (paper: until the batch is full). folder: checkpoint
+    seed, through `parallel.draw`); states: pool of initial states, of which every iteration takes
+    `config.groups` at random, each repeated `config.group_size` times (paper: 64 x 8). Groups
+    without signal are dropped and drawn anew in up to `refill` further rounds (paper: until the
+    batch is full). folder: checkpoint
     here and continue what is found, if it began with the same weights, settings, seed and states;
     made_from: what else the result depends on (the world model), as plain values by name.
     tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is
     spent all the same); otherwise UserError.
 
     Several processes share out the groups of an iteration, each a whole one, and keep the policy
-    alike; the first one writes and logs.
+    alike; the first one writes and logs. Up to 256 trajectories an iteration they sample what one
+    process samples.
     """
     parallel.require_work(config.groups, "groups")
     parallel.same_weights(policy)
@@ -138,23 +141,30 @@ def optimize(
 def _sample(policy, make_env, states, config, rng, missing: int, attempt: int, horizon: int):
     """This process's share of `missing` new groups, sampled: a list of trajectories."""
     chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
-    env_seed, seed = (parallel.own_seed(int(rng.integers(2**31))) for _ in range(2))
-    # unique in the iteration
-    numbers = np.arange(missing)[parallel.rows(missing)] + config.groups * attempt
-    chosen = chosen[parallel.rows(missing)]
-    if not len(chosen):
+    env_seed, seed = (int(rng.integers(2**31)) for _ in range(2))
+    own, shared = parallel.rows(missing), missing >= parallel.count()
+    if own.start == own.stop:
         return []
-    return rollout(
-        policy,
-        make_env(env_seed),
-        states[chosen].repeat(config.group_size),
-        horizon=horizon,
-        temperature=config.temperature,
-        seed=seed,
-        groups=np.repeat(numbers, config.group_size),
-        every_frame=False,
-        batch=256,
-    )
+    # Too few groups for all: whoever has one samples all, which takes no longer and needs nobody.
+    sampled = own if shared else slice(0, missing)
+    numbers = np.arange(missing) + config.groups * attempt  # unique in the iteration
+    batch = 256
+    if shared and parallel.count() > 1:  # in as many pieces as every other process
+        largest = -(-missing // parallel.count()) * config.group_size
+        batch = -(-(own.stop - own.start) * config.group_size // -(-largest // batch))
+    with parallel.one_batch() if shared else nullcontext():
+        found = rollout(
+            policy,
+            make_env(env_seed),
+            states[chosen[sampled]].repeat(config.group_size),
+            horizon=horizon,
+            temperature=config.temperature,
+            seed=seed,
+            groups=np.repeat(numbers[sampled], config.group_size),
+            every_frame=False,
+            batch=batch,
+        )
+    return [t for t in found if t.group in numbers[own]]
 
 
 def _valid_fraction(data: grpo.RolloutBatch | None) -> float:

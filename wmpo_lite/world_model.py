@@ -102,7 +102,8 @@ class WorldModel(nn.Module):
     ):
         """The frames (B, T, C, h, w) that actions (B, T, D) lead to, and the state afterwards.
 
-        generator: a CPU generator, so that a seed means the same on every device.
+        generator: a CPU generator, so that a seed means the same on every device, or the noise of
+        all passes that it would give (`noise`).
         """
         c, frames = self.config, []
         if actions.shape[-1] != c.action_dim:
@@ -116,14 +117,26 @@ class WorldModel(nn.Module):
             if k < c.frames:  # a last short piece: what it does not show is not kept
                 part = torch.cat([part, part[:, -1:].expand(-1, c.frames - k, -1)], dim=1)
             context = self.context(state, c.context_noise)
-            shape = (len(part), c.frames, *state.reference.shape[1:])
-            noise = torch.randn(shape, generator=generator).to(state.reference)
+            if torch.is_tensor(generator):
+                noise, generator = generator[:, : c.frames], generator[:, c.frames :]
+            else:
+                noise = self.noise(len(part), c.frames, generator)
+            noise = noise.to(state.reference)
             new = euler_sample(
                 lambda x, t: self.denoiser.predict_x0(x, t, context, part), noise, steps, c.shift
             )
             state = state.append(new[:, :k], part[:, :k])
             frames.append(new[:, :k])
         return torch.cat(frames, dim=1), state
+
+    def noise(self, n: int, steps: int, generator=None) -> torch.Tensor:
+        """What the passes start from that imagine `steps` frames of n episodes: (n, passes x k, C,
+        h, w).
+        """
+        c = self.config
+        shape = (n, c.frames, c.latent_channels, c.latent_size, c.latent_size)
+        passes = range(-(-steps // c.frames))
+        return torch.cat([torch.randn(shape, generator=generator) for _ in passes], dim=1)
 
     def loss(
         self,

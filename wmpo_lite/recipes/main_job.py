@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, parallel
 from wmpo_lite.errors import UserError
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
@@ -125,9 +125,8 @@ def align_world_model(w: Workspace) -> dict:
             "after_success": s.after_success,
         },
     )
-    model.save(
-        w.folder / "world_model", w.provenance(stage="align", ema_decay=records[-1]["ema_decay"])
-    )
+    about = w.provenance(stage="align", ema_decay=records[-1]["ema_decay"])
+    parallel.first(lambda: model.save(w.folder / "world_model", about))
     return records[-1]
 
 
@@ -194,8 +193,7 @@ def fit_reward(w: Workspace) -> dict:
     """
     import torch
 
-    from wmpo_lite.evaluate import f1_score
-    from wmpo_lite.reward import RewardModel, fit_threshold, matching_threshold, reward_loss
+    from wmpo_lite.reward import RewardModel, reward_loss
     from wmpo_lite.train import FitConfig, fit
 
     s, trajectories = w.settings, w.rollouts()
@@ -231,7 +229,21 @@ def fit_reward(w: Workspace) -> dict:
         shared=True,
         made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
     )
-    chosen_on = [trajectories[i] for i in held]
+    return parallel.first(
+        lambda: choose_thresholds(w, model, env, [trajectories[i] for i in held], records[-1])
+    )
+
+
+def choose_thresholds(w: Workspace, model, env, chosen_on: list, trained: dict) -> dict:
+    """Both thresholds of the fitted reward model on held-out rollouts; the model is saved with
+    them. trained: the last record of its training.
+    """
+    import torch
+
+    from wmpo_lite.evaluate import f1_score
+    from wmpo_lite.reward import fit_threshold, matching_threshold
+
+    s = w.settings
     texts, success = [t.instruction for t in chosen_on], [t.success for t in chosen_on]
     threshold, f1 = fit_threshold(
         model,
@@ -249,15 +261,15 @@ def fit_reward(w: Workspace) -> dict:
     )
     imagined_threshold = matching_threshold(scores, success)
     imagined_f1 = f1_score(scores >= imagined_threshold, success)
-    about = {"threshold": threshold, "f1": f1, "ema_decay": records[-1]["ema_decay"]}
+    about = {"threshold": threshold, "f1": f1, "ema_decay": trained["ema_decay"]}
     model.save(w.folder / "reward", w.provenance(stage="reward", **about))
     return {
         "threshold": threshold,
         "f1": f1,
-        "chosen_on": len(held),
+        "chosen_on": len(chosen_on),
         "imagined_threshold": imagined_threshold,
         "imagined_f1": imagined_f1,
-        "loss": records[-1]["loss"],
+        "loss": trained["loss"],
     }
 
 
@@ -286,7 +298,8 @@ def train_wmpo(w: Workspace) -> dict:
         if s.track_real and (record["step"] % s.track_every == 0 or record["step"] == s.iterations):
             w.log({"stage": "real", "step": record["step"], **real_success(w, policy)})
 
-    if s.track_real and not (w.folder / "fit_wmpo" / "progress.json").exists():
+    begun = (w.folder / "fit_wmpo" / "progress.json").exists()
+    if s.track_real and not begun and not parallel.rank():
         w.log({"stage": "real", "step": 0, **real_success(w, policy)})
     records = optimize(
         policy,
@@ -307,7 +320,8 @@ def train_wmpo(w: Workspace) -> dict:
             "reward model": checkpoint.fingerprint(w.reward_model()),
         },
     )
-    save_policy_once(w.folder / "policies" / "wmpo", policy, w.provenance(stage="wmpo"))
+    about = w.provenance(stage="wmpo")
+    parallel.first(lambda: save_policy_once(w.folder / "policies" / "wmpo", policy, about))
     return {
         "iterations": len(records),
         "first": records[0]["success"],
@@ -357,7 +371,8 @@ def train_online(w: Workspace) -> dict:
         freeze_vision=s.freeze_vision,
         tolerate_silence=True,
     )
-    save_policy_once(w.folder / "policies" / "grpo", policy, w.provenance(stage="grpo"))
+    about = w.provenance(stage="grpo")
+    parallel.first(lambda: save_policy_once(w.folder / "policies" / "grpo", policy, about))
     return {
         "iterations": len(records),
         "real_rollouts": sum(r["rollouts"] for r in records),
@@ -541,23 +556,28 @@ def main_job(run: Run, folder: Path, device: str = "auto") -> dict:
 
 
 def _main_job(w: Workspace) -> dict:
-    from wmpo_lite.report.write import write_report
-
-    steps = (
-        ("rollouts", record_rollouts),
-        ("align", align_world_model),
-        ("reward", fit_reward),
-        ("trust", trust),
-        ("wmpo", train_wmpo),
-        ("grpo", train_online),
-        ("dpo", train_offline),
-        ("evaluate", evaluate),
+    steps = (  # and whether several processes share the work out
+        ("rollouts", record_rollouts, False),
+        ("align", align_world_model, True),
+        ("reward", fit_reward, True),
+        ("trust", trust, False),
+        ("wmpo", train_wmpo, True),
+        ("grpo", train_online, True),
+        ("dpo", train_offline, False),
+        ("evaluate", evaluate, False),
     )
     stages = {}
-    for name, fn in steps:
-        stages[name] = w.stage(name, lambda: fn(w))
-        if name == "trust":
+    for name, fn, shared in steps:
+        stages[name] = w.stage(name, lambda: fn(w), shared)
+        if name == "trust" and not parallel.rank():
             print(describe_trust(stages[name]), flush=True)
+    return parallel.first(lambda: finish(w, stages))
+
+
+def finish(w: Workspace, stages: dict) -> dict:
+    """The record of all stages, the report, and both in words."""
+    from wmpo_lite.report.write import write_report
+
     result = record(w, stages)
     checkpoint.write_json(w.folder / "result.json", result)
     checkpoint.write_json(w.folder / "seen.json", seen(w))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, parallel
 from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 from wmpo_lite.files import ASSETS
@@ -76,6 +76,7 @@ class Workspace:
 
     The folder belongs to this process until `close`. Nothing is written before all that can be
     known to be wrong has been looked at. device: see `choose_device`; all models are loaded there.
+    Of several processes the first one owns the folder and writes; the others read what is in it.
     """
 
     def __init__(self, run: Run, folder: Path, device: str = "auto"):
@@ -111,8 +112,7 @@ class Workspace:
         }
         self.env = make_env(self.task)
         try:
-            self._try_assets()
-            self._own_folder(checkpoint.plain(config))
+            parallel.first(lambda: self._own_folder(checkpoint.plain(config)))
         except BaseException:
             self.env.close()
             raise
@@ -124,6 +124,7 @@ class Workspace:
         self._owner = None
 
     def _own_folder(self, config: dict):
+        self._try_assets()
         self._owner = Owner(self.folder)
         path = self.folder / "config.json"
         if path.exists():
@@ -174,17 +175,26 @@ class Workspace:
             for name, folder in folders.items()
         }
 
-    def stage(self, name: str, fn):
-        path = self.folder / "stages" / f"{name}.json"
-        if path.exists():
-            return checkpoint.read_json(path, {"result": dict})["result"]
-        clock = time.monotonic()
-        print(f"[{name}]", flush=True)
+    def stage(self, name: str, fn, shared: bool = False):
+        """shared: `fn` shares its work out over all processes; else the first one does it."""
+        path, clock = self.folder / "stages" / f"{name}.json", time.monotonic()
+
+        def found():
+            if path.exists():
+                return checkpoint.read_json(path, {"result": dict})["result"]
+            print(f"[{name}]", flush=True)
+
+        def write(result):
+            seconds = round(time.monotonic() - clock, 1)
+            checkpoint.write_json(path, {"result": result, "seconds": seconds})
+            return checkpoint.read_json(path)["result"]
+
+        if (done := parallel.first(found)) is not None:
+            return done
+        if not shared:
+            return parallel.first(lambda: write(fn()))
         result = fn()
-        checkpoint.write_json(
-            path, {"result": result, "seconds": round(time.monotonic() - clock, 1)}
-        )
-        return checkpoint.read_json(path)["result"]
+        return parallel.first(lambda: write(result))
 
     def seconds(self) -> float:
         return sum(
