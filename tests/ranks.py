@@ -5,6 +5,9 @@ Every process writes what its model computes in the end, and what it logged, to 
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,6 +161,24 @@ def answers(module) -> torch.Tensor:
         if hasattr(module, "threshold"):
             return module(frames, [tiny.RED] * 3)
         return module.logits(frames[:, 0], [tiny.RED] * 3)
+
+
+def launch(arguments: list[str], processes: int, **options) -> list[subprocess.Popen]:
+    """Python with `arguments` as so many processes of one thread each that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "OMP_NUM_THREADS": 1}
+    names |= {"MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "TQDM_DISABLE": 1}
+    tests = Path(__file__).resolve().parent
+    names["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | options
+    started = []
+    for rank in range(processes):
+        own = names | {"RANK": rank, "LOCAL_RANK": rank}
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        started.append(subprocess.Popen([sys.executable, *arguments], env=environment, **options))
+    return started
 
 
 def main(folder: Path, cases: list[str]):

@@ -169,7 +169,9 @@ def to_float(frames: torch.Tensor) -> torch.Tensor:
 
 def to_uint8(frames: torch.Tensor) -> torch.Tensor:
     """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
-    return frames.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (
+        frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    )
 
 
 class PerceptualLoss(nn.Module):

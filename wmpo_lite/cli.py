@@ -13,7 +13,7 @@ import tyro
 
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
-from wmpo_lite.machine import choose_device, processes
+from wmpo_lite.machine import Compute, choose_device, processes
 from wmpo_lite.recipes.profiles import Profile
 
 # Every number of a profile is a flag, too; None leaves it as the profile has it.
@@ -53,6 +53,7 @@ class Demo:
     evaluation_states: int | None = None
     """held-out initial states of the last stage; by default the profile's number"""
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
+    compute: tyro.conf.OmitArgPrefixes[Compute] = Compute()
     settings: Numbers = Overrides()
 
     def __call__(self):
@@ -63,7 +64,7 @@ class Demo:
         run, folder = parallel.first(self._checked)
         if self.from_scratch:
             train_assets(Path(run.assets), self.seed, self.profile, self.device)
-        main_job(run, folder, self.device)
+        main_job(run, folder, self.device, self.compute)
         parallel.stop()
 
     def _checked(self):

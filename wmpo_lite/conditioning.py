@@ -94,7 +94,7 @@ def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torc
     it did before. Compositing from earlier frames, moved pixel by pixel, is an old remedy (Finn et
     al. 2016, arXiv 1605.07157).
     """
-    change, gate, flow = out.split(
+    change, gate, flow = out.float().split(
         [config.latent_channels, config.num_gates, 2 * config.gates * config.warp], dim=2
     )
     newest = context.frames[:, -1:]

@@ -1,10 +1,13 @@
 """What this machine offers."""
 
 import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.errors import UserError, require_between
 
+PRECISIONS = ("fp32", "bf16")
 DEVICES = ("cuda", "mps", "cpu")  # in the order in which `auto` looks for them
 
 
@@ -25,6 +28,49 @@ def choose_device(name: str = "auto"):
             " machine; install a build of PyTorch for it, or choose auto or cpu"
         )
     return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a run may save memory and time by. Its result changes by rounding, no more, so that a
+    run can go on with other choices.
+    """
+
+    precision: str = "fp32"
+    """bf16: matrix products and convolutions in 16 bits (weights, averages, losses in 32)"""
+    recompute: bool = False  # a network's blocks once more on the way back, not kept in memory
+    micro_batch: int | None = None  # trajectories that GRPO's update looks at in one pass
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"--precision is '{self.precision}'; expected one of {', '.join(PRECISIONS)}"
+            )
+        if self.micro_batch is not None:
+            require_between("--micro-batch", self.micro_batch, 1, 1_000_000)
+
+    def autocast(self, device):
+        """The context in which everything is computed on `device`. Rounded weights are not kept:
+        optimizer steps are taken inside, and would not be seen.
+        """
+        import torch
+
+        bf16 = self.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    def prepare(self, model):
+        """`model`, ready to learn: with `recompute`, what happens inside its repeated blocks is not
+        kept for the way back, but computed again (Chen et al. 2016, arXiv 1604.06174).
+        """
+        import torch
+        from torch.utils.checkpoint import checkpoint
+
+        if self.recompute:
+            lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+            inner = {id(m) for blocks in lists for m in blocks.modules() if m is not blocks}
+            for block in (b for blocks in lists if id(blocks) not in inner for b in blocks):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        return model
 
 
 def processes() -> int:

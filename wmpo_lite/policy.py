@@ -258,7 +258,8 @@ class TokenPolicy(nn.Module):
         """Log-probabilities and entropies, each (B, K, D), of `tokens` at the temperature they were
         sampled with.
         """
-        log_p = torch.log_softmax(self.logits(frames, instructions, seen) / temperature, dim=-1)
+        logits = self.logits(frames, instructions, seen).float()
+        log_p = torch.log_softmax(logits / temperature, dim=-1)
         return log_p.gather(-1, tokens[..., None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
     @torch.no_grad()
@@ -280,7 +281,7 @@ class TokenPolicy(nn.Module):
                 f"the sampling temperature is {temperature}, expected a number above 0; leave it"
                 " out for the greedy policy"
             )
-        logits = self.logits(torch.as_tensor(frames), instructions)
+        logits = self.logits(torch.as_tensor(frames), instructions).float()
         if temperature is None:
             tokens, log_p = logits.argmax(-1), torch.log_softmax(logits, -1)
         else:

@@ -103,7 +103,7 @@ class RewardModel(nn.Module):
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
         question = self.words(self._words(instructions, seen.device))  # (B, width)
         found, _ = self.ask(question[:, None], seen, seen, need_weights=False)
-        return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0]
+        return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0].float()
 
     def _words(self, instructions, device) -> torch.Tensor:
         """Word numbers (B, longest) of the sentences, filled up with 0."""

@@ -71,7 +71,7 @@ def optimize(
         steps=iterations,
         horizon=horizon,
         refill=refill,
-        **dataclasses.asdict(config),
+        **dataclasses.asdict(dataclasses.replace(config, micro_batch=None)),  # changes no weight
         states=_digest(states) if folder is not None else "",
         **(made_from or {}),
     )

@@ -5,9 +5,11 @@ the numbers of one that was not.
 import json
 import subprocess
 import sys
+import time
 
 import pytest
-from reliability.kills import COMMAND, differences, finish, killed, spread, start
+import ranks
+from reliability.kills import COMMAND, differences, finish, killed, spread, start, timeless
 
 pytestmark = pytest.mark.integration
 
@@ -92,6 +94,74 @@ def test_killed_five_times_and_started_again_it_ends_bit_for_bit_as_if_left_alon
     where = killed(tmp_path, spread(stages, kills=5, runs=1, seed=0)[0])
     assert where.count("after the end") <= 1 and len(set(where)) >= 4, where
     assert differences(folder / "runs" / "run", tmp_path / "runs" / "run") == []
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The same run by two processes, one of which is killed on the way, and then by two again:
+    folder, exit codes, what both said, seconds that the survivor took to end.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    command = ["-m", "wmpo_lite", *COMMAND]
+    started = ranks.launch(command, 2, cwd=folder)
+    deadline = time.monotonic() + 300
+    while not (folder / "runs" / "run" / "fit_align" / "progress.json").exists():
+        assert time.monotonic() < deadline and started[0].poll() is None
+        time.sleep(0.05)
+    started[1].kill()
+    clock = time.monotonic()
+    said = [process.communicate(timeout=120) for process in started]
+    lasted, codes = time.monotonic() - clock, [process.returncode for process in started]
+    started = ranks.launch(command, 2, cwd=folder)
+    more = [process.communicate(timeout=600) for process in started]
+    return (
+        folder / "runs" / "run",
+        codes + [process.returncode for process in started],
+        (said + more),
+        lasted,
+    )
+
+
+def test_when_one_process_is_killed_the_other_ends_with_one_sentence(two):
+    _, codes, said, seconds = two
+    assert codes[:2] == [1, -9] and seconds < 60
+    assert "waited in vain for the others" in said[0][1] and "Traceback" not in said[0][1]
+    assert said[0][1].count("wmpo-lite:") == 1
+
+
+def close(one, other, where="") -> list[str]:
+    """Where two JSON values differ, but for times and rounding."""
+    if isinstance(one, dict):
+        keys = sorted(one.keys() | other.keys())
+        return sum((close(one.get(k), other.get(k), f"{where}.{k}") for k in keys), [])
+    if isinstance(one, list):
+        return sum((close(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(one, other))), [])
+    if isinstance(one, float):
+        return [] if one == pytest.approx(other, rel=1e-3, abs=1e-4) else [f"{where} {one} {other}"]
+    return [] if one == other else [f"{where} {one} {other}"]
+
+
+def test_two_processes_end_with_the_result_of_one(whole, two):
+    """What they compute differs by rounding; a last bit that turns an action over is not seen."""
+    run, codes, said, _ = two
+    assert codes[2:] == [0, 0], said
+    assert "report:" in said[2][0] and not said[3][0]  # the first process speaks
+    one = whole[0] / "runs" / "run"
+    for name in ("result.json", "evaluation.json", "seen.json"):
+        read = lambda run: timeless(json.loads((run / name).read_text()))
+        assert close(read(one), read(run)) == []
+    names = lambda run: sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+    assert names(one) == names(run)
+
+
+def test_more_processes_than_groups_are_refused(tmp_path):
+    command = ["-m", "wmpo_lite", *COMMAND, "--groups", "2"]
+    started = ranks.launch(command, 3, cwd=tmp_path)
+    said = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1, 1]
+    assert "3 processes cannot share 2 groups" in said[0] and said[0].count("wmpo-lite:") == 1
+    assert not any("wmpo-lite:" in text or "Traceback" in text for text in said[1:])
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_settings_in_the_same_folder_are_refused(whole):

@@ -1,12 +1,7 @@
 """Two processes of one thread each learn what one process learns from the same batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import ranks
@@ -20,7 +15,6 @@ from wmpo_lite.grpo import GRPOConfig
 from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.train_grpo import optimize
 
-TESTS = Path(__file__).resolve().parents[1]
 UPDATES = ("update_uneven", "update_tokens", "update_none")
 CASES = ("world_model", "reward_model", "cloning", *UPDATES, "loop")
 MORE = ("half_of_world_model", "other_half")
@@ -33,18 +27,8 @@ def two(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("ranks")
     world_model(folder / "one", STEPS // 2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"WORLD_SIZE": 2, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    names |= {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": 1}
-    command = [sys.executable, str(TESTS / "ranks.py"), str(folder), *CASES, *MORE, "dies"]
-    clock, started = time.monotonic(), []
-    for rank in range(2):
-        own = names | {"RANK": rank, "LOCAL_RANK": rank}
-        environment = os.environ | {key: str(value) for key, value in own.items()}
-        options = dict(env=environment, stderr=subprocess.PIPE, text=True)
-        started.append(subprocess.Popen(command, **options))
+    command, clock = [ranks.__file__, str(folder), *CASES, *MORE, "dies"], time.monotonic()
+    started = ranks.launch(command, 2)
     said = [process.communicate(timeout=240)[1] for process in started]
     return folder, [process.returncode for process in started], said, time.monotonic() - clock
 

@@ -13,10 +13,12 @@ import torch
 from wmpo_lite import checkpoint
 from wmpo_lite.envs import tasks
 from wmpo_lite.errors import UserError
+from wmpo_lite.machine import Compute
 from wmpo_lite.recipes import main_job
 from wmpo_lite.recipes.trust import describe_trust, panel, trust
 from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
 from wmpo_lite.reward import RewardModel
+from wmpo_lite.train import FitConfig
 from wmpo_lite.trajectory import save_trajectories
 from wmpo_lite.world_model import WorldModel
 
@@ -495,3 +497,51 @@ def test_the_panel_in_words(judged):
         and "F1: 0.500 on real, 0.250 on imagined video" in said
     )
     assert f"after {found['valid_frames']:.1f} frames" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ),
+)
+def test_out_of_memory_names_what_to_lower_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, error
+):
+    """Alignment ends in its last step, with checkpoints before it; it goes on with blocks that
+    are computed again, to the same weights.
+    """
+    made = make_recorded(tmp_path)
+    often = lambda **numbers: FitConfig(**numbers | {"save_every": 1})
+    monkeypatch.setattr("wmpo_lite.train.FitConfig", often)
+    step, steps = torch.optim.AdamW.step, []
+
+    def full(self, *rest):
+        steps.append(1)
+        if len(steps) == SMALL["align_steps"]:
+            raise error
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    align = lambda w: w.stage("align", lambda: main_job.align_world_model(w), shared=True)
+    with pytest.raises(UserError, match="'align' ran out of memory; add --recompute and run the"):
+        align(made)
+    made.close()
+    again = Workspace(made.run, made.folder, compute=Compute(recompute=True))
+    again.horizon = made.horizon
+    align(again)
+    assert len(steps) == SMALL["align_steps"] + 1
+    whole = make_recorded(tmp_path / "whole")
+    align(whole)
+    for a, b in zip(again.world_model().parameters(), whole.world_model().parameters()):
+        assert torch.equal(a, b)
+    again.close(), whole.close()
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    made = make_recorded(tmp_path)
+    with pytest.raises(RuntimeError, match="mat1"):
+        made.stage("wmpo", lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    made.close()

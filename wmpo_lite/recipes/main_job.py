@@ -10,6 +10,7 @@ import numpy as np
 
 from wmpo_lite import checkpoint, parallel
 from wmpo_lite.errors import UserError
+from wmpo_lite.machine import Compute
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
     Run,
@@ -99,7 +100,7 @@ def align_world_model(w: Workspace) -> dict:
 
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
-    model = w.pretrained_world_model().to(memory_format=torch.channels_last)
+    model = w.compute.prepare(w.pretrained_world_model().to(memory_format=torch.channels_last))
     shown, windows = (
         w.rollouts() + demonstrations(w),
         WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
@@ -200,7 +201,7 @@ def fit_reward(w: Workspace) -> dict:
     fitted, held = split_rollouts([t.success for t in trajectories], w.run.seed)
     torch.manual_seed(w.run.seed)
     model = RewardModel.from_tower(w.base()).to(w.device)
-    model.freeze_lower(s.reward_frozen)
+    w.compute.prepare(model).freeze_lower(s.reward_frozen)
     seen = [trajectories[i] for i in fitted] + demonstrations(w)
     real, env = (
         np.stack([t.frames for t in seen]),
@@ -291,7 +292,7 @@ def train_wmpo(w: Workspace) -> dict:
     from wmpo_lite.train_grpo import optimize, save_policy_once
 
     s = w.settings
-    policy = w.base()
+    policy = w.compute.prepare(w.base())
 
     def watch(record):
         w.log(record)
@@ -305,7 +306,7 @@ def train_wmpo(w: Workspace) -> dict:
         policy,
         lambda seed: imagined_env(w, seed),
         initial_frames(w.rollouts()),
-        s.wmpo_update(),
+        dataclasses.replace(s.wmpo_update(), micro_batch=w.compute.micro_batch),
         iterations=s.iterations,
         horizon=w.horizon,
         seed=w.run.seed,
@@ -342,7 +343,7 @@ def train_online(w: Workspace) -> dict:
     from wmpo_lite.train_grpo import optimize, save_policy_once
 
     s = w.settings
-    policy = w.base()
+    policy = w.compute.prepare(w.base())
     size = min(s.online_group_size, w.run.rollout_budget)
     groups = min(s.online_groups, w.run.rollout_budget // size)
     per_iteration = groups * size
@@ -353,6 +354,7 @@ def train_online(w: Workspace) -> dict:
         warmup=s.online_warmup,
         epochs=s.online_epochs,
         minibatch=s.minibatch,
+        micro_batch=w.compute.micro_batch,
         temperature=s.temperature,
     )
     states = w.states("rollouts", w.run.rollout_budget)
@@ -386,7 +388,7 @@ def train_offline(w: Workspace) -> dict:
     from wmpo_lite.train_grpo import save_policy_once
 
     s = w.settings
-    policy = w.base()
+    policy = w.compute.prepare(w.base())
     policy.train_vision(not s.freeze_vision)
     logs = train_dpo(
         policy,
@@ -547,11 +549,11 @@ def seen(w: Workspace) -> dict:
     }
 
 
-def main_job(run: Run, folder: Path, device: str = "auto") -> dict:
+def main_job(run: Run, folder: Path, device: str = "auto", compute: Compute = Compute()) -> dict:
     """All stages in order; returns the record and leaves report.html. Killed and started again it
     goes on where it was.
     """
-    with closing(Workspace(run, folder, device)) as w:
+    with closing(Workspace(run, folder, device, compute)) as w:
         return _main_job(w)
 
 

@@ -14,9 +14,14 @@ from wmpo_lite import checkpoint, parallel
 from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
 from wmpo_lite.files import ASSETS
+from wmpo_lite.machine import Compute
 from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
+LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
+# What takes the memory of a stage, where the result may be another.
+LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
+LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
 FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
 
 
@@ -79,14 +84,14 @@ class Workspace:
     Of several processes the first one owns the folder and writes; the others read what is in it.
     """
 
-    def __init__(self, run: Run, folder: Path, device: str = "auto"):
+    def __init__(self, run: Run, folder: Path, device: str = "auto", compute: Compute = Compute()):
         from wmpo_lite.envs.tasks import folder_name, get_task, make_env
         from wmpo_lite.machine import choose_device
         from wmpo_lite.train import MetricsLog, set_threads
 
         set_threads()
         self.run, self.folder, self.settings = run, Path(folder), run.settings()
-        self.device = choose_device(device)
+        self.device, self.compute = choose_device(device), compute
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
         if hasattr(self.task, "suite"):
@@ -192,9 +197,32 @@ class Workspace:
         if (done := parallel.first(found)) is not None:
             return done
         if not shared:
-            return parallel.first(lambda: write(fn()))
-        result = fn()
+            return parallel.first(lambda: write(self._computed(name, fn)))
+        result = self._computed(name, fn)
         return parallel.first(lambda: write(result))
+
+    def _computed(self, name: str, fn):
+        """`fn()` as `compute` says; out of memory it is UserError, which names what to lower."""
+        import torch
+
+        try:
+            with self.compute.autocast(self.device):
+                return fn()
+        except (MemoryError, RuntimeError) as error:
+            known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            if not known and "can't allocate memory" not in str(error):
+                raise
+            advice = []
+            if name in LEARNING and not self.compute.recompute:
+                advice.append("add --recompute")
+            if name in ("wmpo", "grpo"):
+                now = self.compute.micro_batch or self.settings.minibatch
+                advice.append(f"lower --micro-batch (now {now})")
+            raise UserError(
+                f"stage '{name}' ran out of memory; {' or '.join(advice or ['free some'])} and run"
+                " the same command again to go on, or start anew under another --name with a lower"
+                f" --{LOWER.get(name, 'groups')}"
+            ) from error
 
     def seconds(self) -> float:
         return sum(
@@ -252,6 +280,7 @@ class Workspace:
             "run": dataclasses.asdict(self.run) | {"assets": Path(self.run.assets).name},
             "settings": dataclasses.asdict(self.settings),
             "device": self.device.type,
+            "precision": self.compute.precision,
             **more,
         }
 
