@@ -245,7 +245,10 @@ class Results:
         ]
         panels = results.RESULTS / "world_model.json"
         tables += [results.panel_table(panels)] if panels.exists() else []
-        print("\n\n".join([*tables, results.speed_table()]))
+        tables += [results.speed_table()]
+        if (results.RESULTS / "scale.json").exists():
+            tables.append(results.scale_table())
+        print("\n\n".join(tables))
 
 
 @dataclass(frozen=True)

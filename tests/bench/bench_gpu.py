@@ -81,7 +81,7 @@ def agreement(device, dry: bool) -> dict:
 
 
 def growth(device, dry: bool) -> dict:
-    sizes = bench_scale.DRY if dry else bench_scale.SCALE
+    sizes = bench_scale.DRY if dry else bench_scale.GPU
     rows, exponents = bench_scale.growth(sizes, device)
     return {"rows": rows, "exponents": exponents}
 

@@ -323,3 +323,50 @@ def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
             + " |"
         )
     return "\n".join(rows)
+
+
+def scale_table(path: Path = RESULTS / "scale.json") -> str:
+    """What tests/bench/bench_scale.py measured: a line for each measurement, then what they say
+    together.
+    """
+    row = {"part": str, "what": str, "machine": str, "device": str, "threads": int}
+    found = checkpoint.read_json(path, {"rows": [row], "exponents": dict, "gpu_run": bool})
+    gib = lambda row: f", {row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
+    describe = {
+        "imagination": lambda r: (
+            f"imagination of {r['batch']} x {r['horizon']} frames,"
+            f" {r['parameters'] / 1e6:.1f} M parameters",
+            f"{r['frames_s']:.0f} frames/s{gib(r)}",
+        ),
+        "budget": lambda r: (
+            f"{r['budget']} imagined episodes of {r['horizon']} steps, with the policy",
+            f"{r['seconds']:.1f} s{gib(r)}",
+        ),
+        "backbone update": lambda r: (
+            f"GRPO update of {r['trajectories']} trajectories, backbone of"
+            f" {r['parameters'] / 1e6:.0f} M, LoRA of {r['trained'] / 1e6:.1f} M",
+            f"{r['seconds']:.0f} s{gib(r)}",
+        ),
+        "two processes": lambda r: (
+            f"two processes against one, {r['training']}",
+            f"{r['ratio']:.2f} times as fast",
+        ),
+    }
+    choice = lambda r: (
+        f"{r['what']}, {r['choice']}",
+        f"{r['times_as_fast']:.2f} times as fast{gib(r)}",
+    )
+    lines = [describe.get(r["what"], choice)(r) for r in found["rows"]]
+    lines += [
+        (f"seconds grow as {name} to the power", f"{k:.2f}")
+        for name, k in found["exponents"].items()
+    ]
+    ratio, error = found.get("two_rank_ratio"), found.get("two_rank_error")
+    lines += [
+        ("two_rank_ratio", "not measured" if ratio is None else f"{ratio:.2f}"),
+        ("two_rank_error", "not measured" if error is None else f"{error:.1e}"),
+        ("gpu_run", str(found["gpu_run"]).lower()),
+    ]
+    return "\n".join(
+        ["| measured | |", "|---|---|", *(f"| {what} | {value} |" for what, value in lines)]
+    )
