@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m wmpo_lite demo
     accelerate launch --num_processes 8 -m wmpo_lite demo
 
-A script of one's own calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs it
-takes `torchrun`: there `accelerate launch` starts one process, whatever it is asked for.
+A script of one's own calls `parallel.start()`, then `fit` and `optimize` as ever. Without GPUs
+`accelerate launch` starts one process, whatever it is asked for, unless told `--multi_gpu`.
 
 Every process draws the random numbers of the whole batch and computes its own rows of it, and
 gradients are summed. So they learn what one process learns from the same batch, up to rounding,

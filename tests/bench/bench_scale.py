@@ -10,8 +10,8 @@ GRPO update in 16 bits, with recomputed blocks, in micro-batches, compiled. `bac
 update of 8 trajectories by a random policy of SmolVLM-256M's shape with LoRA.
 
 Everything runs on one thread. A part that FILE has from this commit and machine is not measured
-again, so a bench that was stopped goes on. --dry-run: tiny sizes. assets/figures/scale.png is
-drawn anew each time, and `wmpo-lite results` prints the table.
+again, so a bench that was stopped goes on. --dry-run: tiny sizes. assets/figures/scale.png
+and the table of notebooks/at_scale.md are made anew each time; `wmpo-lite results` prints it, too.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from wmpo_lite.trajectory import InitialStates
 from wmpo_lite.world_model import WorldModel
 
 OUT, FIGURE = ASSETS / "results" / "scale.json", ASSETS / "figures" / "scale.png"
+PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "at_scale.md"
 TEXT = "put the red cube on the plate"
 # What grows, and the batch and the horizon of everything else.
 SCALE = {
@@ -474,8 +475,10 @@ def main():
         result |= summary(sorted(rows, key=lambda row: order.index(row["part"])))
         write_json(a.out, result)
         print(f"{name}: {len(found)} rows", flush=True)
-    if a.out == OUT and len(result["exponents"]) == len(GROWTH):
+    if a.out == OUT:
         draw(result, FIGURE)
+        before = PAGE.read_text().split("| measured |")[0]  # the table is the end of the page
+        PAGE.write_text(before + scale_table(a.out) + "\n")
     print(scale_table(a.out))
 
 
