@@ -5,9 +5,12 @@
 256 episodes of the table-top: the 128 that ship with `place` (a policy's, frames and all) and 128
 of `square` by its noisy expert, recorded here. Their actions are carried out again from the same
 initial states: by the pinned MuJoCo, by it with 1e-6 added to every action, which tells how many
-outcomes hang by a thread, and by each of the versions named, in an environment of its own. MuJoCo
-steps one state at a time here, because 3.2 has no `Rollout`; the first row tells that this makes no
-difference. Writes assets/results/mujoco.json.
+outcomes hang by a thread, and by each of the versions named, in an environment of its own. Two ways
+to find contacts, "nativeccd" and "multiccd", have become the default since 3.2: rows "old" and "new
+contacts" have both off in the pinned version and both on in 3.2. MuJoCo steps one state at a time
+here, because 3.2 has no `Rollout`; the first row tells that this makes no difference.
+
+Writes assets/results/mujoco.json and prints a table.
 """
 
 import json
@@ -22,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.2.7", "3.12.0", "4.0.0")
 NEEDED = ("numpy==2.4.6", "h5py==3.16.0")
-PER_TASK, NOISE, BURST = 128, 0.8, 0.25  # noise of the expert: about half of its episodes fail
+PER_TASK, NOISE, BURST = 128, 0.8, 0.25  # noise of the expert: a quarter of its episodes fail
 NUDGE = 1e-6
 
 
@@ -48,7 +51,7 @@ class OneByOne:
         pass
 
 
-def blind_env(task: str):
+def blind_env(task: str, contacts: str = ""):
     """The task's environment without pictures, so that no version has to draw."""
     import mujoco
 
@@ -58,16 +61,21 @@ def blind_env(task: str):
     module.import_mujoco = lambda: mujoco
     env = module.TabletopEnv(get_task(task), size=8, threads=1)
     env.render = lambda b: np.zeros((8, 8, 3), np.uint8)
+    for bit in ("MULTICCD", "NATIVECCD"):
+        if contacts == "new":
+            env.model.opt.enableflags |= int(getattr(mujoco.mjtEnableBit, f"mjENBL_{bit}"))
+        elif contacts == "old":
+            env.model.opt.disableflags |= int(getattr(mujoco.mjtDisableBit, f"mjDSBL_{bit}"))
     return env
 
 
-def replay(folder: Path, nudge: float) -> dict:
+def replay(folder: Path, nudge: float = 0.0, contacts: str = "") -> dict:
     """{task: (done (N, T), joint states (N, T, nq))} of the recorded actions."""
     from wmpo_lite.trajectory import InitialStates
 
     found = {}
     for path in sorted(folder.glob("*.npz")):
-        recorded, env = np.load(path), blind_env(path.stem)
+        recorded, env = np.load(path), blind_env(path.stem, contacts)
         env._rollout = OneByOne()
         count = len(recorded["states"])
         env.reset(
@@ -123,7 +131,7 @@ def compare(folder: Path, found: dict, reference: dict) -> dict:
     return row
 
 
-def in_version(version: str, venvs: Path, folder: Path) -> dict:
+def in_version(version: str, venvs: Path, folder: Path, contacts: str = "") -> dict:
     """The replay in an environment with that MuJoCo and nothing else."""
     python = venvs / f"v{version}" / "bin" / "python"
     if not python.is_file():
@@ -132,11 +140,22 @@ def in_version(version: str, venvs: Path, folder: Path) -> dict:
             [python, "-m", "pip", "install", "-q", f"mujoco=={version}", *NEEDED], check=True
         )
     out = folder / "out"
-    command = [python, __file__, "--replay", folder, "--out", out]
+    command = [python, __file__, "--replay", folder, "--out", out, "--contacts", contacts]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(ROOT), "MUJOCO_GL": "disable"})
-    return {
-        path.stem: (np.load(path)["done"], np.load(path)["joints"]) for path in out.glob("*.npz")
-    }
+    found = {path.stem: np.load(path) for path in sorted(out.glob("*.npz"))}
+    return {task: (arrays["done"], arrays["joints"]) for task, arrays in found.items()}
+
+
+def table(rows: dict) -> str:
+    """Markdown of assets/results/mujoco.json's rows."""
+    lines = ["| mujoco | task | equal outcomes | lost | won | equal in every step |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        for task, told in row.items():
+            same = f"{told['equal_outcomes']} of {told['n']}"
+            steps = told["equal_finish_steps"]
+            lines.append(f"| {name} | {task} | {same} | {told['lost']} | {told['won']} | {steps} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -145,10 +164,11 @@ def main() -> None:
     parser.add_argument("--venvs", type=Path, help="folder of environments, kept for another time")
     parser.add_argument("--replay", type=Path, help="of this script's own: replay here, into --out")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--contacts", default="")
     asked = parser.parse_args()
     if asked.replay:
         asked.out.mkdir(exist_ok=True)
-        for task, (done, joints) in replay(asked.replay, 0.0).items():
+        for task, (done, joints) in replay(asked.replay, contacts=asked.contacts).items():
             np.savez(asked.out / f"{task}.npz", done=done, joints=joints)
         return
     import mujoco
@@ -156,18 +176,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         record(folder)
-        pinned = replay(folder, 0.0)
-        rows = {mujoco.__version__: compare(folder, pinned, pinned)}
-        nudged = replay(folder, NUDGE)
-        rows[f"{mujoco.__version__}, actions + {NUDGE:g}"] = compare(folder, nudged, pinned)
+        venvs, pinned, here = asked.venvs or folder / "venvs", replay(folder), mujoco.__version__
+        found = {here: pinned, f"{here}, actions + {NUDGE:g}": replay(folder, NUDGE)}
+        found[f"{here}, old contacts"] = replay(folder, contacts="old")
         for version in asked.versions:
-            found = in_version(version, asked.venvs or folder / "venvs", folder)
-            rows[version] = compare(folder, found, pinned)
+            found[version] = in_version(version, venvs, folder)
+            if version.startswith("3.2."):
+                found[f"{version}, new contacts"] = in_version(version, venvs, folder, "new")
+        rows = {name: compare(folder, arrays, pinned) for name, arrays in found.items()}
     path = ROOT / "assets" / "results" / "mujoco.json"
     path.write_text(json.dumps({"recorded_with": mujoco.__version__, "rows": rows}, indent=1))
-    for name, row in rows.items():
-        for task, said in row.items():
-            print(name, task, said)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Physics that outcomes hang on: recorded episodes come out again, and what is held stays held."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -72,3 +75,14 @@ def test_a_held_cube_stays_in_the_hand_thanks_to_the_cone(cone, impratio, low, h
     finally:
         env.close()
     assert low <= sunk <= high
+
+
+def test_the_books_table_of_releases_is_the_measured_one():
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("bench", root / "tests/bench/bench_mujoco.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    rows = json.loads((root / "assets/results/mujoco.json").read_text())["rows"]
+    assert bench.table(rows) in (root / "notebooks/what_the_libraries_do.md").read_text()
+    for told in rows[mujoco.__version__].values():
+        assert told["equal_finish_steps"] == told["n"] == bench.PER_TASK

@@ -11,7 +11,7 @@ import torch
 from wmpo_lite.grpo import group_advantages, policy_loss
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
-# Name, key in the file, setting: its default, and of RLinf that of its embodied recipes.
+# Name, key in the file, setting: its default, and of RLinf its chunk level.
 PROGRAMS = (
     ("TRL", "trl", "loss_type=dapo"),
     ("verl", "verl", "loss_agg_mode=token-mean, clip_ratio_c=3"),
