@@ -14,6 +14,7 @@ import numpy as np
 
 from wmpo_lite import setup_check
 from wmpo_lite.errors import UserError
+from wmpo_lite.files import ASSETS
 
 # Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40
 # control steps, mujoco 3.17.0. Other processors round differently, hence the tolerances. After a
@@ -45,6 +46,7 @@ def check_installation() -> list[tuple[str, bool, str]]:
         ("OpenGL", _check_gl),
         ("rendering", _check_rendering),
         ("known answer", _check_known_answer),
+        ("recorded", _check_recorded),
         ("splits", _check_splits),
     )
     results = []
@@ -200,6 +202,21 @@ def _check_known_answer():
         " unchanged"
     )
     return ok, message if ok else message + advice
+
+
+def _check_recorded():
+    from wmpo_lite.envs.tabletop.replay import equal_outcomes
+    from wmpo_lite.trajectory import load_trajectories
+
+    path = ASSETS / "place" / "run" / "rollouts.hdf5"
+    if not path.is_file():
+        return True, "no shipped run here, nothing to carry out again"
+    equal, count = equal_outcomes(load_trajectories(path), "place")
+    message = f"{equal} of {count} recorded episodes come out again as they were recorded"
+    return equal == count, message if equal == count else message + (
+        f" (mujoco {metadata.version('mujoco')}): success rates do not compare with the stored"
+        " ones; install the pinned mujoco"
+    )
 
 
 def _check_splits():

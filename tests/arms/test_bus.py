@@ -22,6 +22,7 @@ ids = list(range(1, 7))
 def bus(line):
     bus = FeetechBus(line.path, ids)
     bus.open()
+    bus.state()  # it knows by now how fast the line is
     yield bus
     bus.close()
 
@@ -178,11 +179,11 @@ def test_lasting_registers_are_written_only_where_they_differ(bus, line):
         )
     arguments = dict(velocity=np.full(6, 1000.4), torque=np.full(6, 0.7), acceleration=200)
     bus.configure(**arguments)
-    first, written[:] = {address for address in written if address < 40}, []
+    lasting = lambda: {address for address in written if address < 40 or address >= 80}
+    first, written[:] = lasting(), []
     bus.configure(**arguments)
-    assert first == {7, 21} and not [
-        address for address in written if address < 40
-    ]  # return delay and P differ from the factory's
+    # return delay, P, maximum acceleration and the gripper's protection are not the factory's
+    assert first == {7, 21, 85, 16, 28, 36} and not lasting()
     servo = line.servos.all[4]
     assert (
         servo["goal_velocity"],
@@ -190,6 +191,53 @@ def test_lasting_registers_are_written_only_where_they_differ(bus, line):
         servo["acceleration"],
         servo["torque_enable"],
     ) == (1000, 700, 200, 0)
+
+
+def test_what_lasts_is_what_lerobot_writes(bus, line):
+    """lerobot 0.6.1: `FeetechMotorsBus.configure_motors` and `SOFollower.configure`."""
+    line.servos.all[2]["phase"] = 0x1C  # counts turns
+    bus.configure(velocity=np.full(6, 1000), torque=np.full(6, 0.7), acceleration=254)
+    for servo in line.servos.all:
+        assert (servo["phase"], servo["return_delay"], servo["mode"]) == (0x0C, 0, 0)
+        assert (servo["p"], servo["i"], servo["d"]) == (16, 0, 32)
+        assert (servo["maximum_acceleration"], servo["acceleration"]) == (254, 254)
+        assert (servo["lock"], servo["torque_enable"]) == (1, 0)
+    protection = [
+        [servo[name] for name in ("max_torque", "protection_current", "overload_torque")]
+        for servo in line.servos.all
+    ]
+    assert protection == [[1000, 500, 80]] * 5 + [[500, 250, 25]]
+
+
+@pytest.mark.parametrize("seconds", [0.016, 0.028, 0.040])
+def test_a_slow_line_is_waited_for_and_its_times_are_true(line, seconds):
+    """Every state is what the servos held after the time that it bears."""
+    line.servos.faults["slow"]["seconds"] = seconds
+    bus = FeetechBus(line.path, ids)
+    bus.open()
+    try:
+        bus.state(tries=1)  # nothing is known of the line yet
+        for n in range(20):
+            line.servos.all[0]["position"], changed = n, time.monotonic()
+            state = bus.state(tries=1)
+            assert state.position[0] == n and state.time >= changed
+            assert 0.8 * seconds < time.monotonic() - state.time < seconds + 0.02
+        assert bus.retries == 0 and min(2 * seconds, 0.05) <= bus.patience <= 0.05
+    finally:
+        bus.close()
+
+
+@pytest.mark.parametrize("seconds", [0.016, 0.028, 0.08])
+def test_an_answer_that_comes_late_is_never_taken_for_a_later_one(bus, line, seconds):
+    """A line that was fast, and then holds back one answer, or all of them."""
+    assert bus.patience < seconds
+    for count in (1, None if seconds < 0.05 else 1):
+        line.servos.faults["slow"] = {"count": count, "seconds": seconds}
+        for n in range(100, 130):
+            line.servos.all[0]["position"], changed = n, time.monotonic()
+            state = bus.state()
+            assert state.position[0] == n and state.time >= changed
+    assert bus.retries >= 1 or seconds < 0.05  # a busy machine may have shown a slow line before
 
 
 def test_a_pulled_cable_is_told_at_once_and_for_good(bus, line):

@@ -7,6 +7,7 @@ import pytest
 
 from wmpo_lite.arms import protocol
 from wmpo_lite.arms.protocol import decode, encode, packet, take
+from wmpo_lite.errors import UserError
 
 GOLDEN = {
     # sum from the id on, inverted, lowest byte: 1 + 2 + 1 = 04 -> FB
@@ -52,6 +53,23 @@ def test_golden_packets_both_ways(text):
 def test_signs_are_a_bit_of_their_own(name, value, text):
     assert encode(name, value) == bytes.fromhex(text)
     assert decode(name, bytes.fromhex(text)) == value
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("homing_offset", 2048),
+        ("homing_offset", -2048),
+        ("goal_position", 32768),
+        ("load", 1024),
+        ("torque_enable", 256),
+        ("p", -1),
+        ("max_torque", 65536),
+    ],
+)
+def test_a_number_that_a_register_cannot_hold_is_refused(name, value):
+    with pytest.raises(UserError, match=f"{name} of a servo is {str(value)[:2]}.*expected"):
+        encode(name, value)
 
 
 def test_the_reader_finds_every_sound_packet_in_noise_however_it_is_cut():

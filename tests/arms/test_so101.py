@@ -113,6 +113,35 @@ def test_connecting_moves_nothing(desk):
         assert np.abs(desk.joints() - here).max() < 5e-3
 
 
+def test_a_servo_that_counts_turns_is_set_right_before_its_position_is_believed(desk):
+    bus = FeetechBus(desk.port, load_calibration(desk.calibration).id)
+    bus.open()
+    before = bus.state().position
+    for joint in range(6):
+        bus.write("phase", joint, bus.read("phase", joint) | 0x10)
+    time.sleep(0.1)
+    assert (bus.state().position == before - 4096).all()
+    bus.close()
+    here = desk.joints()
+    with an_arm(desk) as arm:
+        time.sleep(0.3)
+        assert np.abs(arm.observe().joints - here).max() < 5e-3
+        assert np.abs(desk.joints() - here).max() < 5e-3
+    assert not any(phase & 0x10 for phase in registers(desk, "phase"))
+
+
+@pytest.mark.parametrize("seconds", [0.016, 0.028])
+def test_an_arm_on_a_slow_line_moves_and_holds_where_it_was_stopped(desk, seconds):
+    desk.fault("slow", seconds=seconds)
+    with an_arm(desk) as arm:
+        assert swing(arm, 0.5)[0] is None
+        assert time.monotonic() - arm.observe().joint_time < 2 * seconds + 0.05
+        arm.stop("enough")
+        time.sleep(0.4)
+        ticks = arm.calibration.to_ticks(desk.joints())
+        assert np.abs(arm._held - ticks).max() < 25  # not the last target, but where it was
+
+
 def test_leaps_are_slowed_down_and_limits_kept(desk):
     with an_arm(desk, speed=0.5) as arm:
         start, begin = arm.observe().joints, time.monotonic()

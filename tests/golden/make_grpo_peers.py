@@ -7,6 +7,10 @@ here.
     and what they ask for when they are imported
     python make_grpo_peers.py grpo_peers.json
 
+`wmpo` is WMPO's public code (github.com/WM-PO/WMPO, verl/trainer/ppo/core_algos.py at the commit
+that it names): compute_grpo_outcome_advantage and compute_policy_loss, called by hand on the same
+numbers. What the file holds of it is kept.
+
 Everything is on one process and one device. flash_attn, deepspeed and vllm, which OpenRLHF imports
 and these functions do not use, are stand-ins.
 """
@@ -318,7 +322,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     given = inputs()
     packages = {"trl": trl, "verl": verl, "openrlhf": openrlhf, "rlinf": rlinf}
-    results = {name: function(given) for name, function in packages.items()}
+    path = Path(sys.argv[1])
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k == "wmpo"}
+    results = {name: function(given) for name, function in packages.items()} | kept
     about = {"torch": torch.__version__, "seed": SEED, "clip": [CLIP_LOW, CLIP_HIGH], "dual": DUAL}
     text = json.dumps({"about": about, **results}, separators=(",", ":"))
-    Path(sys.argv[1]).write_text(text.replace('},"', '},\n"') + "\n")
+    path.write_text(text.replace('},"', '},\n"') + "\n")

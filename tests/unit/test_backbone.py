@@ -262,6 +262,7 @@ def test_a_model_is_loaded_by_name_from_a_folder(tmp_path, family):
         (lambda: make(smolvlm, prompt="do something"), "no place for the instruction"),
         (lambda: make(smolvlm, bins=301), "expected 2 to 300"),
         (lambda: make(smolvlm).logits(frames(1, 32), SENTENCES[:1]), "reads 64x64 RGB frames"),
+        (lambda: make(smolvlm).logits(frames()[:, :32], SENTENCES), "reads 64x64 RGB frames"),
         (
             lambda: BackbonePolicy(smolvlm(), build_tokenizer(), CONFIG, tiny.policy().statistics),
             "belong to different robots",

@@ -16,7 +16,15 @@ from wmpo_lite.trajectory import Trajectory, save_trajectories
 
 
 def rollouts(
-    path, count=12, successes=5, split="rollouts", source="rollouts", first=0, finish=20, horizon=24
+    path,
+    count=12,
+    successes=5,
+    split="rollouts",
+    source="rollouts",
+    first=0,
+    finish=20,
+    horizon=24,
+    env_args={},  # noqa: B006
 ):
     states = initial_states(get_task("place"), source, np.arange(first, first + count))
     made = [
@@ -32,7 +40,7 @@ def rollouts(
         )
         for i in range(count)
     ]
-    save_trajectories(path, made, env_args={}, provenance={})
+    save_trajectories(path, made, env_args=env_args, provenance={})
 
 
 def record(stage="wmpo", **changes):
@@ -109,6 +117,7 @@ def test_this_installation_is_sound():
         "OpenGL",
         "rendering",
         "known answer",
+        "recorded",
         "splits",
     ]
     assert all(ok for _, ok, _ in checks), [c for c in checks if not c[1]]
@@ -307,6 +316,15 @@ def test_a_policy_without_action_statistics_is_found(run):
     assert levels(run, "action statistics") == {"ok"}
     checkpoint.write_json(folder / "actions.json", values | {"high": [-1.0]})
     assert levels(run, "action statistics") == {"problem"}
+
+
+def test_rollouts_that_the_simulator_does_not_confirm_are_found(run):
+    """No arm that never moves succeeds."""
+    assert levels(run, "replay") == set()  # the file does not say which MuJoCo it was
+    rollouts(run / "rollouts.hdf5", env_args={"task": "place", "mujoco": "3.12.0"})
+    assert levels(run, "replay") == {"problem"}
+    (row,) = [row for row in diagnosis.diagnose(run) if row.name == "replay"]
+    assert "7 of 12 rollouts" in str(row) and "install mujoco 3.12.0" in str(row)
 
 
 def test_killed_runs_and_broken_files(run, tmp_path_factory, capsys):

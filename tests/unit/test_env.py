@@ -6,6 +6,7 @@ import tiny
 
 from wmpo_lite.env import Env
 from wmpo_lite.envs.desk import Desk, DeskConfig
+from wmpo_lite.envs.gymnasium_bridge import FromGymnasium, TabletopGym
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
@@ -30,9 +31,15 @@ def desk():
     return Desk(env, DeskConfig(latency=2, camera_noise=3.0, jitter=0.002), step=0.02), states
 
 
+def gymnasium():
+    make = lambda: TabletopGym(size=tiny.SIZE)
+    env = FromGymnasium(make, "put it there", TabletopEnv.action_names, size=tiny.SIZE)
+    return env, env.initial_states("validation", range(2 * B))
+
+
 @pytest.fixture(
-    params=[simulator, lambda: simulator("square"), imagined, desk],
-    ids=["place", "square", "imagined", "desk"],
+    params=[simulator, lambda: simulator("square"), imagined, desk, gymnasium],
+    ids=["place", "square", "imagined", "desk", "gymnasium"],
 )
 def world(request):
     env, states = request.param()

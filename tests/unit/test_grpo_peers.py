@@ -1,5 +1,5 @@
-"""Advantages and losses beside those of TRL, verl, OpenRLHF and RLinf, whose own functions gave the
-numbers in tests/golden/grpo_peers.json on the same random inputs.
+"""Advantages and losses beside those of TRL, verl, OpenRLHF, RLinf and WMPO's public code, whose
+own functions gave the numbers in tests/golden/grpo_peers.json on the same random inputs.
 """
 
 import json
@@ -12,13 +12,14 @@ import torch
 from wmpo_lite import grpo
 from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import GRPOConfig, group_advantages, policy_loss
+from wmpo_lite.report import peers
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
 import make_grpo_peers as made  # noqa: E402  imports no package of theirs
 
 PEERS = json.loads((GOLDEN / "grpo_peers.json").read_text())
-PACKAGES = ("trl", "verl", "openrlhf", "rlinf")
+PACKAGES = ("trl", "verl", "openrlhf", "rlinf", "wmpo")
 
 # Their setting, and the options under which this kit computes the same.
 TOKEN, TRAJECTORY = {"aggregation": "token"}, {"aggregation": "trajectory"}
@@ -34,6 +35,7 @@ SAME = {
     ("openrlhf", "token_level_loss=False"): TRAJECTORY,
     ("openrlhf", "token_level_loss=True"): TOKEN,
     ("openrlhf", "token_level_loss=True, dual_clip=3"): TOKEN | DUAL,
+    ("wmpo", "one trajectory at a time"): TRAJECTORY,
     ("rlinf", "token level"): TOKEN,
     ("rlinf", "token level, clip_ratio_c=3"): TOKEN | DUAL,
     ("rlinf", "chunk level"): CHUNK,
@@ -82,7 +84,7 @@ def test_the_options_tell_the_settings_apart():
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rewards", set(made.REWARDS) - {"eight equal 0.7"})
 def test_advantages_are_theirs_up_to_what_they_add_to_the_deviation(name, rewards):
-    """All four divide by the unbiased deviation, plus 1e-4 (TRL), 1e-6 or 1e-9 (OpenRLHF)."""
+    """All five divide by the unbiased deviation, plus 1e-4 (TRL), 1e-6 or 1e-9 (OpenRLHF)."""
     theirs = torch.tensor(PEERS[name]["advantages"][rewards])
     ours = group_advantages(torch.tensor([made.REWARDS[rewards]]), "unbiased")[0]
     apart = {"trl": 4e-4, "openrlhf": 5e-6}.get(name, 1e-6)
@@ -97,6 +99,11 @@ def test_of_equal_rewards_only_this_kit_makes_nothing():
     assert torch.equal(ours, torch.zeros(1, 8))
     theirs = {name: PEERS[name]["advantages"]["eight equal 0.7"][0] for name in PACKAGES}
     assert theirs["openrlhf"] > 0.9 and 0.05 < theirs["verl"] < 0.06 and 0 < theirs["trl"] < 1e-3
+
+
+def test_the_books_table_is_made_from_these_numbers():
+    page = GOLDEN.parents[1] / "notebooks" / "what_the_libraries_do.md"
+    assert peers.table() in page.read_text()
 
 
 # ------------------------------------------------------------------ by hand

@@ -9,6 +9,7 @@ moment. The port below waits in the system and stops listening to chatter, and t
 
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,16 +21,28 @@ from wmpo_lite.arms.interface import JOINTS
 from wmpo_lite.errors import UserError
 
 BAUD_RATE = 1_000_000
-PATIENCE, CALM = (
-    0.010,
-    0.030,
-    # s that an answer may take beyond its bytes on the line: while the arm moves, and before and
-    # after
-)
+# s that an answer may take beyond its bytes on the line, at least and at most. Between them the bus
+# waits twice as long as the slowest of the last answers took (`SEEN` of them): an adapter may keep
+# every byte for 16 ms, and Feetech's SDK waits 34 ms, LeRobot 50.
+PATIENCE, LONGEST, SEEN = 0.010, 0.050, 128
+CALM = 0.030  # s, at least, for one servo: asked before and after the arm moves, never meanwhile
 TRIES = 3  # questions before an answer counts as lost
 TOO_HOT, VOLTAGE = 65, (4.5, 13.5)  # Celsius, V: outside an arm is not switched on
 CHATTER = 1024  # bytes in one answer's time that only a line full of noise can have
 BLOCK = ("position", 10)  # one question reads the bytes from `position` to `status`
+# Questions of different lengths: their answers tell by their own which question they belong to.
+LENGTHS = 8
+SETTLED = 0.02  # s after which a servo whose `phase` was changed tells its position anew
+# Of every servo and of the gripper, which may close on something for minutes; all LeRobot's.
+LASTING = {
+    "return_delay": 0,
+    "mode": 0,
+    "p": 16,
+    "i": 0,
+    "d": 32,
+    "maximum_acceleration": 254,
+}
+GRIPPER = {"max_torque": 500, "protection_current": 250, "overload_torque": 25}
 
 
 class BusError(RuntimeError):
@@ -48,7 +61,8 @@ class ServoError(BusError):
 class State:
     """What six servos told, int64 (6,) each: position in ticks, velocity in ticks/s, load in 1/1000
     of the limit, voltage in 0.1 V, temperature in Celsius, errors as bits; time: seconds of
-    `time.monotonic` at which the last answer came.
+    `time.monotonic` at which the question was sent, so that nothing here is older, however slow the
+    line (of several questions the first that was answered).
     """
 
     position: np.ndarray
@@ -74,9 +88,9 @@ class FeetechBus:
     """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the
     line.
 
-    patience, calm: seconds an answer of all and of one servo may take; tries: questions before
-    BusError. A call takes at most tries x (patience + the time of its bytes). seconds: time spent
-    on the line since it was opened; retries: answers that had to be asked for again.
+    tries: questions before BusError. A call takes at most tries x (`patience` + the time of its
+    bytes). seconds: time spent on the line since it was opened; retries: answers that had to be
+    asked for again.
     """
 
     def __init__(
@@ -84,21 +98,27 @@ class FeetechBus:
         port: str,
         ids,
         *,
-        patience: float = PATIENCE,
-        calm: float = CALM,
         tries: int = TRIES,
         exclusive: bool = True,
     ):
         self.exclusive = exclusive
-        self.port, self.ids, self.patience, self.calm, self.tries = (
-            str(port),
-            [int(i) for i in ids],
-            patience,
-            calm,
-            tries,
-        )
-        self.seconds, self.retries = 0.0, 0
+        self.port, self.ids, self.tries = str(port), [int(i) for i in ids], tries
         self._line, self._lock = None, threading.RLock()
+        self._forget()
+
+    def _forget(self):
+        self.seconds, self.retries = 0.0, 0
+        self._took, self._asked_at, self._unanswered = deque(maxlen=SEEN), {}, 0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that an answer may take beyond its bytes, by what the line has been like."""
+        return min(max(2 * max(self._took), PATIENCE), LONGEST) if self._took else LONGEST
+
+    @property
+    def calm(self) -> float:
+        """The same for one servo."""
+        return max(self.patience, CALM)
 
     def open(self) -> None:
         """Open the port, for this process alone if `exclusive`. UserError if it cannot be."""
@@ -111,7 +131,7 @@ class FeetechBus:
                 " run: pip install 'wmpo_lite[arm]'"
             ) from None
         try:
-            self._line = _port_class(scservo_sdk, serial)(self.port, self.patience, self.exclusive)
+            self._line = _port_class(scservo_sdk, serial)(self.port, self.exclusive)
             self._line.openPort()
         except (
             Exception
@@ -123,7 +143,7 @@ class FeetechBus:
                 " $USER, then log in again) and that no other program has it open"
             ) from None
         self._packets = scservo_sdk.PacketHandler(0)
-        self.seconds, self.retries = 0.0, 0
+        self._forget()
 
     def close(self) -> None:
         """Release the port; torque stays as it is. Safe to call twice."""
@@ -182,6 +202,7 @@ class FeetechBus:
     def _asked(self, joint, name, size, once):
         """Ask until a sound answer has come: (data, error bits)."""
         for attempt in range(self.tries):
+            begin = time.monotonic()
             with self._turn(self.calm):
                 data, result, error = once()
             sound = result == 0 and len(data) == size
@@ -192,6 +213,8 @@ class FeetechBus:
                     # for one to the next question
                 )
             if sound:
+                if not attempt:
+                    self._took.append(time.monotonic() - begin)
                 return data, error
             self.retries += 1
         raise BusError(
@@ -217,20 +240,27 @@ class FeetechBus:
         """Ask all six in one packet, again for those whose answer is missing or broken; BusError
         names who stays silent.
         """
-        address, size = protocol.REGISTERS[BLOCK[0]][0], BLOCK[1]
-        answers: dict[int, tuple[int, bytes]] = {}
-        for _ in range(tries or self.tries):
+        address, asked, answers = protocol.REGISTERS[BLOCK[0]][0], set(), {}
+        for attempt in range(tries or self.tries):
             missing = [ident for ident in self.ids if ident not in answers]
+            size = BLOCK[1] + self._unanswered % LENGTHS
             with self._turn():
+                self._asked_at[size] = time.monotonic()
+                asked.add(size)
                 if self._packets.syncReadTx(self._line, address, size, missing, len(missing)) != 0:
                     raise BusError(f"a question could not be sent on {self.port}")
                 while len(answers) < len(self.ids):
                     packet, result = self._packets.rxPacket(self._line)
-                    if result == 0 and packet[2] in missing and len(packet) == size + 6:
-                        answers[packet[2]] = packet[4], bytes(packet[5:-1])
+                    length = len(packet) - 6
+                    if result == 0 and length in self._asked_at:
+                        self._took.append(time.monotonic() - self._asked_at[length])
+                        if packet[2] in missing and length in asked:  # else: an earlier call's
+                            answers[packet[2]] = self._asked_at[length], packet[4], packet[5:-1]
                     elif result != 0 and self._line.late:
                         break
-            if len(answers) == len(self.ids):
+            complete = len(answers) == len(self.ids)
+            self._unanswered += bool(attempt) or not complete
+            if complete:
                 break
             self.retries += 1
         else:
@@ -248,14 +278,14 @@ class FeetechBus:
         def column(name):
             start, length = protocol.REGISTERS[name][0] - address, protocol.REGISTERS[name][1]
             return np.array(
-                [protocol.decode(name, data[start : start + length]) for _, data in rows]
+                [protocol.decode(name, bytes(data[start : start + length])) for *_, data in rows]
             )
 
-        errors = column("status") | np.array([error for error, _ in rows])
+        errors = column("status") | np.array([error for _, error, _ in rows])
         return State(
             *(column(name) for name in ("position", "velocity", "load", "voltage", "temperature")),
             errors,
-            time.monotonic(),
+            min(sent for sent, _, _ in rows),
         )
 
     # -- the arm -----------------------------------------------------------------------------------
@@ -327,12 +357,17 @@ class FeetechBus:
             self._store(joint, self._calibrated(calibration, joint))
 
     def configure(self, *, velocity, torque, acceleration: int) -> None:
-        """Torque off, position mode with LeRobot's gains, and the limits: velocity (6,) ticks/s,
-        torque (6,) shares of the servo's own, acceleration in 100 ticks/s^2 (0 to 254). Lasting
-        registers are only written where they differ, because they wear out.
+        """Torque off, position mode with LeRobot's gains and protection of the gripper, and the
+        limits: velocity (6,) ticks/s, torque (6,) shares of the servo's own, acceleration in 100
+        ticks/s^2 (0 to 254). Lasting registers are only written where they differ, because they
+        wear out. A servo that counted turns tells another position from now on.
         """
-        for joint in range(len(JOINTS)):
-            self._store(joint, [("return_delay", 0), ("mode", 0), ("p", 16), ("i", 0), ("d", 32)])
+        for joint, name in enumerate(JOINTS):
+            phase = self.read("phase", joint)
+            wanted = {"phase": phase & ~protocol.MANY_TURNS, **LASTING}
+            self._store(joint, (wanted | (GRIPPER if name == "gripper" else {})).items())
+            if phase != wanted["phase"]:
+                time.sleep(SETTLED)
             self.write("acceleration", joint, acceleration)
             self.write("goal_velocity", joint, max(1, round(velocity[joint])))
             self.write("torque_limit", joint, round(1000 * torque[joint]))
@@ -410,14 +445,9 @@ def _port_class(sdk, serial):
     """
 
     class Port(sdk.PortHandler):
-        def __init__(self, name, patience, exclusive):
+        def __init__(self, name, exclusive):
             super().__init__(name)
-            self.baudrate, self.patience, self._deadline, self._heard = (
-                BAUD_RATE,
-                1000 * patience,
-                0.0,
-                0,
-            )
+            self.baudrate, self.patience, self._deadline, self._heard = BAUD_RATE, 0.0, 0.0, 0
             self.exclusive = exclusive
 
         def setupPort(self, _):

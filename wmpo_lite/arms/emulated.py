@@ -34,6 +34,10 @@ SETTINGS = {
     "max_voltage": 80,
     "min_voltage": 40,
     "max_torque": 1000,
+    "phase": 12,
+    "protection_current": 500,
+    "overload_torque": 80,
+    "maximum_acceleration": 0,
     "p": 32,
     "d": 32,
     "torque_limit": 1000,
@@ -93,6 +97,7 @@ class Servos:
 
     def heal(self):
         self.faults = {"drop": {"count": 0, "share": 0.0}, "corrupt": {"count": 0, "share": 0.0}}
+        self.faults["slow"] = {"count": None, "seconds": 0.0}
         for servo in self.all:
             servo.fault = servo["status"] = 0
 
@@ -149,6 +154,14 @@ class Servos:
             return packet[:-1] + bytes([packet[-1] ^ int(self.rng.integers(1, 256))])
         return packet
 
+    def delay(self) -> float:
+        """Seconds by which the adapter holds back the next answer."""
+        slow = self.faults["slow"]
+        if slow["count"] is None:
+            return slow["seconds"]
+        slow["count"] -= 1
+        return slow["seconds"] if slow["count"] >= 0 else 0.0
+
     def _hit(self, name):
         fault = self.faults[name]
         if fault["count"] > 0:
@@ -191,11 +204,16 @@ class Port:
         self.master = None
 
     def _serve(self):
-        buffer = bytearray()
+        buffer, held = bytearray(), []  # held: (when to let it go, answer)
         while True:
-            ready, _, _ = select.select([self.master, self._quit], [], [])
+            rest = max(0.0, held[0][0] - time.monotonic()) if held else None
+            ready, _, _ = select.select([self.master, self._quit], [], [], rest)
             if self._quit in ready:
                 return
+            while held and held[0][0] <= time.monotonic():
+                os.write(self.master, held.pop(0)[1])
+            if self.master not in ready:
+                continue
             try:
                 buffer += os.read(self.master, 4096)
             except OSError:
@@ -204,7 +222,8 @@ class Port:
                 answer = self.servos.answer(*packet)
                 if answer:
                     time.sleep(BYTE * (len(packet[2]) + 6 + len(answer)))
-                    os.write(self.master, answer)
+                    held.append((time.monotonic() + self.servos.delay(), answer))
+                    held.sort()
 
 
 class Desk:
@@ -306,8 +325,9 @@ class Desk:
         ticks = self.calibration.to_ticks(self.world.joints) + self._shift()
         speed, load = self.world.velocities * self.calibration.ticks_per_unit, self.world.loads
         for n, servo in enumerate(self.servos.all):
+            turns = protocol.TURN * bool(servo["phase"] & protocol.MANY_TURNS)
             servo["position"], servo["velocity"], servo["load"] = (
-                int(ticks[n]),
+                int(ticks[n] - turns),  # as if it had been turned back once by hand
                 int(np.clip(speed[n], -32767, 32767)),
                 int(1000 * np.clip(load[n], -1, 1)),
             )
@@ -320,13 +340,15 @@ class Desk:
             self.picture = self.world.frame()
         self.pictures.show(self.picture, now)
 
-    def fault(self, name, joint=None, bits=4, how="stop", count=None, share=None):
+    def fault(self, name, joint=None, bits=4, how="stop", count=None, share=None, seconds=0.016):
         begin = time.monotonic()
         if name in ("drop", "corrupt"):
             self.servos.faults[name] = {
                 "count": count or 0,
                 "share": (0.0 if count else 1.0) if share is None else share,
             }
+        elif name == "slow":
+            self.servos.faults[name] = {"count": count, "seconds": seconds}
         elif name == "error":
             self.servos.all[joint].fault = bits
         elif name == "camera":

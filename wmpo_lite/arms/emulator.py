@@ -5,7 +5,8 @@ servos answer, and the MuJoCo arm moves behind them.
     desk.camera()) as arm: ...
 
 Emulated are ping, read, write, reg write and action, sync read and write, checksums, error bits,
-position limits, homing offsets, the speed limit and the time that bytes take on the line. Not
+position limits, homing offsets, positions that count turns, the speed limit and the time that bytes
+take on the line. Not
 emulated: the top speed, acceleration, gains and torque limit of a servo (its registers hold what is
 written), and power cycles.
 """
@@ -31,7 +32,7 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 START_SECONDS = 60  # a cold import of MuJoCo on a busy machine
-FAULTS = ("drop", "corrupt", "error", "camera", "pull", "die", "none")
+FAULTS = ("drop", "corrupt", "slow", "error", "camera", "pull", "die", "none")
 
 
 def emulated_calibration() -> Calibration:
@@ -148,10 +149,11 @@ class Emulator:
     def fault(self, name: str, **how) -> float:
         """Make something go wrong and return the time (`time.monotonic`) at which it did.
 
-        drop, corrupt: of servos' answers the next `count`, or each with probability `share`; error:
-        the servo of `joint` reports the error `bits`; camera: `how` = "stop", no more pictures, or
-        "repeat", the same one over and over; pull: the cable; die: the whole process; none: all is
-        well again, cable included.
+        drop, corrupt: of servos' answers the next `count`, or each with probability `share`; slow:
+        the adapter holds what comes back from every question, or the next `count`, for `seconds`;
+        error: the servo of `joint` reports the error `bits`; camera: `how` = "stop", no more
+        pictures, or "repeat", the same one over and over; pull: the cable; die: the whole process;
+        none: all is well again, cable included.
         """
         if name not in FAULTS:
             raise UserError(f"there is no fault '{name}'; use one of {', '.join(FAULTS)}")

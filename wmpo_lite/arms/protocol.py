@@ -6,12 +6,14 @@ data... checksum          length counts everything behind itself; the checksum i
 & 255
 """
 
+from wmpo_lite.errors import require_between
+
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
 BROADCAST, HIGHEST_ID = 0xFE, 252
 HEADER = b"\xff\xff"
 
-# name: (address, bytes). Below TORQUE_ENABLE a register keeps its value without power, and is
-# written only while the lock is open.
+# name: (address, bytes). Below TORQUE_ENABLE and from 80 on a register keeps its value without
+# power, and is written only while the lock is open.
 REGISTERS = {
     "firmware_major": (0, 1),
     "firmware_minor": (1, 1),
@@ -26,11 +28,14 @@ REGISTERS = {
     "max_voltage": (14, 1),
     "min_voltage": (15, 1),
     "max_torque": (16, 2),
+    "phase": (18, 1),
     "p": (21, 1),
     "d": (22, 1),
     "i": (23, 1),
+    "protection_current": (28, 2),
     "homing_offset": (31, 2),
     "mode": (33, 1),
+    "overload_torque": (36, 1),
     "torque_enable": (40, 1),
     "acceleration": (41, 1),
     "goal_position": (42, 2),
@@ -46,6 +51,7 @@ REGISTERS = {
     "status": (65, 1),
     "moving": (66, 1),
     "current": (69, 2),
+    "maximum_acceleration": (85, 1),
 }
 SIGN_BITS = {
     "homing_offset": 11,
@@ -71,6 +77,7 @@ READ_ONLY = (
 )
 MODELS = {777: "STS3215", 2825: "STS3250"}  # the same registers
 TURN = 4096  # ticks
+MANY_TURNS = 0x10  # bit of `phase`: positions count turns, and leave 0 to 4095
 # Bits of a status packet's error byte, and of the register `status`, worst first.
 ERRORS = {
     4: "is too hot",
@@ -83,12 +90,13 @@ ERRORS = {
 
 def encode(name: str, value: int) -> bytes:
     """The bytes of a register's value; negative values as sign and magnitude, where the register
-    has a sign.
+    has a sign. UserError for a value that the register cannot hold.
     """
-    size = REGISTERS[name][1]
-    if value < 0:
-        value = -value | 1 << SIGN_BITS[name]
-    return int(value).to_bytes(size, "little")
+    size, bit = REGISTERS[name][1], SIGN_BITS.get(name)
+    high = (1 << (8 * size if bit is None else bit)) - 1
+    low = 0 if bit is None else -high
+    require_between(f"{name} of a servo", value, low, high)
+    return int(value if value >= 0 else -value | 1 << bit).to_bytes(size, "little")
 
 
 def decode(name: str, data: bytes) -> int:

@@ -124,7 +124,7 @@ class SO101(Arm):
         try:
             if self._write_calibration:
                 self.bus.write_calibration(calibration)
-            state = self.bus.check(calibration)
+            self.bus.check(calibration)
             velocity = np.minimum(
                 1.25 * self.guard.speed * np.abs(calibration.ticks_per_unit), FASTEST
             )  # behind the guard, a second limit in the servos
@@ -133,6 +133,7 @@ class SO101(Arm):
                 torque=np.append(np.full(5, self.torque), min(self.torque, 0.5)),
                 acceleration=self.acceleration,
             )
+            state = self.bus.state()
             for joint, position in enumerate(
                 state.position
             ):  # with an answer each: a servo that missed this would leap to an old target

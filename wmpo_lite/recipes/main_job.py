@@ -27,6 +27,7 @@ from wmpo_lite.recipes.workspace import (
 
 def record_rollouts(w: Workspace) -> dict:
     """P real rollouts of the base policy at the sampling temperature: the whole real budget."""
+    from wmpo_lite.envs.tabletop.replay import env_args
     from wmpo_lite.rollout import rollout
     from wmpo_lite.trajectory import save_trajectories
 
@@ -44,7 +45,7 @@ def record_rollouts(w: Workspace) -> dict:
     save_trajectories(
         w.folder / "rollouts.hdf5",
         found,
-        env_args={"task": w.run.task, "size": w.env.size},
+        env_args=env_args(w.run.task, w.env.size),
         provenance=w.provenance(),
     )
     return {"n": len(found), "successes": sum(t.success for t in found)}

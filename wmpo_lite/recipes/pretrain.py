@@ -349,6 +349,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
     Its vision tower and decoder are pre-trained on labeled still scenes, the stand-in for the
     web-scale pre-training of a big VLA and the only place where the simulator's labels are used.
     """
+    from wmpo_lite.envs.tabletop.replay import env_args
     from wmpo_lite.envs.tabletop.tasks import get_task
     from wmpo_lite.recipes.pretrain_policy import clone, ground, reach, train_vision
     from wmpo_lite.trajectory import load_metadata, save_trajectories
@@ -416,7 +417,7 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
     kept = demonstration_trajectories(
         {key: value[: config.shipped_demos] for key, value in demos.items()}
     )
-    save_trajectories(home / "demos.hdf5", kept, env_args={"task": task}, provenance=about)
+    save_trajectories(home / "demos.hdf5", kept, env_args=env_args(task), provenance=about)
 
 
 def demonstration_trajectories(demos: dict) -> list:

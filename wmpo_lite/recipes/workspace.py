@@ -266,9 +266,14 @@ class Workspace:
         return self._once("reward", load)
 
     def rollouts(self):
+        """The P rollouts. A warning if they were recorded with another MuJoCo."""
+        from wmpo_lite.envs.tabletop.replay import warn_of_version
         from wmpo_lite.trajectory import load_trajectories
 
-        return self._once("rollouts", lambda: load_trajectories(self.folder / "rollouts.hdf5"))
+        path = self.folder / "rollouts.hdf5"
+        if not hasattr(self, "_rollouts"):
+            warn_of_version(path)
+        return self._once("rollouts", lambda: load_trajectories(path))
 
     def _once(self, name, load):
         if not hasattr(self, f"_{name}"):

@@ -64,6 +64,7 @@ def diagnose(run_folder) -> list[Check]:
         ("config.json or evaluation.json", lambda: about_states(rollouts, config, evaluation)),
         ("a policy's actions.json", lambda: _statistics(run)),
         ("a provenance.json", lambda: _versions(run)),
+        ("rollouts.hdf5", lambda: _replayed(run / "rollouts.hdf5", rollouts, config)),
     ):
         try:
             rows += look()
@@ -144,6 +145,23 @@ def _statistics(run: Path) -> list[Check]:
                 )
             )
     return rows
+
+
+def _replayed(path: Path, rollouts: list, config: dict) -> list[Check]:
+    """Do the recorded rollouts come out as recorded with the simulator that is installed? Files
+    that do not name its version (an arm's) are left out.
+    """
+    from wmpo_lite.envs.tabletop import replay
+
+    made = replay.recorded_with(path) if rollouts else None
+    equal, count = replay.equal_outcomes(rollouts, config.get("task")) if made else (0, 0)
+    if not count:
+        return []
+    value = (
+        f"{equal} of {count} rollouts come out as recorded (mujoco {made}) when carried out anew"
+    )
+    advice = f"success rates measured now do not compare with the run's; install mujoco {made}"
+    return [check(equal == count, "replay", value, "all", advice)]
 
 
 def _versions(run: Path) -> list[Check]:

@@ -150,6 +150,10 @@ def camera_matrix():
 def build_xml(task_bodies: str, size: int, *, shadows: bool = False) -> str:
     """MJCF of the whole scene. size: pixels of the square offscreen buffer. Shadows cost a factor
     of eight in rendering and are off.
+
+    The elliptic cone with impratio 10 is what lets fingers hold something: a cube sinks between
+    them by 0.8 mm in 8 s. With impratio 1 it is 8 mm, and with MuJoCo's default cone it falls to
+    the table, however hard the fingers press.
     """
     motors = "".join(
         f'<position name="{name}" joint="{name}" kp="60" kv="3" ctrlrange="{low} {high}"'
