@@ -178,12 +178,14 @@ class Workspace:
         path = self.folder / "stages" / f"{name}.json"
         if path.exists():
             return checkpoint.read_json(path, {"result": dict})["result"]
-        clock = time.monotonic()
+        clock, busy = time.monotonic(), time.process_time()
         print(f"[{name}]", flush=True)
         result = fn()
-        checkpoint.write_json(
-            path, {"result": result, "seconds": round(time.monotonic() - clock, 1)}
-        )
+        spent = {
+            "seconds": round(time.monotonic() - clock, 1),
+            "core_seconds": round(time.process_time() - busy, 1),
+        }
+        checkpoint.write_json(path, {"result": result, **spent})
         return checkpoint.read_json(path)["result"]
 
     def seconds(self) -> float:
