@@ -255,9 +255,9 @@ class Reproduce:
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
-        from wmpo_lite.recipes import reproduce
+        from wmpo_lite.recipes import cells, reproduce
 
-        book = reproduce.Book(
+        book = cells.Book(
             **{"folder": self.ledger} if self.ledger else {},
             profile=self.profile,
             device=self.device,
@@ -267,7 +267,7 @@ class Reproduce:
             print(reproduce.describe(book, self.cells))
             return
         for folder in self.enter:
-            for key in reproduce.enter(folder, book):
+            for key in cells.enter(folder, book):
                 print(f"{folder}: {key}")
         if not (self.tables or self.enter):
             reproduce.reproduce(self.cells, book, self.jobs)

@@ -6,6 +6,7 @@ import tiny
 
 from wmpo_lite.env import Env
 from wmpo_lite.envs.desk import Desk, DeskConfig
+from wmpo_lite.envs.injected import InjectedErrors
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
@@ -30,9 +31,14 @@ def desk():
     return Desk(env, DeskConfig(latency=2, camera_noise=3.0, jitter=0.002), step=0.02), states
 
 
+def after_an_error():
+    env, states = simulator()
+    return InjectedErrors(env, "slip"), states
+
+
 @pytest.fixture(
-    params=[simulator, lambda: simulator("square"), imagined, desk],
-    ids=["place", "square", "imagined", "desk"],
+    params=[simulator, lambda: simulator("square"), imagined, desk, after_an_error],
+    ids=["place", "square", "imagined", "desk", "injected"],
 )
 def world(request):
     env, states = request.param()

@@ -116,8 +116,9 @@ OF_METHOD = {
     "wmpo": ("rollouts", "align", "reward", "trust", "wmpo"),
 }
 EVALUATION = 0.0767  # seconds a state, likewise
-# 40 iterations of 16 groups of 16 in the simulator, and an update of about 20 seconds after each
-ORACLE = 40 * (256 * EVALUATION + 20)
+ORACLE_ITERATIONS = 40
+# of 16 groups of 16 in the simulator, and an update of about 20 seconds after each
+ORACLE = ORACLE_ITERATIONS * (256 * EVALUATION + 20)
 
 
 def keys(name: str) -> list[Key]:

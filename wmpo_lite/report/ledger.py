@@ -149,7 +149,7 @@ def read_cell(path: Path) -> Cell:
         raise UserError(f"{path} was edited after it was written; remove it and run the cell again")
     key = Key(**{field.name: record[field.name] for field in dataclasses.fields(Key)})
     success = np.array([mark == "1" for mark in record["outcomes"]], dtype=bool)
-    steps = np.array([int(step) for step in record["finish_steps"].split()], dtype=int)
+    steps = np.array([int(s) for s in record["finish_steps"].split() if s.isdigit()], dtype=int)
     if {len(success), len(steps)} != {record["n"]} or success.sum() != record["successes"]:
         raise UserError(f"{path} contradicts itself; remove it and run the cell again")
     return Cell(key, record["evaluation_from"], success, steps, record)
