@@ -252,6 +252,8 @@ class Reproduce:
     jobs: int = 1  # processes at a time, which share the cores
     profile: str = "laptop"  # smoke, laptop or gpu; other ones than laptop need a ledger of theirs
     ledger: Path | None = None  # folder of the cells; by default assets/results/ledger
+    picture: Literal["slip", "offset", "early_closing", "collision"] | None = None
+    """only make assets/figures/recovery.png: episodes after this error"""
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
@@ -265,6 +267,9 @@ class Reproduce:
         choose_device(self.device)
         if self.dry_run:
             print(reproduce.describe(book, self.cells))
+            return
+        if self.picture:
+            print(reproduce.picture(self.picture, book))
             return
         for folder in self.enter:
             for key in cells.enter(folder, book):

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from wmpo_lite.recipes import cells, reproduce
 from wmpo_lite.recipes.cells import Book, enter, standing
 from wmpo_lite.recipes.experiments import EXPERIMENTS, WAITING, cost, disturbances, keys
 from wmpo_lite.recipes.profiles import PROFILES
-from wmpo_lite.report import ledger_tables
+from wmpo_lite.report import ledger_figures, ledger_tables
 from wmpo_lite.report.ledger import Cell, Key, read_ledger, seal, write_cell
 
 RUN = ASSETS / "place" / "run"
@@ -192,8 +193,8 @@ def test_smoke_cells_never_come_among_the_others(tmp_path):
 # -- making ----------------------------------------------------------------------------------------
 
 
-def outcomes(policy, task, world, n, first):
-    return np.ones(n, dtype=bool), np.full(n, 7)
+def outcomes(policy, task, world, rows):
+    return [SimpleNamespace(success=True, finish_step=7)] * len(rows)
 
 
 def test_what_is_missing_is_made_once_and_goes_on_when_one_fails(book, monkeypatch, capsys):
@@ -356,3 +357,28 @@ def test_tables_are_rebuilt_from_the_ledger_alone(book):
     table.unlink()
     assert reproduce.publish(book) == shown and table.read_bytes() == before
     assert checkpoint.read_json(WMPO.path(book.folder))["successes"] == 460
+
+
+def test_figures_are_rebuilt_from_the_ledger_alone_and_say_what_is_missing(book):
+    reproduce.publish(book)
+    made = {path.name: path.read_bytes() for path in (book.folder / "figures").glob("*.png")}
+    assert set(made) == {"table_1.png", "self_correction.png", "efficiency.png"}
+    reproduce.publish(book)
+    assert made == {p.name: p.read_bytes() for p in (book.folder / "figures").glob("*.png")}
+    texts = ledger_figures.bars({}, "table_2").axes[0].texts
+    assert [text.get_text() for text in texts] == ["no cell of table_2 yet"]
+
+
+def test_strengths_begin_with_the_same_states_undisturbed():
+    made = dict(
+        [
+            cell("base", [1, 0, 1]),
+            cell("base", [0, 0], variant="light-2", experiment="table_2"),
+            cell("wmpo", [1, 1, 1]),
+            cell("wmpo", [0, 1], variant="light-2", experiment="table_2"),
+        ]
+    )
+    (panel,) = ledger_figures.strengths(made).axes
+    ends = {c.get_label(): list(c.lines[0].get_ydata()) for c in panel.containers}
+    assert panel.get_title(loc="left") == "place: light"
+    assert ends == {"base": [50, 0], "WMPO": [100, 50]}

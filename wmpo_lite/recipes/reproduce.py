@@ -2,16 +2,19 @@
 they share. A demo of one task, budget and seed gives the cells of its four methods together.
 """
 
+import io
 import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite import checkpoint
+from wmpo_lite.envs.splits import USES
 from wmpo_lite.errors import UserError, require_between
 from wmpo_lite.files import ASSETS
 from wmpo_lite.owner import Owner
@@ -57,31 +60,66 @@ def find_policy(key: Key, book: Book, weights: str):
     )
 
 
-def attempt(policy, task: str, world: dict, n: int, first: int):
-    """Greedy episodes in a changed world from evaluation states number `first` on: success bool
-    (n,) and finish steps int (n,).
+def attempt(policy, task: str, world: dict, rows, every_frame: bool = False) -> list:
+    """Greedy episodes (`Trajectory`) in a changed world, one from each evaluation state of `rows`.
 
     world: {"disturbance": fields of `Disturbance`}, {"error": one of `envs.injected.ERRORS`}, or {}
     for the world as it is.
     """
     from wmpo_lite.envs.injected import InjectedErrors
-    from wmpo_lite.envs.splits import numbers
     from wmpo_lite.envs.tabletop.env import Disturbance, initial_states
     from wmpo_lite.envs.tasks import get_task, make_env
     from wmpo_lite.rollout import rollout
 
     task, change = get_task(task), Disturbance(**world.get("disturbance", {}))
-    split, rows = numbers("evaluation", n, skip=first)
     with closing(make_env(task, disturbance=change)) as env:
-        found = rollout(
+        return rollout(
             policy,
             InjectedErrors(env, world["error"]) if "error" in world else env,
-            initial_states(task, split, rows, change),
+            initial_states(task, USES["evaluation"].split, rows, change),
             horizon=task.horizon,
-            every_frame=False,
+            every_frame=every_frame,
             batch=64,
         )
-    return np.array([t.success for t in found]), np.array([t.finish_step for t in found])
+
+
+def recoveries(error: str, book: Book, method: str = "wmpo") -> tuple[list, list]:
+    """Of one kind of injected error the first evaluation state that `method` alone recovers from,
+    and the first that the base policy alone does: their numbers, and for each the frames uint8
+    (T + 1, H, W, 3) of the base policy and of `method`.
+    """
+    cells = standing(book).cells
+    base, other = (
+        Key("self_correction", "place", *which, error)
+        for which in (("base", 0, 0), (method, 128, 0))
+    )
+    if absent := [key for key in (base, other) if key not in cells]:
+        raise UserError(f"{absent[0]} is not in the ledger; make it with `wmpo-lite reproduce`")
+    a, b = cells[base].success, cells[other].success
+    rows = [np.flatnonzero(only)[:1] + cells[base].evaluation_from for only in (b & ~a, a & ~b)]
+    rows, films = np.concatenate(rows), []
+    for key in (base, other):
+        policy = find_policy(trained(key), book, cells[key].record["weights"])
+        found = attempt(policy, "place", {"error": error}, rows, every_frame=True)
+        films.append([t.frames for t in found])
+    return rows.tolist(), list(zip(*films))
+
+
+def picture(error: str, book: Book, folder: Path = ASSETS / "figures") -> Path:
+    """recovery.png of `recoveries`: rows in pairs, the base policy above WMPO's, every fourth frame
+    from the error on.
+    """
+    from PIL import Image
+
+    strips = [
+        np.concatenate(list(film[::4]), axis=1)
+        for pair in recoveries(error, book)[1]
+        for film in pair
+    ]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(strips)).save(buffer, "PNG", optimize=True)
+    checkpoint.write_atomic(Path(folder) / "recovery.png", buffer.getvalue())
+    return Path(folder) / "recovery.png"
 
 
 def make(group: list[Key], book: Book) -> None:
@@ -116,13 +154,13 @@ def _try(key: Key, book: Book) -> None:
     n, first = book.states(key.experiment)
     clock, busy = time.monotonic(), time.process_time()
     world = EXPERIMENTS[key.experiment].variants[key.variant]
-    success, steps = attempt(policy, key.task, world, n, first)
+    found = attempt(policy, key.task, world, np.arange(first, first + n))
     seconds = round(time.monotonic() - clock, 1)
     core_seconds = round(time.process_time() - busy, 1)
     write_cell(
         key,
-        success,
-        steps,
+        [t.success for t in found],
+        [t.finish_step for t in found],
         book.folder,
         evaluation_from=first,
         inputs=made_from,
@@ -248,8 +286,9 @@ def describe(book: Book, names=()) -> str:
 
 def publish(book: Book) -> str:
     """Tables and figures of the cells that count, and a sentence for each that does not."""
-    from wmpo_lite.report.ledger_tables import publish as write
+    from wmpo_lite.report import ledger_figures, ledger_tables
 
     found = standing(book)
-    text = write(found.cells, book.folder)
+    text = ledger_tables.write(found.cells, book.folder)
+    ledger_figures.write(found.cells, book.folder)
     return "\n\n".join([text, *(f"not counted: {said}" for said in found.bad.values())]).strip()

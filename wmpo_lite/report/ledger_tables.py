@@ -206,8 +206,8 @@ def compute(cells: dict) -> list[dict]:
     return made
 
 
-def publish(cells: dict, folder: Path) -> str:
-    """Write tables/ and figures/ of the cells into the ledger's folder; returns the tables."""
+def write(cells: dict, folder: Path) -> str:
+    """tables/*.md and *.csv of the experiments that have cells; returns them as Markdown."""
     said = []
     for name in dict.fromkeys(key.experiment for key in sorted(cells)):
         table = rows(cells, name)
