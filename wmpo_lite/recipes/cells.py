@@ -15,7 +15,7 @@ from wmpo_lite.files import ASSETS
 from wmpo_lite.recipes.experiments import EXPERIMENTS, METHODS, OF_METHOD, ORACLE_ITERATIONS, keys
 from wmpo_lite.recipes.profiles import PROFILES
 from wmpo_lite.recipes.workspace import Run
-from wmpo_lite.report.ledger import LEDGER, Cell, Key, read_ledger, write_cell
+from wmpo_lite.report.ledger import LEDGER, Cell, Key, Ledger, read_ledger, write_cell
 
 # Settings that a method's policy depends on, by how their names begin (WMPO's: all but some).
 COMMON = ("horizon", "temperature", "freeze_vision")
@@ -127,20 +127,12 @@ def shipped_assets(task: str) -> dict:
     }
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The ledger as it is: the cells that count, and by key why another one does not."""
-
-    cells: dict
-    bad: dict
-
-
-def standing(book: Book) -> Standing:
+def standing(book: Book) -> Ledger:
     """Read the ledger. A cell counts if it is whole, of states that are asked for, and made from
     what would be taken now; a cell whose source does not count does not count either.
     """
     found = read_ledger(book.folder)
-    cells, bad = {}, {path.stem: said for path, said in found.problems.items()}
+    cells, bad = {}, dict(found.bad)
     every = {key for name in EXPERIMENTS for key in keys(name)}
     bad |= {str(k): f"{k} is a cell of no experiment" for k in found.cells if k not in every}
     # a policy that is tried out has a cell of its own, which comes first
@@ -151,7 +143,7 @@ def standing(book: Book) -> Standing:
             bad[str(key)] = said
         else:
             cells[key] = found.cells[key]
-    return Standing(cells, bad)
+    return Ledger(cells, bad)
 
 
 def stale(cell: Cell, book: Book, cells: dict) -> str | None:

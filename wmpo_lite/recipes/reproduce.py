@@ -20,7 +20,6 @@ from wmpo_lite.files import ASSETS
 from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.cells import (
     Book,
-    Standing,
     enter,
     here,
     inputs,
@@ -36,7 +35,7 @@ from wmpo_lite.recipes.experiments import (
     cost,
     keys,
 )
-from wmpo_lite.report.ledger import Key, write_cell
+from wmpo_lite.report.ledger import Key, Ledger, write_cell
 
 # -- making cells ----------------------------------------------------------------------------------
 
@@ -176,7 +175,7 @@ def _try(key: Key, book: Book) -> None:
 # -- choosing and running --------------------------------------------------------------------------
 
 
-def choose(names, found: Standing) -> list[Key]:
+def choose(names, found: Ledger) -> list[Key]:
     """The cells that are left to make among those named (by the beginnings of their names; without
     names all but those of tasks that wait).
     """

@@ -87,10 +87,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a folder holds: whole cells by key, and one sentence for each file that is none."""
+    """Cells by key, and by name why another one does not count, in one sentence."""
 
     cells: dict
-    problems: dict
+    bad: dict
 
 
 def write_cell(key: Key, success, finish_steps, folder: Path = LEDGER, **record) -> Path:
@@ -119,21 +119,21 @@ def seal(record: dict) -> str:
 
 
 def read_ledger(folder: Path = LEDGER) -> Ledger:
-    """All cells of a folder. UserError where a file belongs to another version of the ledger."""
-    cells, problems = {}, {}
+    """All whole cells of a folder. UserError where a file is of another version of the ledger."""
+    cells, bad = {}, {}
     for path in sorted(Path(folder).glob("*/*.json")):
         try:
             cell = read_cell(path)
         except OtherVersion:
             raise
         except UserError as error:
-            problems[path] = str(error)
+            bad[path.stem] = str(error)
             continue
         if cell.key.path(folder) != path:
-            problems[path] = f"{path} holds the cell {cell.key}; it was renamed, remove it"
+            bad[path.stem] = f"{path} holds the cell {cell.key}; it was renamed, remove it"
         else:
             cells[cell.key] = cell
-    return Ledger(cells, problems)
+    return Ledger(cells, bad)
 
 
 def read_cell(path: Path) -> Cell:
