@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint
+from wmpo_lite import checkpoint, cli
 from wmpo_lite.errors import UserError
 from wmpo_lite.files import ASSETS
 from wmpo_lite.recipes import cells, reproduce
@@ -261,6 +261,24 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 def test_an_unknown_cell_is_refused_in_one_sentence(book):
     with pytest.raises(UserError, match="'table_3' is no cell and no beginning of one"):
         reproduce.choose(["table_1/place", "table_3"], standing(book))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["table_9"], "'table_9' is no cell"),
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--profile", "huge"], "profile 'huge' is unknown"),
+        (["--from", "nowhere"], "nowhere is not a finished run"),
+        (["table_1/coffee-base"], "task 'coffee' is unknown"),
+    ],
+)
+def test_the_command_says_in_one_line_what_cannot_be(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reproduce", *arguments, "--ledger", str(tmp_path / "ledger")])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and message in said and "\n" not in said
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_the_dry_run_lists_what_is_missing_with_its_cost_and_what_waits_with_the_reason(book):
