@@ -29,7 +29,7 @@ endif
 
 .DEFAULT_GOAL := setup
 .PHONY: setup check demo test style test-libero reliability endurance bench findings lab notebooks browser book assets \
-    release grade doctor clean help
+    reproduce release grade doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
 	@echo "wmpo-lite is installed in $(VENV). Next: make demo"
@@ -103,6 +103,10 @@ book:  ## the notebooks as an HTML book in build/book
 
 assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
 	$(BIN)/wmpo-lite assets $(ARGS)
+
+# The missing cells take hours; ARGS="--dry-run" lists them and their cost.
+reproduce: check $(STAMP)  ## the paper's claims in miniature, from the ledger of finished cells
+	$(BIN)/wmpo-lite reproduce $(ARGS)
 
 release: check $(STAMP)  ## the exercises for students and their solutions, as zips in build/release
 	$(BIN)/wmpo-lite release $(ARGS)

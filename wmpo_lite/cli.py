@@ -252,6 +252,51 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Make the missing cells of the paper's claims in miniature, and tables and figures from all.
+
+    A cell is named like table_1/place-wmpo-p128-s0; a beginning of names chooses all that have it.
+    Without names: every cell of the tasks that do not wait for something (hours; see --dry-run).
+    """
+
+    cells: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    dry_run: bool = False
+    """say what is missing and what it costs, and do nothing"""
+    tables: bool = False
+    """make no cell, only tables and figures from those that are there"""
+    enter: Annotated[tuple[Path, ...], tyro.conf.arg(name="from")] = ()
+    """finished runs whose results become cells; then nothing is run"""
+    jobs: int = 1  # processes at a time, which share the cores
+    profile: str = "laptop"  # smoke, laptop or gpu; other ones than laptop need a ledger of theirs
+    ledger: Path | None = None  # folder of the cells; by default assets/results/ledger
+    picture: Literal["slip", "offset", "early_closing", "collision"] | None = None
+    """only make assets/figures/recovery.png: episodes after this error"""
+    device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
+
+    def __call__(self):
+        from wmpo_lite.recipes import cells, reproduce
+
+        book = cells.Book(
+            **{"folder": self.ledger} if self.ledger else {},
+            profile=self.profile,
+            device=self.device,
+        )
+        choose_device(self.device)
+        if self.dry_run:
+            print(reproduce.describe(book, self.cells))
+            return
+        if self.picture:
+            print(reproduce.picture(self.picture, book))
+            return
+        for folder in self.enter:
+            for key in cells.enter(folder, book):
+                print(f"{folder}: {key}")
+        if not (self.tables or self.enter):
+            reproduce.reproduce(self.cells, book, self.jobs)
+        print(reproduce.publish(book))
+
+
+@dataclass(frozen=True)
 class Ship:
     """Copy a finished run into assets/<task>/run, where the notebooks find it."""
 
@@ -359,6 +404,7 @@ COMMANDS = {
     "upper-bound": UpperBound,
     "doctor": Doctor,
     "results": Results,
+    "reproduce": Reproduce,
     "ship": Ship,
     "convert": Convert,
     "deploy": Deploy,

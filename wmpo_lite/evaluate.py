@@ -343,3 +343,43 @@ def _color_centers(frames) -> tuple[np.ndarray, np.ndarray]:
         np.stack([(which * axis).sum(axis=(-3, -2)) / total for axis in (rows, columns)], axis=-1),
         counts,
     )
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """`mean` over training seeds and states, with its interval [low, high]."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    n: int
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+            f" (n={self.n}, seeds={self.seeds})"
+        )
+
+
+def mean_over_seeds(values, *, seed: int = 0, resamples: int = 4000) -> SeedMean:
+    """Mean of values (S, n) of S training seeds on the same n evaluation states: outcomes (0 or 1),
+    or differences of two policies' outcomes (-1, 0, 1).
+
+    95 % percentile interval of a bootstrap that draws states (the same for all seeds) and, where
+    there are two or more, seeds. With one seed it tells nothing about other seeds; with three it is
+    too narrow, since three cannot show how far seeds lie apart.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all() or resamples < 1:
+        raise UserError(
+            f"a mean over seeds takes finite values (seeds, states); got shape {values.shape}"
+        )
+    (count, n), rng = values.shape, np.random.default_rng(seed)
+    states = rng.multinomial(
+        n, np.full(n, 1 / n), size=resamples
+    )  # (R, n) times that each is drawn
+    means = states @ values.T / n  # (R, S)
+    seeds = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    low, high = np.percentile((means * seeds).sum(axis=1) / count, (2.5, 97.5))
+    return SeedMean(float(values.mean()), float(low), float(high), count, n)

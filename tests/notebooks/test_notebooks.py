@@ -19,6 +19,7 @@ EXPECTED = [
     "06_evaluation",
     "07_deployment",
     "08_libero",
+    "09_reproduction",
 ]
 
 

@@ -7,6 +7,7 @@ import tiny
 from wmpo_lite.env import Env
 from wmpo_lite.envs.desk import Desk, DeskConfig
 from wmpo_lite.envs.gymnasium_bridge import FromGymnasium, TabletopGym
+from wmpo_lite.envs.injected import InjectedErrors
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
 from wmpo_lite.errors import UserError
@@ -37,9 +38,14 @@ def gymnasium():
     return env, env.initial_states("validation", range(2 * B))
 
 
+def after_an_error():
+    env, states = simulator()
+    return InjectedErrors(env, "slip"), states
+
+
 @pytest.fixture(
-    params=[simulator, lambda: simulator("square"), imagined, desk, gymnasium],
-    ids=["place", "square", "imagined", "desk", "gymnasium"],
+    params=[simulator, lambda: simulator("square"), imagined, desk, gymnasium, after_an_error],
+    ids=["place", "square", "imagined", "desk", "gymnasium", "injected"],
 )
 def world(request):
     env, states = request.param()

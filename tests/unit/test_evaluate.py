@@ -13,6 +13,7 @@ from wmpo_lite.evaluate import (
     auc_interval,
     best_threshold,
     f1_score,
+    mean_over_seeds,
     paired_comparison,
     psnr,
     success_rate,
@@ -442,3 +443,36 @@ def test_what_is_hidden_or_no_thing_of_the_task_is_not_asked_about():
         2
     ]
     assert valid_frames(moved, hidden, visible=5).tolist() == [2]
+
+
+def test_a_mean_over_one_seed_is_as_wide_as_the_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(400) < 0.3, rng.random(400) < 0.45
+    paired, found = paired_comparison(a, b), mean_over_seeds((b.astype(int) - a)[None])
+    assert found.mean == pytest.approx(paired.gain) and (found.seeds, found.n) == (1, 400)
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high), abs=0.01)
+
+
+def test_seeds_that_disagree_widen_the_interval_and_seeds_that_agree_do_not():
+    states = np.arange(200) % 2
+    same = mean_over_seeds(np.stack([states] * 3))
+    apart = mean_over_seeds(np.stack([np.zeros(200), states, np.ones(200)]))
+    assert same.mean == apart.mean == 0.5
+    assert same.high - same.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(200), rel=0.1)
+    assert apart.low < 0.2 and apart.high > 0.8
+
+
+def test_the_interval_of_a_mean_over_seeds_covers_what_it_should():
+    """States and seeds both vary: of 200 experiments with ten seeds about 95 % cover the truth."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        rates = np.clip(0.4 + rng.normal(0, 0.05, (10, 1)) + rng.normal(0, 0.2, (1, 60)), 0, 1)
+        found = mean_over_seeds((rng.random((10, 60)) < rates).astype(int), resamples=300)
+        hits += found.low <= 0.4 <= found.high
+    assert 175 <= hits <= 199
+
+
+@pytest.mark.parametrize("values", [[0, 1], [[]], [[np.nan, 1]]])
+def test_a_mean_over_seeds_refuses_what_has_no_seeds_or_states(values):
+    with pytest.raises(UserError, match="takes finite values"):
+        mean_over_seeds(values)

@@ -182,7 +182,8 @@ class Workspace:
 
     def stage(self, name: str, fn, shared: bool = False):
         """shared: `fn` shares its work out over all processes; else the first one does it."""
-        path, clock = self.folder / "stages" / f"{name}.json", time.monotonic()
+        path = self.folder / "stages" / f"{name}.json"
+        clock, busy = time.monotonic(), time.process_time()
 
         def found():
             if path.exists():
@@ -190,8 +191,11 @@ class Workspace:
             print(f"[{name}]", flush=True)
 
         def write(result):
-            seconds = round(time.monotonic() - clock, 1)
-            checkpoint.write_json(path, {"result": result, "seconds": seconds})
+            spent = {
+                "seconds": round(time.monotonic() - clock, 1),
+                "core_seconds": round(time.process_time() - busy, 1),
+            }
+            checkpoint.write_json(path, {"result": result, **spent})
             return checkpoint.read_json(path)["result"]
 
         if (done := parallel.first(found)) is not None:

@@ -1,0 +1,222 @@
+"""Tables (Markdown, CSV) and figures of the ledger, from its cells alone."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wmpo_lite.checkpoint import write_atomic
+from wmpo_lite.evaluate import mean_over_seeds, paired_comparison, wilson_interval
+from wmpo_lite.report import plots
+
+METHODS = ("base", "grpo", "dpo", "wmpo", "oracle")
+NAMES = {**plots.NAMES, "oracle": "GRPO in the simulator"}
+# experiments whose cells stand in a table, too
+WITH = {"efficiency": ("table_1",), "ablations": ("table_1",), "table_1": ("oracle",)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison on the same evaluation states. cells: by method, by training seed."""
+
+    task: str
+    budget: int
+    variant: str
+    cells: dict
+
+
+def lines(cells: dict, experiment: str) -> list[Line]:
+    """The comparisons of an experiment by task, budget and variant. What no rollout has taught (the
+    base policy, the oracle) belongs to every budget.
+    """
+    names, found = (experiment, *WITH.get(experiment, ())), {}
+    chosen = [key for key in sorted(cells) if key.experiment in names]
+    for key in sorted(chosen, key=lambda key: key.rollout_budget == 0):
+        places = [(key.task, key.rollout_budget, key.variant)]
+        if not key.rollout_budget:
+            same = [place for place in found if (place[0], place[2]) == (key.task, key.variant)]
+            places = same or places
+        for place in places:
+            found.setdefault(place, {}).setdefault(key.method, {})[key.seed] = cells[key]
+    return [
+        Line(*place, {method: found[place][method] for method in METHODS if method in found[place]})
+        for place in sorted(found)
+    ]
+
+
+def rate(cells: dict) -> tuple[float, float, float]:
+    """Success of cells by seed and its 95 % interval: Wilson's for one seed, else a bootstrap over
+    seeds and states.
+    """
+    success = np.stack([cell.success for cell in cells.values()])
+    if len(success) == 1:
+        hits, n = int(success.sum()), success.shape[1]
+        return hits / n, *wilson_interval(hits, n)
+    found = mean_over_seeds(success)
+    return found.mean, found.low, found.high
+
+
+def pairs(line: Line, method: str, over: str) -> list[tuple]:
+    """Cells (over, method) of the same seed. The base policy is one cell, which meets every seed.
+    Empty where the line lacks one of the two.
+    """
+    a, b = (line.cells.get(name, {}) for name in (over, method))
+    if "base" in (over, method):
+        return [(one, other) for one in a.values() for other in b.values()]
+    return [(a[seed], b[seed]) for seed in a if seed in b]
+
+
+def gain(line: Line, method: str, over: str) -> tuple[float, float, float] | None:
+    """Success of `method` less that of `over` on the same states, seed by seed, and its interval;
+    None where there is no pair.
+    """
+    both = [(a.success, b.success) for a, b in pairs(line, method, over)]
+    if len(both) == 1:
+        one = paired_comparison(*both[0])
+        return one.gain, one.low, one.high
+    if not both:
+        return None
+    found = mean_over_seeds(np.stack([b.astype(int) - a for a, b in both]))
+    return found.mean, found.low, found.high
+
+
+def relative_length(line: Line, method: str, over: str = "base", resamples: int = 2000):
+    """(mean, low, high, episodes): mean finish step of `method` where `over` took 100, of episodes
+    that both solve, with a bootstrap interval over them; None where there are fewer than two.
+    """
+    steps = [
+        np.stack([a.finish_steps, b.finish_steps])[:, a.success & b.success]
+        for a, b in pairs(line, method, over)
+    ]
+    before, after = np.concatenate(steps, axis=1) if steps else np.zeros((2, 0))
+    if len(before) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(len(before), size=(resamples, len(before)))
+    ratios = 100 * after[drawn].sum(axis=1) / before[drawn].sum(axis=1)
+    return 100 * after.sum() / before.sum(), *np.percentile(ratios, (2.5, 97.5)), len(before)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def rows(cells: dict, experiment: str) -> list[dict]:
+    """An experiment as a long table: one row a comparison and method. Rates and gains are
+    fractions, lengths per cent of the base policy's.
+    """
+    made = []
+    for line in lines(cells, experiment):
+        for method, by_seed in line.cells.items():
+            solved = np.concatenate([c.finish_steps[c.success] for c in by_seed.values()])
+            row = {
+                "experiment": experiment,
+                "task": line.task,
+                "rollout_budget": line.budget,
+                "variant": line.variant,
+                "method": method,
+                "seeds": len(by_seed),
+                "n": len(next(iter(by_seed.values()))),
+                "successes": sum(int(cell.success.sum()) for cell in by_seed.values()),
+                **dict(zip(("success", "low", "high"), rate(by_seed))),
+                "mean_steps": float(solved.mean()) if len(solved) else None,
+            }
+            over = gain(line, "wmpo", method) if method != "wmpo" else None
+            row |= dict(zip(("wmpo_gain", "wmpo_gain_low", "wmpo_gain_high"), over or [None] * 3))
+            ratio = relative_length(line, method) if method not in ("base", "oracle") else None
+            names = ("length", "length_low", "length_high", "length_n")
+            made.append(row | dict(zip(names, ratio or [None] * 4)))
+    return made
+
+
+def as_csv(table: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def as_markdown(table: list[dict], lengths: bool = False) -> str:
+    """A long table as one that is read: a line a comparison, a column a method; success in percent
+    (lengths: of solved episodes, base = 100) with 95 % intervals.
+    """
+    methods = [m for m in METHODS if any(row["method"] == m for row in table)]
+    if lengths:
+        methods = [m for m in methods if m not in ("base", "oracle")]
+    head = ["task", "P", "variant", "n", *(NAMES[m] for m in methods)]
+    others = [m for m in methods if m not in ("wmpo", "oracle")]
+    head += [] if lengths or "wmpo" not in methods else [f"WMPO - {NAMES[m]}" for m in others]
+    lined = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    places = dict.fromkeys((r["task"], r["rollout_budget"], r["variant"]) for r in table)
+    for place in places:
+        here = {
+            r["method"]: r for r in table if (r["task"], r["rollout_budget"], r["variant"]) == place
+        }
+        parts = [place[0], str(place[1] or "-"), place[2] or "-"]
+        parts.append(str(next(iter(here.values()))["n"]))
+        for method in methods:
+            row = here.get(method)
+            parts.append("-" if row is None else _length(row) if lengths else _rate(row))
+        for method in [] if lengths or "wmpo" not in methods else others:
+            parts.append(_gain(here.get(method)))
+        lined.append(f"| {' | '.join(parts)} |")
+    return "\n".join(lined)
+
+
+def _rate(row: dict) -> str:
+    return "{:.1f} [{:.0f}, {:.0f}]{}".format(
+        *(100 * row[name] for name in ("success", "low", "high")), _seeds(row)
+    )
+
+
+def _gain(row: dict | None) -> str:
+    if row is None or row["wmpo_gain"] is None:
+        return "-"
+    values = (100 * row[name] for name in ("wmpo_gain", "wmpo_gain_low", "wmpo_gain_high"))
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values)
+
+
+def _length(row: dict) -> str:
+    if row["length"] is None:
+        return "-"
+    return "{length:.1f} [{length_low:.1f}, {length_high:.1f}] ({length_n})".format(**row)
+
+
+def _seeds(row: dict) -> str:
+    return f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+
+
+def compute(cells: dict) -> list[dict]:
+    """Core-hours by experiment; of cells that were measured without, the hours on the clock."""
+    made = []
+    for name in dict.fromkeys(key.experiment for key in sorted(cells)):
+        here = [cell.record for key, cell in cells.items() if key.experiment == name]
+        total = lambda field, of: sum(r.get(field) or 0 for r in of) / 3600
+        unmeasured = [r for r in here if r.get("core_seconds") is None]
+        made.append(
+            {
+                "experiment": name,
+                "cells": len(here),
+                "core_hours": total("core_seconds", here),
+                "cells_by_the_clock": len(unmeasured),
+                "clock_hours": total("seconds", unmeasured),
+            }
+        )
+    return made
+
+
+def write(cells: dict, folder: Path) -> str:
+    """tables/*.md and *.csv of the experiments that have cells; returns them as Markdown."""
+    said = []
+    for name in dict.fromkeys(key.experiment for key in sorted(cells)):
+        table = rows(cells, name)
+        texts = {"": as_markdown(table)}
+        if any(row["length"] is not None for row in table):
+            texts["_lengths"] = as_markdown(table, lengths=True)
+        for more, text in texts.items():
+            write_atomic(Path(folder) / "tables" / f"{name}{more}.md", f"{text}\n".encode())
+            said.append(f"{name}{more.replace('_', ', ')}\n\n{text}")
+        write_atomic(Path(folder) / "tables" / f"{name}.csv", as_csv(table).encode())
+    write_atomic(Path(folder) / "tables" / "compute.csv", as_csv(compute(cells)).encode())
+    return "\n\n".join(said)
