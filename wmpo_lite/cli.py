@@ -311,7 +311,8 @@ class Ship:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write recorded episodes as HDF5 (a target that ends in .hdf5) or as a LeRobot v3.0 folder.
+    """Write recorded episodes as HDF5 (a target that ends in .hdf5), as a Minari data set (one that
+    ends in -v0) or as a LeRobot v3.0 folder.
 
     The source is HDF5 of the kit, LIBERO or robomimic, or such a folder. Actions, states and
     pictures stay exactly as they are.

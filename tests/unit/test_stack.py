@@ -4,6 +4,7 @@ the libraries do* has the rest.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from wmpo_lite.diffusion import time_grid
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("0*.ipynb"))
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+
+
+def test_whatever_the_page_names_is_there_and_every_finding_is_on_it():
+    text = (ROOT / "notebooks" / "what_the_libraries_do.md").read_text()
+    tests = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    named = set(re.findall(r"make findings ARGS=([a-z_0-9]+)", text))
+    scripts = {path.stem for path in (ROOT / "findings").glob("*.sh")} - {"all", "common"}
+    assert len(tests) > 10 and not [name for name in tests if not (ROOT / name).is_file()]
+    assert named == scripts
 
 
 @pytest.mark.parametrize("steps", range(1, 9))

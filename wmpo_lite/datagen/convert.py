@@ -1,11 +1,13 @@
-"""`wmpo-lite convert`: recorded episodes from HDF5 (the kit's, LIBERO's, robomimic's) to a LeRobot
-folder and back.
+"""`wmpo-lite convert`: recorded episodes between HDF5 (the kit's, LIBERO's, robomimic's), LeRobot
+folders and Minari data sets.
 """
 
+import warnings
 from pathlib import Path
 
 from wmpo_lite import lerobot
 from wmpo_lite.datagen import lerobot as lerobot_writer
+from wmpo_lite.datagen import minari
 from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import (
     Trajectory,
@@ -29,8 +31,10 @@ def convert(
     observations: tuple[str, ...] | None = None,
     partial: bool = False,
 ) -> dict:
-    """Write the episodes of `source` to `target`: HDF5 where its name ends in .hdf5 or .h5, else a
-    LeRobot folder. Actions, states and pictures are kept exactly.
+    """Write the episodes of `source` to `target`: HDF5 where its name ends in .hdf5 or .h5, a
+    Minari data set where it ends in -v0 (or another number), else a LeRobot folder. Actions, states
+    and pictures are kept exactly; in Minari, which wants as many observations as frames, arrays
+    beside the frames have no place, and a warning names them.
 
     camera, success, partial: see `lerobot.read`; of an HDF5 file the camera is the name that its
     frames get; pictures: see `load_trajectories`; fps: control
@@ -41,7 +45,10 @@ def convert(
     source, target = Path(source), Path(target)
     if target.exists():
         raise UserError(f"{target} exists; choose another name, or remove it")
-    if source.is_dir():
+    if minari.is_dataset(source):
+        trajectories, metadata = minari.read(source, success)
+        more, about = [{} for _ in trajectories], _about(metadata["env_args"])
+    elif source.is_dir():
         metadata = load_metadata(source) if lerobot.is_folder(source) else {}
         fields, more, about = lerobot.read(source, camera=camera, success=success, partial=partial)
         trajectories = [Trajectory(**f) for f in fields]
@@ -57,6 +64,12 @@ def convert(
     if target.suffix in HDF5:
         metadata["provenance"] = metadata["provenance"] | {"lerobot": about}
         save_trajectories(target, trajectories, observations=more, **metadata)
+    elif minari.NAME.fullmatch(target.name):
+        if more[0]:
+            left = ", ".join(sorted(more[0]))
+            warnings.warn(f"{target} keeps frames and actions, not {left}", stacklevel=2)
+            more = [{} for _ in trajectories]
+        minari.write(target, trajectories, metadata)
     else:
         about |= {"fps": fps} if fps else {}
         if "fps" not in about:
