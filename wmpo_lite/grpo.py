@@ -479,8 +479,11 @@ def check_on_policy(policy, surprise: float, temperature: float) -> None:
     temperature, another policy, or one that draws at random (dropout). A clipped loss would train
     on it in silence.
     """
-    kinds = {(p.dtype, torch.is_autocast_enabled(p.device.type)) for p in policy.parameters()}
-    exact = kinds <= {(torch.float32, False), (torch.float64, False)}
+    rounds = lambda kind: torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    exact = all(
+        p.dtype in (torch.float32, torch.float64) and not rounds(p.device.type)
+        for p in policy.parameters()
+    )
     if surprise > (ROUNDING if exact else ROUNDING_16_BIT):
         raise UserError(
             f"The rollouts were not sampled by this policy at temperature {temperature}: before the"

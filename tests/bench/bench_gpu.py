@@ -3,9 +3,9 @@
     python tests/bench/bench_gpu.py HALF [--out FILE] [--device DEVICE] [--dry-run]
 
 Half 1: one update on the CPU and on the device compared; frames a second and memory; cost as batch,
-horizon, model and P grow. Half 2: `unet` and `stdit` trained at equal FLOP on the shipped
-demonstrations and recorded rollouts, held-out error of both; a demo of `place`. A part that FILE
-already has is not done again, so a half that was cut short goes on.
+horizon, model and P grow; training in 16 bits. Half 2: `unet` and `stdit` trained at equal FLOP on
+the shipped demonstrations and recorded rollouts, held-out error of both; a demo of `place`. A part
+that FILE already has is not done again, so a half that was cut short goes on.
 """
 
 import argparse
@@ -86,6 +86,11 @@ def growth(device, dry: bool) -> dict:
     return {"rows": rows, "exponents": exponents}
 
 
+def compute(device, dry: bool) -> dict:
+    """Training in 16 bits, with recomputed blocks, compiled: beside none of it."""
+    return {"rows": bench_scale.compute(bench_scale.DRY if dry else bench_scale.GPU, device)}
+
+
 def equal_flop(device, dry: bool) -> dict:
     """Held-out flow loss of both denoisers after the same number of training FLOP."""
     shipped = Shipped("place")
@@ -137,7 +142,7 @@ def demo(device, dry: bool) -> dict:
 
 
 HALVES = {
-    1: {"agreement": agreement, "growth": growth},
+    1: {"agreement": agreement, "growth": growth, "compute": compute},
     2: {"equal_flop": equal_flop, "demo": demo},
 }
 

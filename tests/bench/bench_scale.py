@@ -55,7 +55,7 @@ TEXT = "put the red cube on the plate"
 SCALE = {
     "batch": (16, 64, 256, 1024),
     "horizon": (40, 80, 160),
-    "widths": ((96, 160), (192, 320), (384, 640)),  # 1, 4 and 16 times the parameters
+    "widths": ((96, 160), (208, 352), (440, 728)),  # 1, 4 and 16 times the parameters
     "budget": (32, 128, 512, 1280),
     "episodes": 16,
     "steps": 8,
@@ -440,7 +440,7 @@ def draw(result: dict, path: Path) -> None:
         ax.loglog(x, y, "o-")
         ax.loglog(x, [y[0] * value / x[0] for value in x], ":", color="gray")
         ax.set(xlabel="P" if name == "budget" else name, title=f"exponent {k:.2f}", xticks=x)
-        ax.set_xticklabels([f"{value:.2g}" if value > 9999 else str(value) for value in x])
+        ax.set_xticklabels([f"{value / 1e6:.1f} M" if value > 9999 else str(value) for value in x])
         ax.minorticks_off()
     axes[0].set_ylabel("seconds")
     figure.savefig(path, dpi=100)

@@ -25,7 +25,7 @@ def test_its_dry_run_in_two_halves(tmp_path):
     done = run("1", *dry)
     assert done.returncode == 0, done.stderr
     first = json.loads(out.read_text())
-    assert first["gpu_run"] is False and set(first["gpu"]) == {"agreement", "growth"}
+    assert first["gpu_run"] is False and set(first["gpu"]) == {"agreement", "growth", "compute"}
     assert first["gpu"]["agreement"]["logit_error"] < 1e-5
     assert all(row["seconds"] > 0 for row in first["gpu"]["growth"]["rows"])
     done = run(*dry)  # both halves; the first one is there already

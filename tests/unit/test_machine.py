@@ -63,3 +63,10 @@ def test_cores_are_the_fewer_of_affinity_and_quota(tmp_path, monkeypatch):
             cores(tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": text}))
             == count
         )
+
+
+def test_processes_of_one_machine_share_its_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for started, count in (("1", 8), ("3", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+        assert cores(tmp_path) == count

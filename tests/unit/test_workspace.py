@@ -50,9 +50,9 @@ def make_run(folder) -> Run:
     return Run(profile="smoke", assets=str(assets), changes=SMALL)
 
 
-def make_recorded(folder) -> Workspace:
+def make_recorded(folder, **options) -> Workspace:
     """A workspace with 12 recorded rollouts of 8 steps, half of them successes."""
-    made = Workspace(make_run(folder), folder / "run")
+    made = Workspace(make_run(folder), folder / "run", **options)
     made.horizon = 8
     save_trajectories(
         made.folder / "rollouts.hdf5", tiny.trajectories(12), env_args={}, provenance={}
@@ -543,6 +543,27 @@ def test_out_of_memory_names_what_to_lower_and_the_same_command_goes_on(
     for a, b in zip(again.world_model().parameters(), whole.world_model().parameters()):
         assert torch.equal(a, b)
     again.close(), whole.close()
+
+
+def test_stages_in_16_bits_leave_weights_and_numbers_near_those_of_32(
+    judged, tmp_path, monkeypatch
+):
+    exact = judged[0]
+    made = make_recorded(tmp_path, compute=Compute("bf16", recompute=True, micro_batch=2))
+    made.stage("align", lambda: main_job.align_world_model(made), shared=True)
+    made.stage("reward", lambda: main_job.fit_reward(made), shared=True)
+    real = tiny.trajectories(12, seed=6)
+    monkeypatch.setattr(made, "states", lambda *which: None)
+    monkeypatch.setattr("wmpo_lite.rollout.rollout", lambda *_, **options: real)
+    found = made.stage("trust", lambda: trust(made))
+    assert 5 < found["psnr"]["model"][0] < 60 and 0 <= found["agreement"]["auc"] <= 1
+    pairs = zip(made.world_model().parameters(), exact.world_model().parameters())
+    gaps = [(a - b).detach().abs().max() for a, b in pairs]
+    # three steps of Adam move a weight by 3e-4 at most
+    assert 0 < max(gaps) < 1e-3
+    about = checkpoint.read_json(made.folder / "world_model" / "provenance.json")
+    assert about["precision"] == "bf16"
+    made.close()
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
