@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wmpo_lite import checkpoint, cli
 from wmpo_lite.errors import UserError
@@ -49,7 +50,7 @@ def book(entered, tmp_path):
 def tried(book, key=SLIP, **changes):
     weights = standing(book).cells[cells.trained(key)].record["weights"]
     made = {"policy": weights, **EXPERIMENTS[key.experiment].variants[key.variant], **changes}
-    success = np.arange(512) % 2 == 0
+    success = np.arange(512) % 2 == (key.method == "base")
     steps = np.where(success, 20, 40)
     common = dict(evaluation_from=1000, inputs=made, weights=weights, **MORE)
     return write_cell(key, success, steps, book.folder, **common)
@@ -215,6 +216,21 @@ def test_a_stale_cell_is_made_again(book, monkeypatch):
     monkeypatch.setattr(reproduce, "attempt", outcomes)
     reproduce.reproduce([str(SLIP)], book)
     assert standing(book).cells[SLIP].success.all() and not standing(book).bad
+
+
+def test_recoveries_are_the_first_states_that_one_policy_alone_recovers_from(book, monkeypatch):
+    base = Key("self_correction", "place", "base", 0, 0, "slip")
+    with pytest.raises(UserError, match=f"{base} is not in the ledger"):
+        reproduce.recoveries("slip", book)
+    tried(book, base)
+    film = lambda policy, task, world, rows, every_frame: [
+        SimpleNamespace(frames=np.full((41, 8, 8, 3), row % 256, np.uint8)) for row in rows
+    ]
+    monkeypatch.setattr(reproduce, "attempt", film)
+    rows, films = reproduce.recoveries("slip", book)
+    assert rows == [1000, 1001] and [len(pair) for pair in films] == [2, 2]
+    path = reproduce.picture("slip", book, book.folder)
+    assert Image.open(path).size == (11 * 8, 4 * 8)
 
 
 def test_the_second_of_two_processes_on_one_cell_says_so(book):

@@ -97,6 +97,8 @@ def recoveries(error: str, book: Book, method: str = "wmpo") -> tuple[list, list
     a, b = cells[base].success, cells[other].success
     rows = [np.flatnonzero(only)[:1] + cells[base].evaluation_from for only in (b & ~a, a & ~b)]
     rows, films = np.concatenate(rows), []
+    if not len(rows):
+        raise UserError(f"base and {method} recover from the same states of '{error}'; try another")
     for key in (base, other):
         policy = find_policy(trained(key), book, cells[key].record["weights"])
         found = attempt(policy, "place", {"error": error}, rows, every_frame=True)

@@ -141,37 +141,31 @@ def as_markdown(table: list[dict], lengths: bool = False) -> str:
     """A long table as one that is read: a line a comparison, a column a method; success in percent
     (lengths: of solved episodes, base = 100) with 95 % intervals.
     """
-    methods = [m for m in METHODS if any(row["method"] == m for row in table)]
+    shown = [m for m in METHODS if any(row["method"] == m for row in table)]
     if lengths:
-        methods = [m for m in methods if m not in ("base", "oracle")]
-    head = ["task", "P", "variant", "n", *(NAMES[m] for m in methods)]
-    others = [m for m in methods if m not in ("wmpo", "oracle")]
-    head += [] if lengths or "wmpo" not in methods else [f"WMPO - {NAMES[m]}" for m in others]
-    lined = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    places = dict.fromkeys((r["task"], r["rollout_budget"], r["variant"]) for r in table)
-    for place in places:
-        here = {
-            r["method"]: r for r in table if (r["task"], r["rollout_budget"], r["variant"]) == place
-        }
-        parts = [place[0], str(place[1] or "-"), place[2] or "-"]
-        parts.append(str(next(iter(here.values()))["n"]))
-        for method in methods:
-            row = here.get(method)
-            parts.append("-" if row is None else _length(row) if lengths else _rate(row))
-        for method in [] if lengths or "wmpo" not in methods else others:
-            parts.append(_gain(here.get(method)))
-        lined.append(f"| {' | '.join(parts)} |")
-    return "\n".join(lined)
+        columns = [(NAMES[m], m, _length) for m in shown if m not in ("base", "oracle")]
+    else:
+        compared = [m for m in shown if m not in ("wmpo", "oracle")] if "wmpo" in shown else []
+        columns = [(NAMES[m], m, _rate) for m in shown]
+        columns += [(f"WMPO - {NAMES[m]}", m, _gain) for m in compared]
+    place = lambda row: (row["task"], row["rollout_budget"] or "-", row["variant"] or "-", row["n"])
+    found = {(place(row), row["method"]): row for row in table}
+    texts = [["task", "P", "variant", "n", *(name for name, _, _ in columns)]]
+    for at in dict.fromkeys(map(place, table)):
+        rest = [form(found[at, m]) if (at, m) in found else "-" for _, m, form in columns]
+        texts.append([*map(str, at), *rest])
+    lined = [f"| {' | '.join(row)} |" for row in texts]
+    return "\n".join([lined[0], "|---" * len(texts[0]) + "|", *lined[1:]])
 
 
 def _rate(row: dict) -> str:
-    return "{:.1f} [{:.0f}, {:.0f}]{}".format(
-        *(100 * row[name] for name in ("success", "low", "high")), _seeds(row)
-    )
+    seeds = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+    values = (100 * row[name] for name in ("success", "low", "high"))
+    return "{:.1f} [{:.0f}, {:.0f}]".format(*values) + seeds
 
 
-def _gain(row: dict | None) -> str:
-    if row is None or row["wmpo_gain"] is None:
+def _gain(row: dict) -> str:
+    if row["wmpo_gain"] is None:
         return "-"
     values = (100 * row[name] for name in ("wmpo_gain", "wmpo_gain_low", "wmpo_gain_high"))
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values)
@@ -181,10 +175,6 @@ def _length(row: dict) -> str:
     if row["length"] is None:
         return "-"
     return "{length:.1f} [{length_low:.1f}, {length_high:.1f}] ({length_n})".format(**row)
-
-
-def _seeds(row: dict) -> str:
-    return f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
 
 
 def compute(cells: dict) -> list[dict]:
