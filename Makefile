@@ -97,8 +97,10 @@ browser: check $(STAMP)  ## click the notebooks' widgets in a headless Chromium 
 
 # The book needs no torch: the notebooks are shown as stored. It has its own environment, so its pins disturb no other.
 book:  ## the notebooks as an HTML book in build/book
-	@test -x .venv-book/bin/jupyter-book || { "$(PYTHON)" -m venv --clear .venv-book && .venv-book/bin/python -m pip install -q jupyter-book==1.0.4.post1; }
+	@test -x .venv-book/bin/jupyter-book || { "$(PYTHON)" -m venv --clear .venv-book && .venv-book/bin/python -m pip install -q jupyter-book==1.0.4.post1 jupyter-server-mathjax==0.2.6; }
 	.venv-book/bin/jupyter-book build -q --path-output build/book notebooks
+	@mkdir -p build/book/_build/html/_static/mathjax  # formulas without a network
+	@cp -r .venv-book/lib/python*/site-packages/jupyter_server_mathjax/static/. build/book/_build/html/_static/mathjax
 	@echo "wmpo-lite: open build/book/_build/html/index.html"
 
 assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)

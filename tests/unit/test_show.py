@@ -403,6 +403,31 @@ def test_the_roc_curve_spans_the_area_of_the_auc():
     assert np.trapezoid(y, x) == pytest.approx(agreement(real, scores, 0.5).auc)
 
 
+def test_the_methods_picture_stresses_the_boxes_of_a_notebook():
+    from matplotlib.patches import FancyBboxPatch
+
+    def widths(figure):
+        patches = figure.axes[0].patches
+        return [patch.get_linewidth() for patch in patches if isinstance(patch, FancyBboxPatch)]
+
+    assert len(set(widths(plots.method_loop()))) == 1
+    stressed = widths(plots.method_loop("world", "judge"))
+    assert sorted(stressed)[-2:] == [max(stressed)] * 2 > sorted(stressed)[-4:-2]
+    with pytest.raises(UserError, match="no box 'wrold'"):
+        plots.method_loop("wrold")
+
+
+def test_a_diagram_of_shapes_says_every_step_within_the_picture():
+    rows = [[("image", (2, 64, 64, 3)), ("tower", (2, 64, 96))], [("words", "7 numbers")]]
+    figure = plots.shape_diagram(rows)
+    figure.canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    assert set(texts) == {"image", "2x64x64x3", "tower", "2x64x96", "words", "7 numbers"}
+    page = figure.bbox
+    assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for box in texts.values())
+    assert all(page.y0 <= box.y0 and box.y1 <= page.y1 for box in texts.values())
+
+
 def test_every_word_of_the_methods_picture_stays_in_its_box_and_in_the_picture():
     from matplotlib.patches import FancyBboxPatch
 

@@ -10,11 +10,16 @@ from wmpo_lite.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares
-MAX_CELLS, MAX_LINES, MAX_BYTES = (
-    30,
-    40,
-    1_400_000,
-)  # code cells a notebook, lines a cell, bytes a file
+# code cells a notebook, lines a cell, columns a line, bytes a file
+MAX_CELLS, MAX_LINES, MAX_COLUMNS, MAX_BYTES = 30, 40, 88, 1_400_000
+CAPTION = re.compile(r"\*\*Figure (\d+)\.\*\* \S")
+# What is no figure of a measurement: code, formulas, targets of links, arXiv numbers, sections.
+NOT_PROSE = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)|\b\d{4}\.\d{4,5}\b"
+    r"|\b(?:sections?|version)\s+\d+(?:\.\d+)*(?:(?:,| and| to)\s+\d+(?:\.\d+)*)*",
+    re.DOTALL | re.IGNORECASE,
+)
+FIGURE = re.compile(r"[+-]?\d+\.\d+(?: ?%)?|[+-]?\d+ ?%")
 # Stored pictures stand where widgets would; training is as long as a laptop has patience for.
 ENVIRONMENT = {
     "WMPO_STATIC": "1",
@@ -52,6 +57,15 @@ def picture(image, alt: str = "picture"):
     from wmpo_lite.report.show import image_html
 
     return HTML(image_html(image, alt))
+
+
+def say(text: str, **values) -> None:
+    """Show a paragraph of Markdown, its `{names}` replaced by `values`: so no number in a sentence
+    is copied by hand.
+    """
+    from IPython.display import Markdown, display
+
+    display(Markdown(text.format(**values)))
 
 
 def figure(columns: int = 1, width: float = 6.4, height: float = 3.2, rows: int = 1):
@@ -164,6 +178,8 @@ def problems(path: Path) -> list[str]:
         start = cell.source.splitlines()[0] if cell.source else "(empty)"
         if len(cell.source.splitlines()) > MAX_LINES:
             found.append(f"the cell '{start}' has more than {MAX_LINES} lines")
+        if any(len(line) > MAX_COLUMNS for line in cell.source.splitlines()):
+            found.append(f"the cell '{start}' has lines of more than {MAX_COLUMNS} columns")
         if cell in checked and not cell.outputs:
             found.append(f"the checked cell '{start}' has no stored output")
         if cell in checked and past_needs:
@@ -178,6 +194,36 @@ def problems(path: Path) -> list[str]:
         found.append(f"{Path(path).stat().st_size} bytes, at most {MAX_BYTES}")
     if notebook.cells[0].cell_type != "markdown" or not notebook.cells[0].source.startswith("# "):
         found.append("it does not open with a title")
+    return found
+
+
+def copied_figures(text: str) -> list[str]:
+    """Percentages and decimals in Markdown that stand in no code, formula, link or section
+    number: a sentence that quotes a result is printed with `say`.
+    """
+    return FIGURE.findall(NOT_PROSE.sub(" ", text))
+
+
+def caption_problems(path: Path) -> list[str]:
+    """Pictures of a stored notebook without a caption in the cell below, and captions whose
+    numbers do not count 1, 2, 3, ...
+    """
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    found, numbers = [], []
+    for cell, after in zip(cells, [*cells[1:], None]):
+        if cell.cell_type == "markdown":
+            numbers += [int(number) for number in CAPTION.findall(cell.source)]
+            continue
+        shown = "".join(str(out.get("data", {}).get("text/html", "")) for out in cell.outputs)
+        captioned = after is not None and after.cell_type == "markdown"
+        captioned = captioned and CAPTION.match(after.source)
+        if re.search(r"<img|<video", shown) and not captioned:
+            start = cell.source.splitlines()[0]
+            found.append(f"no caption stands below what the cell '{start}' shows")
+    if numbers != list(range(1, len(numbers) + 1)):
+        found.append(f"the captions are numbered {numbers}")
     return found
 
 
@@ -212,7 +258,7 @@ def main(names: list[str]) -> None:
             f"{path.name}: {time.monotonic() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB",
             flush=True,
         )
-        for problem in problems(path):
+        for problem in problems(path) + caption_problems(path):
             print(f"  {problem}")
 
 

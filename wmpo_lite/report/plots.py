@@ -388,9 +388,12 @@ def _confusion_panel(axes, trust):
     axes.tick_params(length=0)
 
 
-def method_loop():
+def method_loop(*here: str):
     """Figure: the method in boxes. What touches the real environment is orange, what happens in
     imagination is blue.
+
+    here: names of the boxes that a notebook is about, drawn in strong colors and the others pale;
+    without any all are strong. Raises UserError for a name that no box has.
     """
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
@@ -409,19 +412,25 @@ def method_loop():
         "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream),
         "deploy": (0.1, 0.5, "better policy,\nreal again", real),
     }
-    for x, y, text, color in boxes.values():
+    if unknown := sorted(set(here) - set(boxes)):
+        raise UserError(
+            f"the method's picture has no box '{unknown[0]}'; use some of {', '.join(boxes)}"
+        )
+    for name, (x, y, text, color) in boxes.items():
+        strong = name in here or not here
         axes.add_patch(
             FancyBboxPatch(
                 (x, y),
                 1.5,
                 0.72,
                 boxstyle="round,pad=0.04,rounding_size=0.08",
-                facecolor=color,
-                edgecolor="#5b6068",
-                lw=1,
+                facecolor=color if strong else "white",
+                edgecolor="#23262b" if name in here else "#5b6068" if strong else "#c9ccd2",
+                lw=2.4 if name in here else 1,
             )
         )
-        axes.text(x + 0.75, y + 0.36, text, ha="center", va="center", fontsize=8.5)
+        ink = "black" if strong else "#7d838c"
+        axes.text(x + 0.75, y + 0.36, text, ha="center", va="center", fontsize=8.5, color=ink)
 
     def arrow(start, end, bend=0.0, text="", at=None):
         axes.add_patch(
@@ -453,4 +462,45 @@ def method_loop():
         "the changed policy imagines again, a few dozen times",
         (5.75, -0.3),
     )
+    return figure
+
+
+def shape_diagram(rows: Sequence[Sequence[tuple[str, object]]]):
+    """Figure: how tensors go through a network. rows: for each line of the drawing its steps from
+    left to right, each (what is done, shape of the result); a line ends where the next begins.
+    """
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    columns, wide = max(len(row) for row in rows), 1.9
+    figure = _figure(max(4.0, 1.55 * columns), 0.25 + 1.0 * len(rows))
+    axes = figure.subplots()
+    axes.set(xlim=(-0.15, wide * columns), ylim=(-len(rows) + 0.3, 0.75))
+    axes.set_axis_off()
+    for y, row in enumerate(rows):
+        for x, (text, shape) in enumerate(row):
+            axes.add_patch(
+                FancyBboxPatch(
+                    (wide * x, 0.08 - y),
+                    wide - 0.42,
+                    0.48,
+                    boxstyle="round,pad=0.03,rounding_size=0.06",
+                    facecolor="#dcebd9" if x else "#cfe2f3",
+                    edgecolor="#5b6068",
+                    lw=0.8,
+                )
+            )
+            middle = wide * x + (wide - 0.42) / 2
+            axes.text(middle, 0.32 - y, text, ha="center", va="center", fontsize=7.5)
+            label = "x".join(map(str, shape)) if isinstance(shape, tuple | list) else str(shape)
+            axes.text(middle, -0.13 - y, label, ha="center", va="center", fontsize=7.5)
+            if x + 1 < len(row):
+                axes.add_patch(
+                    FancyArrowPatch(
+                        (wide * x + wide - 0.4, 0.32 - y),
+                        (wide * (x + 1) - 0.02, 0.32 - y),
+                        arrowstyle="-|>",
+                        mutation_scale=8,
+                        color="#3a3f47",
+                    )
+                )
     return figure
