@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from wmpo_lite.errors import UserError
 
@@ -42,7 +41,6 @@ class DenoiserConfig:
     reference: bool = True  # whether it sees the episode's first frame
     gate: bool = True  # whether it may also take a position from that frame as it is, see `compose`
     gates: int = 1  # of a position: one for all of it, or one for each pixel that a latent holds
-    warp: bool = False  # whether pixels of the newest frame may also move; folded pixels only
     path: bool = True  # and the summed action: an arm that integrates its errors drifts less
     # each frame's own action, or 'pooled': their mean, which loses the order
     actions: str = "frame"
@@ -66,11 +64,6 @@ class DenoiserConfig:
                 f"{self.gates} gates cannot share {self.latent_channels} channels; gates has to "
                 "divide latent_channels"
             )
-        if self.warp and math.isqrt(self.gates) ** 2 != self.gates:
-            raise UserError(
-                f"warp moves pixels, so gates is their number in a latent, not {self.gates};"
-                " set gates to fold * fold of the 'pixels' autoencoder, or warp off"
-            )
 
     @property
     def num_gates(self) -> int:
@@ -80,53 +73,24 @@ class DenoiserConfig:
     @property
     def outputs(self) -> int:
         """Channels that a network gives for one frame, see `compose`."""
-        return self.latent_channels + self.num_gates + 2 * self.gates * self.warp
+        return self.latent_channels + self.num_gates
 
 
 def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torch.Tensor:
     """Next frames (B, k, C, h, w) from what a network says, `out` (B, k, outputs, h, w): the newest
-    frame, moved where `warp` is on, and its change; or, where a gate opens, the reference. Gate g
-    is that of the channels g, g + G, g + 2 G, ...: where a latent is folded pixels, those of one
-    pixel's colors.
+    frame and its change; or, where a gate opens, the reference. Gate g is that of the channels g,
+    g + G, g + 2 G, ...: where a latent is folded pixels, those of one pixel's colors.
 
     A small thing that lies still fades a little with every pass of a network that draws it anew,
-    what has been behind the arm has to come back from somewhere, and what is carried should look as
-    it did before. Compositing from earlier frames, moved pixel by pixel, is an old remedy (Finn et
-    al. 2016, arXiv 1605.07157).
+    and what has been behind the arm has to come back from somewhere.
     """
-    change, gate, flow = out.float().split(
-        [config.latent_channels, config.num_gates, 2 * config.gates * config.warp], dim=2
-    )
-    newest = context.frames[:, -1:]
-    frames = change + (move_pixels(newest[:, 0], flow) if config.warp else newest)
+    change, gate = out.split([config.latent_channels, config.num_gates], dim=2)
+    frames = context.frames[:, -1:] + change
     if config.num_gates:
         # (B, k, C, h, w), nearly closed at the start
         gate = torch.sigmoid(gate - 3).repeat(1, 1, config.latent_channels // config.gates, 1, 1)
         frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate)
     return frames
-
-
-def move_pixels(latents: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Folded pixels (B, C, h, w), fetched from where `flow` (B, k, 2 f f, h, w) says: k frames (B,
-    k, C, h, w).
-
-    flow: for each pixel of the new frame how many pixels to the right (first f f channels) and
-    below it lies what it shows; bilinear between pixels, the edge's color beyond the edge.
-    """
-    (b, k), fold = flow.shape[:2], math.isqrt(flow.shape[2] // 2)
-    flow = F.pixel_shuffle(flow.flatten(0, 1), fold).movedim(1, -1)  # (B k, H, W, 2)
-    height, width = flow.shape[1:3]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=flow.device, dtype=flow.dtype),
-        torch.arange(width, device=flow.device, dtype=flow.dtype),
-        indexing="ij",
-    )
-    size = flow.new_tensor((width, height))
-    # -1 and 1 are the outer edges of the picture's outer pixels
-    places = (torch.stack([x, y], dim=-1) + flow + 0.5) / size * 2 - 1
-    pictures = F.pixel_shuffle(latents, fold)[:, None].expand(-1, k, -1, -1, -1).flatten(0, 1)
-    moved = F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
-    return F.pixel_unshuffle(moved, fold).unflatten(0, (b, k))
 
 
 def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:

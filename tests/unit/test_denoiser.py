@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from wmpo_lite.conditioning import Context, DenoiserConfig, compose, move_pixels
+from wmpo_lite.conditioning import Context, DenoiserConfig, compose
 from wmpo_lite.denoiser import build_denoiser
 from wmpo_lite.errors import UserError
 
@@ -104,46 +104,16 @@ def test_more_gates_cost_outputs_and_must_fit(kind):
         build(kind, gates=3)
 
 
-def folded(pictures):
-    return torch.nn.functional.pixel_unshuffle(pictures, 4)
-
-
-def test_pixels_move_by_the_flow_and_between_pixels_they_mix():
-    """Of 8 x 8 pictures, two frames: one pixel to the right and below; half a pixel to the left."""
-    pictures = torch.randn(2, 3, 8, 8)
-    flow = torch.zeros(2, 2, 2, 8, 8)  # (B, k, x and y, H, W)
-    flow[:, 0, 0], flow[:, 0, 1], flow[:, 1, 0] = 1, 1, -0.5
-    moved = move_pixels(folded(pictures), folded(flow.flatten(0, 1)).unflatten(0, (2, 2)))
-    moved = torch.nn.functional.pixel_shuffle(moved, 4)
-    assert torch.allclose(moved[:, 0, :, :-1, :-1], pictures[:, :, 1:, 1:], atol=1e-5)
-    assert torch.allclose(moved[:, 0, :, -1, :-1], pictures[:, :, -1, 1:], atol=1e-5)  # the edge
-    halfway = (pictures[..., 1:] + pictures[..., :-1]) / 2
-    assert torch.allclose(moved[:, 1, :, :, 1:], halfway, atol=1e-5)
-
-
-def test_what_moves_is_the_newest_frame_then_it_changes():
+def test_the_newest_frame_changes_or_the_reference_shows_through():
     context = Context(torch.randn(2, 48, 2, 2), torch.randn(2, 3, 48, 2, 2), None, None, None)
-    config = DenoiserConfig(latent_channels=48, latent_size=2, frames=2, gates=16, warp=True)
+    config = DenoiserConfig(latent_channels=48, latent_size=2, frames=2, gates=16)
     change, gate = torch.randn(2, 2, 48, 2, 2), torch.full((2, 2, 16, 2, 2), -99.0)
-    flow = torch.randn(2, 2, 32, 2, 2)
-    found = compose(config, context, torch.cat([change, gate, flow], dim=2))
-    assert torch.allclose(found, move_pixels(context.frames[:, -1], flow) + change)
+    found = compose(config, context, torch.cat([change, gate], dim=2))
+    assert torch.allclose(found, context.frames[:, -1:] + change)
     assert torch.equal(
-        compose(config, context, torch.cat([change * 0, gate + 198, flow], dim=2)),
+        compose(config, context, torch.cat([change, gate + 198], dim=2)),
         context.reference[:, None].expand(-1, 2, -1, -1, -1),
     )
-
-
-@KINDS
-def test_a_new_denoiser_that_may_move_pixels_moves_none(kind):
-    c = dict(latent_channels=12)
-    x_t, t, context, actions = inputs(**c)
-    still = build(kind, shaken=0, gates=4, warp=True, **c).predict_x0(x_t, t, context, actions)
-    assert torch.allclose(
-        still, build(kind, shaken=0, gates=4, **c).predict_x0(x_t, t, context, actions), atol=1e-5
-    )
-    with pytest.raises(UserError, match="warp moves pixels, so gates is their number"):
-        build(kind, gates=3, warp=True, **c)
 
 
 @KINDS
