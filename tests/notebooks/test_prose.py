@@ -44,8 +44,8 @@ def prose(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_pictures_have_captions_that_count(path):
-    assert notebooks.caption_problems(path) == []
+def test_lines_fit_the_page_and_pictures_have_captions_that_count(path):
+    assert notebooks.layout_problems(path) == []
     assert any("**Figure 1.**" in text for text in prose(path))
 
 
@@ -106,7 +106,13 @@ def test_missing_captions_and_wrong_numbers_are_found(tmp_path, below, problems)
     cells = [new_code_cell("picture(x)", outputs=[shown]), new_markdown_cell(below)]
     path = tmp_path / "00_small.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
-    assert notebooks.caption_problems(path) == problems
+    assert notebooks.layout_problems(path) == problems
+
+
+def test_a_line_that_leaves_the_page_is_found(tmp_path):
+    path = tmp_path / "00_small.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("x = 1  #" + 81 * "-")]), path)
+    assert "more than 88 columns" in notebooks.layout_problems(path)[0]
 
 
 def test_say_fills_in_values(monkeypatch):

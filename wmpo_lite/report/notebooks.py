@@ -178,8 +178,6 @@ def problems(path: Path) -> list[str]:
         start = cell.source.splitlines()[0] if cell.source else "(empty)"
         if len(cell.source.splitlines()) > MAX_LINES:
             found.append(f"the cell '{start}' has more than {MAX_LINES} lines")
-        if any(len(line) > MAX_COLUMNS for line in cell.source.splitlines()):
-            found.append(f"the cell '{start}' has lines of more than {MAX_COLUMNS} columns")
         if cell in checked and not cell.outputs:
             found.append(f"the checked cell '{start}' has no stored output")
         if cell in checked and past_needs:
@@ -204,9 +202,9 @@ def copied_figures(text: str) -> list[str]:
     return FIGURE.findall(NOT_PROSE.sub(" ", text))
 
 
-def caption_problems(path: Path) -> list[str]:
-    """Pictures of a stored notebook without a caption in the cell below, and captions whose
-    numbers do not count 1, 2, 3, ...
+def layout_problems(path: Path) -> list[str]:
+    """What a reader would stumble over: lines wider than a page, pictures without a caption in the
+    cell below, captions whose numbers do not count 1, 2, 3, ...
     """
     import nbformat
 
@@ -216,11 +214,13 @@ def caption_problems(path: Path) -> list[str]:
         if cell.cell_type == "markdown":
             numbers += [int(number) for number in CAPTION.findall(cell.source)]
             continue
+        start = cell.source.splitlines()[0] if cell.source else "(empty)"
+        if any(len(line) > MAX_COLUMNS for line in cell.source.splitlines()):
+            found.append(f"the cell '{start}' has lines of more than {MAX_COLUMNS} columns")
         shown = "".join(str(out.get("data", {}).get("text/html", "")) for out in cell.outputs)
         captioned = after is not None and after.cell_type == "markdown"
         captioned = captioned and CAPTION.match(after.source)
         if re.search(r"<img|<video", shown) and not captioned:
-            start = cell.source.splitlines()[0]
             found.append(f"no caption stands below what the cell '{start}' shows")
     if numbers != list(range(1, len(numbers) + 1)):
         found.append(f"the captions are numbered {numbers}")
@@ -258,7 +258,7 @@ def main(names: list[str]) -> None:
             f"{path.name}: {time.monotonic() - clock:.0f} s, {path.stat().st_size / 1e6:.1f} MB",
             flush=True,
         )
-        for problem in problems(path) + caption_problems(path):
+        for problem in problems(path) + layout_problems(path):
             print(f"  {problem}")
 
 
