@@ -65,13 +65,19 @@ class Compositor(nn.Module):
         """Frames (B, 3, H, W). latents: (B, C, h, w). decoded: what the autoencoder makes of them,
         first: the episode's first frame, both (B, 3, H, W) in [-1, 1].
         """
+        return torch.lerp(decoded, first, self.share(latents, decoded, first))
+
+    def share(
+        self, latents: torch.Tensor, decoded: torch.Tensor, first: torch.Tensor
+    ) -> torch.Tensor:
+        """How much of each pixel is the first frame's, (B, 1, H, W) from 0 to 1."""
         c = self.config
         pictures = fold_pixels(torch.cat([decoded, first], dim=1), c.fold)
         x = self.pictures(pictures)
         x = x + F.interpolate(self.latent(latents), size=x.shape[-2:], mode="nearest")
         for block in self.blocks:
             x = x + block(x)
-        return torch.lerp(decoded, first, F.pixel_shuffle(self.gate(x), c.fold).sigmoid())
+        return F.pixel_shuffle(self.gate(x), c.fold).sigmoid()
 
     @torch.no_grad()
     def draw(self, autoencoder, latents: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
