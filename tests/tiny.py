@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
-from wmpo_lite.compositor import Compositor, CompositorConfig
 from wmpo_lite.policy import Policy, PolicyConfig
 from wmpo_lite.reward import RewardConfig, RewardModel
 from wmpo_lite.trajectory import InitialStates, Trajectory, save_trajectories
@@ -48,13 +47,6 @@ def autoencoder(**changes) -> Autoencoder:
     """Frames (B, 3, 16, 16) <-> latents (B, 4, 8, 8)."""
     options = dict(size=SIZE, fold=2, channels=(16,), latent_channels=4) | changes
     return Autoencoder(AutoencoderConfig(**options)).eval()
-
-
-@same_weights
-def compositor(shaken: float = 0.1, **changes) -> Compositor:
-    """For the autoencoder above. shaken=0 leaves the zero initialization: half of both pictures."""
-    options = dict(size=SIZE, fold=2, latent_channels=4, width=8, blocks=1) | changes
-    return shake(Compositor(CompositorConfig(**options)), shaken)
 
 
 @same_weights
@@ -169,9 +161,8 @@ def assets(folder: Path, task: str = "place") -> Path:
         env_args={"task": task},
         provenance={},
     )
-    autoencoder().save(folder / "tabletop" / "autoencoder")
-    world_model().save(folder / "tabletop" / "world_model")
-    compositor().save(folder / "tabletop" / "compositor")
+    for name, model in (("autoencoder", autoencoder()), ("world_model", world_model())):
+        model.save(folder / "tabletop" / name)
     return folder
 
 

@@ -23,9 +23,7 @@ class ImaginedEnv:
     """`reset` / `step_chunk` like every environment of the kit, without a simulator: it needs one
     recorded frame.
 
-    compositor: puts back into every frame what the first one still shows; None: frames are what the
-    autoencoder makes of the latents. reward_model=None imagines without judging (`done` stays
-    False). Latents are carried from chunk
+    reward_model=None imagines without judging (`done` stays False). Latents are carried from chunk
     to chunk and never re-encoded. threshold: of the reward model's probability; None takes its own.
     reward_stride: the windows are judged that end at frame reward_stride, 2 reward_stride, ... of
     the episode, however it is cut into chunks. min_consecutive: judged windows in a row that must
@@ -39,7 +37,6 @@ class ImaginedEnv:
         world_model,
         reward_model=None,
         *,
-        compositor=None,
         threshold: float | None = None,
         seed: int = 0,
         num_inference_steps: int | None = None,
@@ -48,12 +45,11 @@ class ImaginedEnv:
         stop: bool = True,
         action_names=("dx", "dy", "dz", "gripper"),
     ):
-        for net in (autoencoder, world_model, compositor):
-            if net is not None:  # the layout in which convolutions are fastest on a CPU
-                net.to(memory_format=torch.channels_last)
-        if compositor is not None:
-            compositor.check_fits(autoencoder)
-        self.compositor = compositor
+        for net in (
+            autoencoder,
+            world_model,
+        ):  # the layout in which convolutions are fastest on a CPU
+            net.to(memory_format=torch.channels_last)
         self.autoencoder, self.world_model, self.reward_model = (
             autoencoder,
             world_model,
@@ -90,7 +86,6 @@ class ImaginedEnv:
         self.latest = np.zeros((len(states), self.min_consecutive - 1), dtype=np.float32)
         self.instructions = list(states.instructions)
         self.frame = 0  # number of the newest frame
-        self.first = first  # what the compositor fetches from
         self.recent = first[:, None]  # frames that the next reward windows still need
         return first.numpy().copy()
 
@@ -116,7 +111,7 @@ class ImaginedEnv:
                 )
                 for whole, rows in zip(self.state, after):
                     whole[part] = rows
-                frames[part] = self._drawn(new, part).cpu()
+                frames[part] = self.autoencoder.decode_uint8(new).cpu()
             self._judge(live, frames, done)
         self.frame += chunk
         keep = self.reward_model.config.clip - 1 if self.reward_model is not None else 1
@@ -124,12 +119,6 @@ class ImaginedEnv:
         self.done = done[:, -1].copy()
         shown = frames if every_frame else frames[:, -1:]
         return shown.numpy(), done, {"scores": self.scores.copy()}
-
-    def _drawn(self, latents: torch.Tensor, part) -> torch.Tensor:
-        """Latents (b, K, C, h, w) of the episodes `part` as frames uint8 (b, K, H, W, 3)."""
-        if self.compositor is None:
-            return self.autoencoder.decode_uint8(latents)
-        return self.compositor.draw(self.autoencoder, latents, self.first[part])
 
     def _noise(self, n: int, chunk: int) -> torch.Tensor:
         """The noise of a chunk of n live episodes, drawn piece by piece."""

@@ -160,14 +160,6 @@ class Pool:
         t["episode"][index], t["frame"][index] = torch.from_numpy(episode), torch.from_numpy(frame)
         t["left"][index] = torch.from_numpy((far[rows] * (most + 1)).astype(int))
 
-    def carry(self, after: State, own: slice) -> None:
-        """One pass further: the slots `own` are in the state `after`."""
-        t = self.tensors
-        for name, value in zip(State._fields, after):
-            t[name] = torch.cat([t[name][: own.start], value, t[name][own.stop :]])
-        t["frame"] += self.model.config.frames
-        t["left"] -= 1
-
     def loss(self, generator, rng, step):
         """The `loss_fn` for `fit`: one pass of every slot, or of this process's share of them."""
         t, c, w = self.tensors, self.model.config, self.windows
@@ -188,7 +180,11 @@ class Pool:
         loss, x0, times = self.model.loss(
             state, actions, target, generator, level=level, pure=w.pure, weight=weight, rows=own
         )
-        self.carry(state.rows(own).append(x0, actions[own]), own)
+        after = state.rows(own).append(x0, actions[own])
+        for name, value in zip(State._fields, after):
+            t[name] = torch.cat([t[name][: own.start], value, t[name][own.stop :]])
+        t["frame"] += c.frames
+        t["left"] -= 1
         pure = times == 1  # (B,)
         error = (x0 - target[own]).square().mean(dim=(1, 2, 3, 4))
         mse = float(error[pure[own]].sum() / pure.sum()) if pure.any() else 0.0

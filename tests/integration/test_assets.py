@@ -8,7 +8,6 @@ import torch
 
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.checkpoint import fingerprint, load_tensors
-from wmpo_lite.compositor import Compositor
 from wmpo_lite.errors import UserError
 from wmpo_lite.policy import Policy
 from wmpo_lite.recipes.pretrain import HELD_OUT, PRETRAINING, install_assets, make_assets
@@ -17,7 +16,7 @@ from wmpo_lite.trajectory import load_trajectories
 from wmpo_lite.world_model import WorldModel
 
 pytestmark = pytest.mark.integration
-SHARED = {"autoencoder": Autoencoder, "world_model": WorldModel, "compositor": Compositor}
+SHARED = {"autoencoder": Autoencoder, "world_model": WorldModel}
 POLICIES = ("place", "square")
 FOLDERS = [f"tabletop/{name}" for name in SHARED] + [f"{task}/policy" for task in POLICIES]
 
@@ -35,7 +34,6 @@ def test_everything_is_made_with_its_provenance_and_kept(made):
         if folder.startswith("tabletop"):
             assert note["play_episodes"] == 96 and note["play_frames"] == 96 * 49
             assert note["settings"]["world_model_steps"] == config.world_model_steps
-            assert note["settings"]["compositor_steps"] == config.compositor_steps
         else:
             assert note["task"] == folder.split("/")[0] and note["reach_median_mm"] > 0
     stamps = lambda: {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
@@ -88,8 +86,8 @@ def test_the_demonstrations_are_shipped_with_the_policy(made):
 
 
 def test_the_made_world_imagines_the_made_pictures(made):
-    autoencoder, world, compositor = (
-        model.load(made / "tabletop" / name) for name, model in SHARED.items()
+    autoencoder, world = (
+        SHARED[name].load(made / "tabletop" / name) for name in ("autoencoder", "world_model")
     )
     with np.load(sorted((made / "work" / "play").iterdir())[0]) as shard:
         frames = torch.from_numpy(shard["frames"][:2, :4])
@@ -99,8 +97,6 @@ def test_the_made_world_imagines_the_made_pictures(made):
         world.init_state(latents[:, 0]), torch.zeros(2, 8, 4), torch.Generator().manual_seed(0)
     )
     assert future.shape == (2, 8, *latents.shape[2:]) and future.isfinite().all()
-    film = compositor.draw(autoencoder, future, frames[:, 0])
-    assert film.shape == (2, 8, 64, 64, 3)
 
 
 def test_installed_weights_are_half_precision_and_load(made, tmp_path):

@@ -194,7 +194,7 @@ def read_hdf5(folder: Path):
 def make_weights(folder: Path):
     import tiny
 
-    for name in ("autoencoder", "world_model", "compositor", "policy", "reward_model"):
+    for name in ("autoencoder", "world_model", "policy", "reward_model"):
         getattr(tiny, name)().save(folder / name)
 
 
@@ -355,7 +355,7 @@ def make_ship(folder: Path):
     (folder / "run").mkdir()
     make_run(folder / "run")
     models = {"policy": home / "place" / "policy"} | {
-        name: home / "tabletop" / name for name in ("autoencoder", "world_model", "compositor")
+        name: home / "tabletop" / name for name in ("autoencoder", "world_model")
     }
     begun = {
         name: checkpoint.checksum(path / "model.safetensors")[:12] for name, path in models.items()

@@ -342,14 +342,6 @@ def test_autoencoder_and_world_model_of_other_settings_are_refused(tmp_path, mon
     tiny.world_model().save(
         folder / "tabletop" / "world_model", {"seed": 0, "settings": settings, "inputs": latent}
     )
-    tiny.compositor().save(
-        folder / "tabletop" / "compositor",
-        {
-            "seed": 0,
-            "settings": settings,
-            "inputs": latent | {"world_model": checkpoint.fingerprint(tiny.world_model())},
-        },
-    )
     make_shared(folder, config, seed=0)
     make_shared(folder, dataclasses.replace(config, policies={"place": SMALL}), seed=0)
     for changes, seed, what in (
@@ -365,7 +357,6 @@ def test_autoencoder_and_world_model_of_other_settings_are_refused(tmp_path, mon
             0,
             "world_model.*windows.batch",
         ),
-        ({"compositor_steps": 9}, 0, "compositor/provenance.json.*compositor_steps"),
     ):
         with pytest.raises(UserError, match=what):
             make_shared(folder, dataclasses.replace(config, **changes), seed=seed)

@@ -16,10 +16,11 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.machine import Compute
 from wmpo_lite.recipes import main_job
 from wmpo_lite.recipes.trust import describe_trust, panel, trust
-from wmpo_lite.recipes.workspace import SHARED_MODELS, Run, Workspace, imagined_env, initial_frames
+from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.train import FitConfig
 from wmpo_lite.trajectory import save_trajectories
+from wmpo_lite.world_model import WorldModel
 
 SMALL = {
     "align_steps": 3,
@@ -129,7 +130,9 @@ def test_a_folder_of_other_weights_is_refused(workspace, run, tmp_path):
 
 def test_the_folder_says_what_the_run_began_with(workspace, tmp_path):
     config = checkpoint.read_json(workspace.folder / "config.json")
-    weights = {name: tmp_path / "assets" / "tabletop" / name for name in SHARED_MODELS}
+    weights = {
+        name: tmp_path / "assets" / "tabletop" / name for name in ("autoencoder", "world_model")
+    }
     weights["policy"] = tmp_path / "assets" / "place" / "policy"
     assert config["assets"] == {
         k: checkpoint.checksum(v / "model.safetensors")[:12] for k, v in weights.items()
@@ -296,7 +299,7 @@ def test_alignment_sees_rollouts_and_demonstrations_and_changes_the_world_model(
     )
     record = main_job.align_world_model(recorded)
     assert seen == [12 + 4] and record["step"] == 3 and np.isfinite(record["loss"])
-    before, after = recorded.pretrained_world_model(), recorded.world_model()
+    before, after = WorldModel.load(recorded.shared / "world_model"), recorded.world_model()
     gaps = [
         float((a - b).abs().max())
         for a, b in zip(before.state_dict().values(), after.state_dict().values())
@@ -304,11 +307,6 @@ def test_alignment_sees_rollouts_and_demonstrations_and_changes_the_world_model(
     assert max(gaps) > 1e-5 and after.config == before.config
     note = checkpoint.read_json(recorded.folder / "world_model" / "provenance.json")
     assert note["stage"] == "align" and note["settings"]["align_steps"] == 3
-    # the compositor learned from the same recordings, as the aligned world model continues them
-    shipped, aligned = recorded.pretrained_compositor(), recorded.compositor()
-    assert not torch.equal(shipped.gate.bias, aligned.gate.bias) and np.isfinite(record["gain_db"])
-    made = checkpoint.read_json(recorded.folder / "fit_compositor" / "progress.json")["made_from"]
-    assert made["world model"] == checkpoint.fingerprint(after)
 
 
 def test_a_rewards_examples_know_a_sentence_that_they_do_not_fulfil():
@@ -407,12 +405,9 @@ def test_imagination_is_set_as_the_run_is(judged):
         env.world_model is workspace.world_model()
         and env.action_names == workspace.env.action_names
     )
-    assert env.compositor is workspace.compositor()
-    bare = imagined_env(workspace, seed=1, stop=False, judged=False, aligned=False)
-    assert bare.reward_model is None and not bare.stop
-    for name, made in (("world_model", bare.world_model), ("compositor", bare.compositor)):
-        shipped = checkpoint.load_tensors(workspace.shared / name / "model.safetensors")
-        assert all(torch.equal(made.state_dict()[key], value) for key, value in shipped.items())
+    before = WorldModel.load(workspace.shared / "world_model")
+    bare = imagined_env(workspace, seed=1, stop=False, judged=False, world_model=before)
+    assert bare.reward_model is None and bare.world_model is before and not bare.stop
 
 
 def test_the_trust_panel_measures_a_world_model_on_real_rollouts(judged):
@@ -461,8 +456,8 @@ def test_the_trust_stage_measures_before_and_after_alignment_on_fresh_rollouts(j
     found = checkpoint.read_json(workspace.folder / "trust.json")
     assert all(found[key] == value for key, value in checkpoint.plain(returned).items())
     truth = np.stack([t.frames for t in real])
-    before = panel(workspace, real, truth, aligned=False)
-    after = panel(workspace, real, truth)
+    before = panel(workspace, real, truth, WorldModel.load(workspace.shared / "world_model"))
+    after = panel(workspace, real, truth, workspace.world_model())
     films, scores = after.pop("frames"), after.pop("imagined_scores")
     before.pop("frames"), before.pop("imagined_scores")
     assert found["before_alignment"] == checkpoint.plain(before)
@@ -537,7 +532,7 @@ def test_out_of_memory_names_what_to_lower_and_the_same_command_goes_on(
     again = Workspace(made.run, made.folder, compute=Compute(recompute=True))
     again.horizon = made.horizon
     align(again)
-    assert len(steps) == SMALL["align_steps"] + 1 + made.settings.composite_steps
+    assert len(steps) == SMALL["align_steps"] + 1
     whole = make_recorded(tmp_path / "whole")
     align(whole)
     for a, b in zip(again.world_model().parameters(), whole.world_model().parameters()):

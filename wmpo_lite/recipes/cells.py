@@ -14,7 +14,7 @@ from wmpo_lite.errors import UserError
 from wmpo_lite.files import ASSETS
 from wmpo_lite.recipes.experiments import EXPERIMENTS, METHODS, OF_METHOD, ORACLE_ITERATIONS, keys
 from wmpo_lite.recipes.profiles import PROFILES
-from wmpo_lite.recipes.workspace import SHARED_MODELS, Run
+from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.report.ledger import LEDGER, Cell, Key, Ledger, read_ledger, write_cell
 
 # Settings that a method's policy depends on, by how their names begin (WMPO's: all but some).
@@ -119,7 +119,7 @@ def shipped_assets(task: str) -> dict:
 
     folders = {
         "policy": ASSETS / folder_name(task) / "policy",
-        **{name: ASSETS / "tabletop" / name for name in SHARED_MODELS},
+        **{name: ASSETS / "tabletop" / name for name in ("autoencoder", "world_model")},
     }
     return {
         name: checkpoint.checksum(folder / "model.safetensors")[:12]

@@ -106,8 +106,7 @@ def align_world_model(w: Workspace) -> dict:
         w.rollouts() + demonstrations(w),
         WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
     )
-    episodes = recorded_episodes(w, shown)
-    pool = Pool(episodes, model, windows)
+    pool = Pool(recorded_episodes(w, shown), model, windows)
     records = fit(
         model,
         pool.loss,
@@ -130,50 +129,7 @@ def align_world_model(w: Workspace) -> dict:
     )
     about = w.provenance(stage="align", ema_decay=records[-1]["ema_decay"])
     parallel.first(lambda: model.save(w.folder / "world_model", about))
-    return records[-1] | align_compositor(w, shown, episodes)
-
-
-def align_compositor(w: Workspace, shown: list, episodes) -> dict:
-    """Fine-tune the compositor on what the aligned world model makes of the same recordings."""
-    import torch
-
-    from wmpo_lite.compositor import COMPOSITOR_WINDOWS, CompositorPool
-    from wmpo_lite.train import FitConfig, fit
-
-    s = w.settings
-    model = w.compute.prepare(w.pretrained_compositor().to(memory_format=torch.channels_last))
-    frames = torch.from_numpy(np.stack([t.frames for t in shown]))
-    windows = dataclasses.replace(COMPOSITOR_WINDOWS, batch=s.align_batch)
-    pool = CompositorPool(episodes, frames, w.world_model(), windows, model, w.autoencoder())
-    records = fit(
-        model,
-        pool.loss,
-        FitConfig(
-            steps=s.composite_steps,
-            lr=s.composite_lr,
-            warmup=20,
-            decay=0.6,
-            ema=0.99,
-            save_every=100,
-        ),
-        seed=w.run.seed,
-        name="compositor",
-        folder=w.folder / "fit_compositor",
-        log_every=20,
-        on_log=w.log,
-        extra=pool.tensors,
-        shared=True,
-        made_from={
-            **recordings(shown),
-            "world model": checkpoint.fingerprint(w.world_model()),
-            "autoencoder": checkpoint.fingerprint(w.autoencoder()),
-            **dataclasses.asdict(windows),
-            "after_success": s.after_success,
-        },
-    )
-    about = w.provenance(stage="align", ema_decay=records[-1]["ema_decay"])
-    parallel.first(lambda: model.save(w.folder / "compositor", about))
-    return {"gain_db": records[-1]["gain_db"]}
+    return records[-1]
 
 
 def recordings(trajectories) -> dict:
@@ -273,11 +229,7 @@ def fit_reward(w: Workspace) -> dict:
         log_every=20,
         on_log=w.log,
         shared=True,
-        made_from={
-            **recordings(seen),
-            "world model": checkpoint.fingerprint(w.world_model()),
-            "compositor": checkpoint.fingerprint(w.compositor()),
-        },
+        made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
     )
     return parallel.first(
         lambda: choose_thresholds(w, model, env, [trajectories[i] for i in held], records[-1])
@@ -367,7 +319,6 @@ def train_wmpo(w: Workspace) -> dict:
         tolerate_silence=s.tolerate_silence,
         made_from={
             "world model": checkpoint.fingerprint(w.world_model()),
-            "compositor": checkpoint.fingerprint(w.compositor()),
             "reward model": checkpoint.fingerprint(w.reward_model()),
         },
     )

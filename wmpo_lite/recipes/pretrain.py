@@ -2,8 +2,8 @@
 ones go on.
 
 For the whole table-top (assets/tabletop): broad play; an autoencoder of its frames; a world model
-of its latents and actions; a compositor of its forecasts. Per task (assets/<task>): the cloned
-policy, and the demonstrations that it was cloned from.
+of its latents and actions. Per task (assets/<task>): the cloned policy, and the demonstrations that
+it was cloned from.
 """
 
 import dataclasses
@@ -22,12 +22,6 @@ from wmpo_lite.autoencoder import (
     PerceptualLoss,
     autoencoder_loss,
     to_float,
-)
-from wmpo_lite.compositor import (
-    COMPOSITOR_WINDOWS,
-    Compositor,
-    CompositorConfig,
-    CompositorPool,
 )
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
 from wmpo_lite.errors import UserError
@@ -92,9 +86,6 @@ class PretrainConfig:
     world_model_lr: float = 1e-3
     world_model: WorldModelConfig = WorldModelConfig(frames=2)
     windows: WindowConfig = field(default_factory=WindowConfig)
-    compositor_shards: int = 24
-    compositor_steps: int = 1_500
-    compositor: CompositorConfig = CompositorConfig()
     policies: dict = field(default_factory=lambda: POLICIES)
 
 
@@ -114,8 +105,6 @@ PRETRAINING = {
         autoencoder_shards=512,
         autoencoder_steps=40_000,
         world_model_steps=120_000,
-        compositor_shards=64,
-        compositor_steps=5_000,
     ),
     "smoke": PretrainConfig(
         play_shards=3,
@@ -124,8 +113,6 @@ PRETRAINING = {
         world_model_steps=4,
         world_model=WorldModelConfig(frames=2, widths=(16, 16), blocks=1),
         windows=WindowConfig(batch=8),
-        compositor_shards=1,
-        compositor_steps=2,
         policies={task: dataclasses.replace(config, **_TINY) for task, config in POLICIES.items()},
     ),
 }
@@ -262,39 +249,6 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int, device="cpu"
             shared=True,
         )
         model.save(home / "world_model", note(asked, records))
-
-    world_model = WorldModel.load(home / "world_model").to(device)
-    asked = {
-        "seed": seed,
-        "settings": _part(config, "compositor_shards", "compositor_steps", "compositor"),
-        "inputs": _inputs(autoencoder=autoencoder, world_model=world_model),
-    }
-    if not _made(home / "compositor", asked):
-        _begin(work / "fit_compositor", asked)
-        shown = paths[HELD_OUT : HELD_OUT + config.compositor_shards]
-        torch.manual_seed(seed)
-        compositor = Compositor(config.compositor).to(device, memory_format=torch.channels_last)
-        frames = np.concatenate([read_arrays(path)["frames"] for path in shown])
-        pool = CompositorPool(
-            play_episodes(autoencoder, shown, work / "latents"),
-            torch.from_numpy(frames),
-            world_model.to(memory_format=torch.channels_last),
-            COMPOSITOR_WINDOWS,
-            compositor,
-            autoencoder,
-        )
-        records = fit(
-            compositor,
-            pool.loss,
-            FitConfig(steps=config.compositor_steps, lr=2e-3, ema=0.995, decay=0.5, save_every=100),
-            seed=seed,
-            name="compositor",
-            folder=work / "fit_compositor",
-            extra=pool.tensors,
-            made_from=pool.origin(),
-            shared=True,
-        )
-        compositor.save(home / "compositor", note(asked, records))
 
 
 def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
@@ -494,11 +448,10 @@ def install_assets(source: Path, target: Path, only: str | None = None):
     import shutil
 
     from wmpo_lite.recipes.shipped import copy_half
-    from wmpo_lite.recipes.workspace import SHARED_MODELS
 
     source, target = Path(source), Path(target)
     tasks = only or "*"
-    folders = [] if only else [source / SHARED / name for name in SHARED_MODELS]
+    folders = [] if only else [source / SHARED / name for name in ("autoencoder", "world_model")]
     folders += [path.parent for path in sorted(source.glob(f"{tasks}/policy/provenance.json"))]
     for folder in folders:
         copy_half(folder, target / folder.parent.name / folder.name)

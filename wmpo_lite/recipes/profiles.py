@@ -22,8 +22,6 @@ class Profile:
     align_steps: int = 300
     align_lr: float = 3e-4
     align_batch: int = 64
-    composite_steps: int = 120
-    composite_lr: float = 5e-4
     after_success: int = 4  # frames that alignment still sees once an episode has succeeded
     reward_steps: int = 500
     reward_lr: float = 1e-3
@@ -82,7 +80,6 @@ PROFILES = {
         trust_rollouts=24,
         align_steps=4,
         align_batch=8,
-        composite_steps=2,
         reward_steps=8,
         iterations=1,
         wmpo_decay=0,
@@ -102,7 +99,6 @@ PROFILES = {
         groups=64,
         align_steps=2000,
         align_batch=128,
-        composite_steps=600,
         reward_steps=1000,
         trust_rollouts=512,
     ),

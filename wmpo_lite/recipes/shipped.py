@@ -8,7 +8,7 @@ from pathlib import Path
 from wmpo_lite import checkpoint
 from wmpo_lite.errors import UserError, require_between
 from wmpo_lite.files import restore, whole_folder
-from wmpo_lite.recipes.workspace import ASSETS, SHARED_MODELS
+from wmpo_lite.recipes.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")
 FILES = (
@@ -55,13 +55,6 @@ class Shipped:
         model = WorldModel.load(self.shared / "world_model")
         return self._changed(model, "world_model") if aligned else model
 
-    def compositor(self, aligned: bool = True):
-        """aligned: see `world_model`."""
-        from wmpo_lite.compositor import Compositor
-
-        model = Compositor.load(self.shared / "compositor")
-        return self._changed(model, "compositor") if aligned else model
-
     def reward_model(self):
         """The reward model that the shipped run fitted, with its threshold for camera pictures."""
         from wmpo_lite.reward import RewardModel
@@ -102,7 +95,6 @@ class Shipped:
         settings = {"num_inference_steps": int, "reward_stride": int, "min_consecutive": int}
         config = checkpoint.read_json(self._file("config.json"), settings)
         options = {
-            "compositor": self.compositor(),
             "threshold": self.thresholds()["imagined_threshold"],
             **{name: config[name] for name in settings},
             "action_names": checkpoint.read_json(
@@ -189,8 +181,9 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
         )
     config = checkpoint.read_json(run / "config.json", {"task": str, "assets": dict})
     home = Path(assets) / folder_name(config["task"])
-    folders = {name: Path(assets) / "tabletop" / name for name in SHARED_MODELS}
-    folders["policy"] = home / "policy"
+    folders = {
+        name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")
+    } | {"policy": home / "policy"}
     weights = {
         name: folders[name] / "model.safetensors" for name in config["assets"] if name in folders
     }
@@ -211,9 +204,7 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
     recorded = load_trajectories(run / "rollouts.hdf5")
     if rollouts is not None:
         require_between("--rollouts", rollouts, 1, len(recorded))
-    changes = {
-        name: changed_weights(folders[name], run / name) for name in ("world_model", "compositor")
-    }
+    changes = {"world_model": changed_weights(folders["world_model"], run / "world_model")}
     changes |= {
         name: changed_weights(home / "policy", run / "policies" / name) for name in POLICIES
     }

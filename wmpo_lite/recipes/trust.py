@@ -39,8 +39,8 @@ def trust(w: Workspace) -> dict:
     )
     success, truth = np.array([t.success for t in real]), np.stack([t.frames for t in real])
     camera = clip_scores(w.reward_model(), truth, initial_frames(real))
-    before = panel(w, real, truth, aligned=False)
-    after = panel(w, real, truth)
+    before = panel(w, real, truth, w.pretrained_world_model())
+    after = panel(w, real, truth, w.world_model())
     imagined, scores = after.pop("frames"), after.pop("imagined_scores")
     for key in ("frames", "imagined_scores"):
         before.pop(key)
@@ -82,9 +82,9 @@ def trust(w: Workspace) -> dict:
     }
 
 
-def panel(w: Workspace, real, truth: np.ndarray, aligned: bool = True, few: int = 64) -> dict:
-    """What the world model, aligned or as pre-trained, makes of the rollouts `real`, whose frames
-    are `truth` (E, T + 1, H, W, 3).
+def panel(w: Workspace, real, truth: np.ndarray, world_model, few: int = 64) -> dict:
+    """What one world model makes of the rollouts `real`, whose frames are `truth` (E, T + 1, H, W,
+    3).
     """
     import torch
 
@@ -92,7 +92,7 @@ def panel(w: Workspace, real, truth: np.ndarray, aligned: bool = True, few: int 
     from wmpo_lite.rollout import replay
 
     starts, success = initial_frames(real), np.array([t.success for t in real])
-    env = imagined_env(w, w.run.seed, stop=False, aligned=aligned)
+    env = imagined_env(w, w.run.seed, stop=False, world_model=world_model)
     imagined, _ = replay(env, real, starts)
     scores = clip_scores(
         w.reward_model(), imagined, starts, w.settings.reward_stride, w.settings.min_consecutive
@@ -120,7 +120,7 @@ def panel(w: Workspace, real, truth: np.ndarray, aligned: bool = True, few: int 
             for t, a in zip(real[:few], wrong)
         ]
         frames, _ = replay(
-            imagined_env(w, w.run.seed, stop=False, judged=False, aligned=aligned),
+            imagined_env(w, w.run.seed, stop=False, judged=False, world_model=world_model),
             told,
             starts[:few],
         )

@@ -22,7 +22,6 @@ LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
 # What takes the memory of a stage, where the result may be another.
 LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
 LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
-SHARED_MODELS = ("autoencoder", "world_model", "compositor")  # in assets/tabletop
 FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
 
 
@@ -156,7 +155,6 @@ class Workspace:
             self.base(),
             self.autoencoder(),
             self.pretrained_world_model(),
-            self.pretrained_compositor(),
             load_metadata(self.assets / "demos.hdf5"),
         )
 
@@ -165,7 +163,7 @@ class Workspace:
         weight file's checksum.
         """
         folders = {"policy": self.assets / "policy"} | {
-            name: self.shared / name for name in SHARED_MODELS
+            name: self.shared / name for name in ("autoencoder", "world_model")
         }
         missing = [
             str(folder)
@@ -265,18 +263,6 @@ class Workspace:
         load = lambda: WorldModel.load(self.folder / "world_model").to(self.device)
         return self._once("world_model", load)
 
-    def pretrained_compositor(self):
-        """The compositor before alignment, anew at every call."""
-        from wmpo_lite.compositor import Compositor
-
-        return Compositor.load(self.shared / "compositor").to(self.device)
-
-    def compositor(self):
-        from wmpo_lite.compositor import Compositor
-
-        load = lambda: Compositor.load(self.folder / "compositor").to(self.device)
-        return self._once("compositor", load)
-
     def reward_model(self):
         from wmpo_lite.reward import RewardModel
 
@@ -331,15 +317,9 @@ def initial_frames(trajectories, states: bool = True):
     )
 
 
-def imagined_env(
-    w: Workspace,
-    seed: int,
-    stop: bool = True,
-    judged: bool = True,
-    aligned: bool = True,
-):
-    """Imagination as this run is set: its world model and compositor, aligned or as pre-trained,
-    judged by its reward model.
+def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True, world_model=None):
+    """Imagination as this run is set: its aligned world model (or another one), judged by its
+    reward model.
     """
     from wmpo_lite.imagined_env import ImaginedEnv
 
@@ -352,9 +332,8 @@ def imagined_env(
     )
     return ImaginedEnv(
         w.autoencoder(),
-        w.world_model() if aligned else w.pretrained_world_model(),
+        world_model or w.world_model(),
         w.reward_model() if judged else None,
-        compositor=w.compositor() if aligned else w.pretrained_compositor(),
         threshold=threshold,
         seed=seed,
         num_inference_steps=w.settings.num_inference_steps,
