@@ -11,7 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from wmpo_lite.report import notebooks
 
-PATHS = notebooks.paths()
+# Not yet taught anew: deployment and LIBERO keep their earlier form.
+PATHS = [path for path in notebooks.paths() if path.name[:2] not in ("07", "08")]
 # Figures that may stand in prose: no result of this kit can change them.
 ALLOWED = {
     "*": {
