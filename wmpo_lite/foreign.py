@@ -11,6 +11,8 @@ import numpy as np
 
 from wmpo_lite.errors import UserError
 
+CAMERAS = ("agentview_rgb", "agentview_image")
+
 
 class Unclear(UserError):
     """A file that can be read and not be understood; the message says what to do."""
@@ -178,7 +180,7 @@ def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
         " file",
     )
     if not found:
-        if said is None and all(_still(data[name]["obs/agentview_rgb"]) for name in names):
+        if said is None and all(_still(data[name]["obs"][camera(data[name])]) for name in names):
             return "before"  # nothing that could be misplaced
         clear(
             said is not None,
@@ -197,10 +199,11 @@ def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
 
 
 def _seen(demo: h5py.Group) -> str | None:
-    frames, steps = demo["obs/agentview_rgb"], len(demo["actions"])
-    if "next_obs_last/agentview_rgb" in demo or len(frames) == steps + 1:
+    name, steps = camera(demo), len(demo["actions"])
+    frames = demo["obs"][name]
+    if f"next_obs_last/{name}" in demo or len(frames) == steps + 1:
         return "before"
-    following = demo.get("next_obs/agentview_rgb")
+    following = demo.get(f"next_obs/{name}")
     if (
         following is not None
         and following.shape == frames.shape
@@ -237,6 +240,11 @@ def _seen(demo: h5py.Group) -> str | None:
     if 2 * min(same, following) >= max(same, following):
         return None
     return "before" if same < following else "after"
+
+
+def camera(demo: h5py.Group) -> str:
+    """The name of the pictures in obs/: as LIBERO calls them, or as robomimic does."""
+    return next((name for name in CAMERAS if f"obs/{name}" in demo), CAMERAS[0])
 
 
 def _still(frames: h5py.Dataset) -> bool:

@@ -4,15 +4,15 @@ One `Trajectory` type serves the simulator, the imagination, LIBERO and the arm,
 GRPO. On disk it is HDF5 in the LIBERO / robomimic layout: official LIBERO demonstrations load
 unchanged, and our files open in their tools.
 
-    data            attrs env_args (JSON), total, num_demos, problem_info (JSON, if all share one
-    instruction);
-                    ours: provenance (JSON)
-    data/demo_0     attrs num_samples, init_state; ours: instruction, success, finish_step, split,
-    index, group, chunk data/demo_0/obs/agentview_rgb             uint8 (T, H, W, 3)   the frame
-    that each action was chosen on data/demo_0/actions, rewards, dones       float32 (T, D), float32
-    (T,), uint8 (T,) data/demo_0/next_obs_last/agentview_rgb   uint8 (H, W, 3)      ours: the frame
-    after the last action data/demo_0/tokens, log_probs             ours, only if the trajectory
-    carries them
+    data                                   attrs env_args (JSON), total, num_demos, problem_info
+                                           (JSON, if all share one instruction); ours: provenance
+    data/demo_0                            attrs num_samples, init_state; ours: instruction,
+                                           success, finish_step, split, index, group, chunk
+    data/demo_0/obs/agentview_rgb          uint8 (T, H, W, 3), the frame that each action was
+                                           chosen on (robomimic: agentview_image)
+    data/demo_0/actions, rewards, dones    float32 (T, D), float32 (T,), uint8 (T,)
+    data/demo_0/next_obs_last/agentview_rgb   ours: uint8 (H, W, 3), the frame after the last action
+    data/demo_0/tokens, log_probs          ours, only if the trajectory carries them
 """
 
 import io
@@ -322,7 +322,7 @@ def load_observations(path, pictures: str | None = None) -> list[dict]:
 def _other_observations(demo: h5py.Group, cut: int) -> dict:
     rows, found = len(demo["actions"]) - cut, {}
     for name, item in demo["obs"].items():
-        if name != "agentview_rgb":
+        if name != foreign.camera(demo):
             foreign.clear(
                 isinstance(item, h5py.Dataset) and item.ndim > 0 and len(item) >= rows,
                 f"obs/{name} of {demo.name} is no array of a row for each action",
@@ -432,7 +432,7 @@ def _read_demo(
     data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str
 ) -> Trajectory:
     demo = data[name]
-    frames, actions = demo["obs/agentview_rgb"][()], demo["actions"][()]
+    frames, actions = demo["obs"][foreign.camera(demo)][()], demo["actions"][()]
     steps, cut = len(actions), int(pictures == "after")
     foreign.clear(
         finish_step > cut,
@@ -461,7 +461,8 @@ def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.nd
     """One more than the actions: with the frame after the last one, as far as the file has it."""
     if cut or len(frames) == steps + 1:
         return frames
-    for key, rows in (("next_obs_last/agentview_rgb", ...), ("next_obs/agentview_rgb", -1)):
+    name = foreign.camera(demo)
+    for key, rows in ((f"next_obs_last/{name}", ...), (f"next_obs/{name}", -1)):
         if key in demo:
             return np.concatenate([frames, demo[key][rows][None]])
     return np.concatenate([frames, frames[-1:]])
@@ -479,10 +480,11 @@ def _initial_state(demo: h5py.Group, cut: int):
 def _check_layout(data: h5py.Group, name: str) -> None:
     demo = data[name]
     _require(isinstance(demo, h5py.Group), f"{name} is not a group")
-    for key in ("obs/agentview_rgb", "actions"):
+    pictures = f"obs/{foreign.camera(demo)}"
+    for key in (pictures, "actions"):
         _require(isinstance(demo.get(key), h5py.Dataset), f"{name} has no {key}")
     frames, actions, told = (
-        demo["obs/agentview_rgb"],
+        demo[pictures],
         demo["actions"],
         demo.attrs.get("num_samples"),
     )

@@ -145,7 +145,9 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
     from wmpo_lite.recipes.workspace import Run, Workspace, initial_frames
 
     monkeypatch.setattr("wmpo_lite.train.set_threads", lambda: None)  # a run takes all cores
-    settings = Settings(checkpoint="policy", collect=3, name="desk", speed=10.0, look=0.5)
+    settings = Settings(
+        checkpoint="policy", collect=3, name="desk", speed=10.0, look=0.5, lerobot=True
+    )
     calls = []
     original = records.save_episode
 
@@ -170,6 +172,9 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
         (t.initial_state == state).all() and t.tokens is not None and len(t) == 40
         for t, state in zip(rollouts, theirs.states)
     )
+    for t, same in zip(rollouts, load_trajectories("runs/desk/lerobot"), strict=True):
+        assert np.array_equal(t.frames, same.frames) and np.array_equal(t.actions, same.actions)
+        assert (t.success, t.instruction, t.index) == (same.success, same.instruction, same.index)
     workspace = Workspace(
         Run(
             task="place",

@@ -121,7 +121,7 @@ ALLOWED = {
     "datagen": {"core", "envs", "datagen"},
     "report": {"core", "envs", "report"},
     "recipes": {"core", "policies", "envs", "datagen", "report", "recipes"},
-    "arms": {"core", "policies", "envs", "recipes", "report", "arms"},
+    "arms": {"core", "policies", "envs", "datagen", "recipes", "report", "arms"},
     "course": {"core", "envs", "course"},
 }
 TOP = (

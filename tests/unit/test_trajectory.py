@@ -14,6 +14,7 @@ from wmpo_lite.trajectory import (
     InitialStates,
     Trajectory,
     load_metadata,
+    load_observations,
     load_trajectories,
     save_trajectories,
 )
@@ -187,6 +188,13 @@ def test_frames_before_their_action_stay_and_the_last_is_repeated(tmp_path):
             del demo["states"]
     second = load_trajectories(path)[1]
     assert second.frames[:, 0, 0, 0].tolist() == [10, 11, 12, 13, 14] and len(second) == 4
+    with h5py.File(path, "a") as file:  # robomimic's name of the same pictures
+        for demo in file["data"].values():
+            for group in ("obs", "next_obs"):
+                demo[group].move("agentview_rgb", "agentview_image")
+    again = load_trajectories(path)[1]
+    assert np.array_equal(again.frames, second.frames)
+    assert set(load_observations(path)[1]) == {"eye_in_hand_rgb", "joint_states"}
 
 
 @pytest.mark.parametrize("drop", [["obs/joint_states"], ["states"], ["obs/joint_states", "states"]])

@@ -6,11 +6,13 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from wmpo_lite import lerobot
 from wmpo_lite.arms import records
 from wmpo_lite.arms.deploy import Hold, go_home, record_episode
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.arms.settings import Settings
+from wmpo_lite.datagen.convert import convert
 from wmpo_lite.envs.splits import numbers
 from wmpo_lite.errors import UserError
 from wmpo_lite.owner import Owner
@@ -41,6 +43,8 @@ class Session:
         if not settings.real:
             import_mujoco()
         self.folder = self.run_folder / "episodes"
+        if settings.lerobot:
+            lerobot.arrow()  # before anything moves
         if settings.collect and (self.run_folder / "stages" / "align.json").exists():
             raise UserError(
                 f"{self.run_folder} has been trained on already; collect under another --name"
@@ -259,6 +263,11 @@ class Session:
         result = records.merge(
             self.run_folder, self.folder, s.collect, task=s.task, provenance=provenance
         )
+        if s.lerobot:
+            folder = self.run_folder / "lerobot"
+            if not folder.exists():
+                convert(self.run_folder / "rollouts.hdf5", folder)
+            print(f"{folder}: the same episodes for LeRobot")
         print(
             f"{self.run_folder / 'rollouts.hdf5'}: {result['n']} episodes, {result['successes']}"
             f" successes; learn from them with\n  wmpo-lite demo --task {s.task} --name"

@@ -39,6 +39,8 @@ class Settings:
     collect: int = 0
     """P: gather this many episodes into runs/<name>/rollouts.hdf5, for the main job to start from;
     goes on where it was"""
+    lerobot: bool = False
+    """with --collect: the episodes also as a LeRobot v3.0 folder, runs/<name>/lerobot"""
     other: str = ""
     """with --collect on a real desk: the color of the object that the instruction does not name"""
     name: str = ""  # folder under runs/
@@ -104,6 +106,7 @@ class Settings:
                 not real and (self.port or self.calibration),
                 "--port and --calibration are for a real arm; add --arm so101, or leave them out",
             ),
+            (self.lerobot and not self.collect, "--lerobot is for --collect P; add it"),
             (real and self.look, "--look changes a simulated scene; this desk is a real one"),
         ):
             if wrong:
