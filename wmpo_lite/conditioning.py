@@ -84,7 +84,7 @@ def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torc
     A small thing that lies still fades a little with every pass of a network that draws it anew,
     and what has been behind the arm has to come back from somewhere.
     """
-    change, gate = out.split([config.latent_channels, config.num_gates], dim=2)
+    change, gate = out.float().split([config.latent_channels, config.num_gates], dim=2)
     frames = context.frames[:, -1:] + change
     if config.num_gates:
         # (B, k, C, h, w), nearly closed at the start

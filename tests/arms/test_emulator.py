@@ -220,7 +220,7 @@ def test_a_video_stands_in_for_a_camera(tmp_path):
         :, None, None
     ]  # the middle square is red, its sides are black
     imageio.mimwrite(
-        tmp_path / "film.mp4", frames, fps=20, codec="libx264", quality=9, macro_block_size=16
+        tmp_path / "film.mp4", frames, fps=5, codec="libx264", quality=9, macro_block_size=16
     )
     camera = VideoCamera(tmp_path / "film.mp4", size=32)
     camera.open()
@@ -228,7 +228,7 @@ def test_a_video_stands_in_for_a_camera(tmp_path):
     assert (
         first.shape == (32, 32, 3) and first.dtype == np.uint8 and abs(time.monotonic() - taken) < 2
     )
-    time.sleep(1.2)
+    time.sleep(2.6)  # the film is over; when first was read, a busy machine was still early in it
     last, later = camera.read()
     assert (
         last[..., 0].mean() > first[..., 0].mean() + 50
