@@ -88,8 +88,8 @@ class FeetechBus:
     """The servos `ids` (6,) at serial port `port`. Any thread may call; one call at a time has the
     line.
 
-    tries: questions before BusError. A call takes at most tries x (`patience` + the time of its
-    bytes). seconds: time spent on the line since it was opened; retries: answers that had to be
+    tries: questions before BusError, each with more patience than the one before. A call takes at
+    most tries x (`LONGEST` + the time of its bytes). seconds: time spent on the line since it was opened; retries: answers that had to be
     asked for again.
     """
 
@@ -244,7 +244,7 @@ class FeetechBus:
         for attempt in range(tries or self.tries):
             missing = [ident for ident in self.ids if ident not in answers]
             size = BLOCK[1] + self._unanswered % LENGTHS
-            with self._turn():
+            with self._turn(min(4**attempt * self.patience, LONGEST)):  # a busy machine is late
                 self._asked_at[size] = time.monotonic()
                 asked.add(size)
                 if self._packets.syncReadTx(self._line, address, size, missing, len(missing)) != 0:
