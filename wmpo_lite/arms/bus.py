@@ -89,8 +89,8 @@ class FeetechBus:
     line.
 
     tries: questions before BusError, each with more patience than the one before. A call takes at
-    most tries x (`LONGEST` + the time of its bytes). seconds: time spent on the line since it was opened; retries: answers that had to be
-    asked for again.
+    most tries x (`LONGEST` + the time of its bytes). seconds: time spent on the line since it was
+    opened; retries: answers that had to be asked for again.
     """
 
     def __init__(
