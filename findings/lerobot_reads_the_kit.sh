@@ -25,7 +25,7 @@ from lerobot import __version__
 from lerobot.datasets.dataset_tools import delete_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from wmpo_lite import lerobot
+from wmpo_lite.common import lerobot
 from wmpo_lite.datagen.lerobot import write
 from wmpo_lite.trajectory import Trajectory
 

@@ -15,9 +15,10 @@ import numpy as np
 import tiny
 import torch
 
-from wmpo_lite import grpo, parallel
-from wmpo_lite.checkpoint import save_tensors, write_json
-from wmpo_lite.errors import UserError
+from wmpo_lite import grpo
+from wmpo_lite.common import parallel
+from wmpo_lite.common.checkpoint import save_tensors, write_json
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.recipes.pretrain_policy import clone

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 def check_actions(

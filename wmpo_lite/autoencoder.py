@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 
 
 @dataclass(frozen=True)

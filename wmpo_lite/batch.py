@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory

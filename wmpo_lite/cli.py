@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from wmpo_lite.arms.settings import Settings
-from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
-from wmpo_lite.machine import Compute, choose_device, processes
+from wmpo_lite.common.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.common.machine import Compute, choose_device, processes
 from wmpo_lite.recipes.profiles import Profile
 
 # Every number of a profile is a flag, too; None leaves it as the profile has it.
@@ -57,7 +57,7 @@ class Demo:
     settings: Numbers = Overrides()
 
     def __call__(self):
-        from wmpo_lite import parallel
+        from wmpo_lite.common import parallel
         from wmpo_lite.recipes.main_job import main_job
 
         parallel.start(choose_device(self.device).type)
@@ -69,7 +69,7 @@ class Demo:
 
     def _checked(self):
         """The run and its folder, once all that can be known to be wrong has been looked at."""
-        from wmpo_lite import parallel
+        from wmpo_lite.common import parallel
         from wmpo_lite.envs.tasks import folder_name, get_task
         from wmpo_lite.recipes.workspace import ASSETS, Run, run_folder
 
@@ -159,7 +159,7 @@ class Assets:
 
 def train_assets(folder: Path, seed: int, profile: str, device: str, only: str | None = None):
     """`make_assets`, by one process at a time."""
-    from wmpo_lite.owner import Owner
+    from wmpo_lite.common.owner import Owner
     from wmpo_lite.recipes.pretrain import PRETRAINING, make_assets
 
     require_between("--seed", seed, 0, LARGEST_SEED)
@@ -436,7 +436,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read what is printed has seen enough
         _end(1)
     except OSError as error:
-        from wmpo_lite.files import explain
+        from wmpo_lite.common.files import explain
 
         _end(1, explain(error))
     except KeyboardInterrupt:

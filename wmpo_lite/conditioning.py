@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 class Context(NamedTuple):

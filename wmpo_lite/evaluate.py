@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from wmpo_lite import parallel
 from wmpo_lite.batch import (  # noqa: F401
     RolloutBatch,
     batch_from_trajectories,
@@ -26,7 +25,8 @@ from wmpo_lite.batch import (  # noqa: F401
     optimizer_step,
     valid_token_mask,
 )
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import parallel
+from wmpo_lite.common.errors import UserError
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory

@@ -5,9 +5,9 @@
 import numpy as np
 import torch
 
-from wmpo_lite import parallel
 from wmpo_lite.actions import check_actions
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import parallel
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.reward import last_judged
 from wmpo_lite.trajectory import InitialStates
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite import setup_check
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS
 
 # Known answers: the scripted expert without noise on the first 8 `demos` states of `place`, 40
 # control steps, mujoco 3.17.0. Other processors round differently, hence the tolerances. After a

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wmpo_lite import parallel
-from wmpo_lite.checkpoint import digest
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import parallel
+from wmpo_lite.common.checkpoint import digest
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.world_model import State
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from wmpo_lite import checkpoint, parallel
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import UserError
 
 WORDS = (
     "put",

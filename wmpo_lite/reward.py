@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wmpo_lite import checkpoint, parallel
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import build_tokenizer, check_count, word_ids
 
 

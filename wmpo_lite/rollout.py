@@ -5,8 +5,8 @@ arm.
 import numpy as np
 import torch
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.progress import progress
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.progress import progress
 from wmpo_lite.trajectory import InitialStates, Trajectory
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint, parallel
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import append, make_folder
-from wmpo_lite.machine import cores
-from wmpo_lite.progress import progress
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import append, make_folder
+from wmpo_lite.common.machine import cores
+from wmpo_lite.common.progress import progress
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint, grpo, parallel
-from wmpo_lite.errors import UserError
-from wmpo_lite.progress import progress
+from wmpo_lite import grpo
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.progress import progress
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import load_progress, origin, save_progress
 from wmpo_lite.trajectory import InitialStates

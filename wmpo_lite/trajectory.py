@@ -24,9 +24,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from wmpo_lite import foreign, lerobot
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import write_atomic
+from wmpo_lite.common import foreign, lerobot
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import write_atomic
 
 OUR_ATTRS = {
     "split": foreign.text,
@@ -274,7 +274,7 @@ def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
     actions[1:]. The file tells which (see `foreign.pictures`); pictures: "before" or "after" for a
     file that does not.
 
-    A folder in LeRobot's format v3.0 is read as well, see `wmpo_lite.lerobot`.
+    A folder in LeRobot's format v3.0 is read as well, see `wmpo_lite.common.lerobot`.
 
     Frames stay as stored (LIBERO stores them upside down: attr macros_image_convention);
     instruction, success and finish_step by the rules of `foreign`; split is "demos", index is k,

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.conditioning import Context, DenoiserConfig
 from wmpo_lite.denoiser import build_denoiser
 from wmpo_lite.diffusion import draw_times, euler_sample, flow_loss, interpolate
-from wmpo_lite.errors import UserError
 
 
 @dataclass(frozen=True)

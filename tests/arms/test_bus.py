@@ -13,7 +13,7 @@ pytest.importorskip("scservo_sdk", reason="the extra `arm` is not installed")
 
 from wmpo_lite.arms.bus import BusError, BusGone, FeetechBus, ServoError  # noqa: E402
 from wmpo_lite.arms.interface import JOINTS  # noqa: E402
-from wmpo_lite.errors import UserError  # noqa: E402
+from wmpo_lite.common.errors import UserError  # noqa: E402
 
 ids = list(range(1, 7))
 

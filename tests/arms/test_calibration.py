@@ -10,7 +10,7 @@ import pytest
 from wmpo_lite.arms.calibration import Calibration, load_calibration
 from wmpo_lite.arms.emulator import emulated_calibration
 from wmpo_lite.arms.interface import JOINTS, LIMITS
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 def drawn(rng) -> Calibration:

@@ -5,9 +5,9 @@ import pytest
 
 from wmpo_lite.arms.control import RATE, Commander, home
 from wmpo_lite.arms.interface import LIMITS, ArmStopped
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD, HOME, MAX_STEP, REACH, WORKSPACE
-from wmpo_lite.errors import UserError
 
 
 @pytest.fixture

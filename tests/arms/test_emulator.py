@@ -19,9 +19,9 @@ from wmpo_lite.arms.bus import FeetechBus  # noqa: E402
 from wmpo_lite.arms.calibration import load_calibration  # noqa: E402
 from wmpo_lite.arms.cameras import SharedCamera, VideoCamera, square  # noqa: E402
 from wmpo_lite.arms.emulator import Emulator  # noqa: E402
+from wmpo_lite.common.errors import UserError  # noqa: E402
 from wmpo_lite.envs.tabletop.env import TabletopEnv  # noqa: E402
 from wmpo_lite.envs.tabletop.tasks import get_task  # noqa: E402
-from wmpo_lite.errors import UserError  # noqa: E402
 from wmpo_lite.trajectory import InitialStates  # noqa: E402
 
 

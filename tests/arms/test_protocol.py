@@ -7,7 +7,7 @@ import pytest
 
 from wmpo_lite.arms import protocol
 from wmpo_lite.arms.protocol import decode, encode, packet, take
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 GOLDEN = {
     # sum from the id on, inverted, lowest byte: 1 + 2 + 1 = 04 -> FB

@@ -14,7 +14,7 @@ import pytest
 
 from wmpo_lite.arms import deploy, records
 from wmpo_lite.arms.estop import Keys, signals_interrupt
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.trajectory import load_trajectories
 
 PICTURE = np.full((8, 8, 3), 7, np.uint8)

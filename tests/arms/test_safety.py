@@ -9,9 +9,9 @@ import pytest
 from wmpo_lite.arms.control import home
 from wmpo_lite.arms.interface import LIMITS, ArmStopped
 from wmpo_lite.arms.safety import APPROACH, MARGIN, PAUSE, SPEED, Guard
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import WORKSPACE
-from wmpo_lite.errors import UserError
 
 FOLDED = np.array([0.0, -1.7, 1.6, 1.2, 0.0, 0.0])  # an arm at rest, hand pointing forward
 UP = np.array([0.3, -0.5, -0.2, 0.0, 0.0, 0.5])  # stretched up

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from wmpo_lite import checkpoint
 from wmpo_lite.arms import records
 from wmpo_lite.arms.control import home
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward, sentences
 from wmpo_lite.arms.session import Session, main
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.arms.simulated import SimulatedArm
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import load_metadata, load_trajectories
 
 PLACE = get_task("place")

@@ -10,9 +10,9 @@ import pytest
 
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import Disturbance, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
 STATES = initial_states(PLACE, "demos", range(3))

@@ -18,7 +18,7 @@ from wmpo_lite.arms.cameras import Camera  # noqa: E402
 from wmpo_lite.arms.interface import ArmStopped  # noqa: E402
 from wmpo_lite.arms.safety import Guard  # noqa: E402
 from wmpo_lite.arms.so101 import SO101  # noqa: E402
-from wmpo_lite.errors import UserError  # noqa: E402
+from wmpo_lite.common.errors import UserError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:the torque of the arm could not be switched off")
 SWING = np.array(

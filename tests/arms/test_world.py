@@ -7,10 +7,10 @@ from wmpo_lite.arms.control import RATE, Commander
 from wmpo_lite.arms.interface import LIMITS
 from wmpo_lite.arms.safety import Guard
 from wmpo_lite.arms.world import World
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import Disturbance, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import demonstrate
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
 

@@ -31,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 from wmpo_lite.arms.interface import JOINTS  # noqa: E402
+from wmpo_lite.common.errors import UserError  # noqa: E402
 from wmpo_lite.envs.splits import numbers  # noqa: E402
-from wmpo_lite.errors import UserError  # noqa: E402
 
 OUT = Path(__file__).resolve().parents[2] / "assets" / "results" / "arm_faults.json"
 WITHIN = 0.5  # s

@@ -161,7 +161,7 @@ def merge(new: dict, path: Path = PATH) -> dict:
     """Put the figures of one arm beside the other's, if those belong to the same states and policy.
     p99_jitter_s is the emulated bus's where there is one.
     """
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
 
     old = checkpoint.read_json(path) if path.exists() else {}
     arm = next(kind for kind in ("sim", "emulator") if f"{kind}_success" in new)

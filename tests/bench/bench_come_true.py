@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 from wmpo_lite.evaluate import success_rate
 from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
 from wmpo_lite.rollout import replay, rollout

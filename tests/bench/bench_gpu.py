@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_scale  # noqa: E402
 
 from wmpo_lite import grpo  # noqa: E402
-from wmpo_lite.checkpoint import read_json, write_json  # noqa: E402
-from wmpo_lite.files import ASSETS  # noqa: E402
-from wmpo_lite.machine import choose_device  # noqa: E402
+from wmpo_lite.common.checkpoint import read_json, write_json  # noqa: E402
+from wmpo_lite.common.files import ASSETS  # noqa: E402
+from wmpo_lite.common.machine import choose_device  # noqa: E402
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig  # noqa: E402
 from wmpo_lite.policy import Policy  # noqa: E402
 from wmpo_lite.recipes.plan import count  # noqa: E402

@@ -170,9 +170,9 @@ def experts(task, count: int) -> dict | None:
     """Of the first `count` validation states, how many the scripted expert solves; None for goals
     that it has no plan for.
     """
+    from wmpo_lite.common.errors import UserError
     from wmpo_lite.envs.libero.env import LiberoEnv
     from wmpo_lite.envs.libero.expert import demonstrate
-    from wmpo_lite.errors import UserError
     from wmpo_lite.evaluate import wilson_interval
 
     with LiberoEnv(task, size=16) as env:
@@ -195,7 +195,7 @@ def experts(task, count: int) -> dict | None:
 
 
 def merge(path: Path, new: dict):
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
 
     old = checkpoint.read_json(path) if path.exists() else {}
     checkpoint.write_json(path, dict(sorted({**old, **new}.items())))

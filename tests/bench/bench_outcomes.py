@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 from wmpo_lite.evaluate import agreement, auc_interval
 from wmpo_lite.policies import load_policy
 from wmpo_lite.recipes.main_job import replay_in

@@ -30,13 +30,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint, grpo, parallel
+from wmpo_lite import grpo
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
-from wmpo_lite.checkpoint import read_json, write_json
-from wmpo_lite.files import ASSETS
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.checkpoint import read_json, write_json
+from wmpo_lite.common.files import ASSETS
+from wmpo_lite.common.machine import Compute, choose_device, cores
 from wmpo_lite.grpo import GRPOConfig
 from wmpo_lite.imagined_env import ImaginedEnv
-from wmpo_lite.machine import Compute, choose_device, cores
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policies.backbone import BackboneConfig, BackbonePolicy
 from wmpo_lite.policy import Policy, build_tokenizer

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 from wmpo_lite.own_context import Pool, WindowConfig
 from wmpo_lite.recipes.main_job import demonstrations, recorded_episodes
 from wmpo_lite.recipes.trust import panel

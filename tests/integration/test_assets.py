@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from wmpo_lite.autoencoder import Autoencoder
-from wmpo_lite.checkpoint import fingerprint, load_tensors
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.checkpoint import fingerprint, load_tensors
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import Policy
 from wmpo_lite.recipes.pretrain import HELD_OUT, PRETRAINING, install_assets, make_assets
 from wmpo_lite.recipes.shipped import Shipped

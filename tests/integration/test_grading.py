@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from wmpo_lite import cli
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.course import EXERCISES, grading, sheets
-from wmpo_lite.errors import UserError
 
 SHEET = next(path for path in sheets.masters() if path.stem == "05_grpo")
 POINTS = sum(e.points for e in EXERCISES.values() if e.name.startswith("05."))

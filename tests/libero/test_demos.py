@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.demos import load_demonstrations, thin
-from wmpo_lite.errors import UserError
 
 SOUP = "pick up the alphabet soup and place it in the basket"
 
@@ -215,8 +215,8 @@ def test_another_environments_file_and_a_bad_stride_are_refused(tmp_path):
 def test_without_the_extra_the_message_says_how_to_get_it():
     code = (
         "import sys; sys.modules['libero'] = None\nfrom wmpo_lite.envs.libero.states import"
-        " get_task\nfrom wmpo_lite.errors import UserError\ntry:\n    get_task('libero_object',"
-        " 0)\nexcept UserError as error:\n    print(error)"
+        " get_task\nfrom wmpo_lite.common.errors import UserError\ntry:\n   "
+        " get_task('libero_object', 0)\nexcept UserError as error:\n    print(error)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_demos import official
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.demos import load_demonstrations
 from wmpo_lite.envs.libero.expert import demonstrate
-from wmpo_lite.errors import UserError
 
 
 def test_recorded_states_are_drawn_in_the_environments_own_look(env, tmp_path):

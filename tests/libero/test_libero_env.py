@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.env import ACTION_NAMES
 from wmpo_lite.envs.libero.expert import demonstrate
-from wmpo_lite.errors import UserError
 from wmpo_lite.rollout import rollout
 from wmpo_lite.trajectory import InitialStates, load_trajectories, save_trajectories
 

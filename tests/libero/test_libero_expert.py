@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.env import LiberoEnv
 from wmpo_lite.envs.libero.expert import PickAndPlace, demonstrate, kind
 from wmpo_lite.envs.libero.states import get_task
-from wmpo_lite.errors import UserError
 
 
 @pytest.mark.parametrize("suite, number", [("libero_object", 4), ("libero_spatial", 6)])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from wmpo_lite.cli import main
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import read_json
 from wmpo_lite.envs import tasks as all_tasks
 from wmpo_lite.envs.libero import installed, premises
 from wmpo_lite.envs.libero.env import LiberoEnv, Premise
 from wmpo_lite.envs.libero.states import get_task, of_the_benchmark
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import read_json
 from wmpo_lite.trajectory import InitialStates
 
 
@@ -224,7 +224,7 @@ def test_a_libero_that_asks_and_writes_is_kept_from_both(tmp_path):
     (package / "__init__.py").write_text(ASKING)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom wmpo_lite.envs.libero import"
-        " installed\nfrom wmpo_lite.errors import UserError\ninstalled.prepare()\nimport"
+        " installed\nfrom wmpo_lite.common.errors import UserError\ninstalled.prepare()\nimport"
         " libero.libero\nprint(libero.libero.get_libero_path('bddl_files'))\ntry:\n   "
         " installed.check_meshes()\nexcept UserError as error:\n    print(error)"
     )

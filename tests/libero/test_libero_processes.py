@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.env import LiberoEnv
 from wmpo_lite.envs.libero.look import Look, Painter
 from wmpo_lite.envs.libero.states import evaluation_rows, get_task
-from wmpo_lite.errors import UserError
 
 
 def gone(pid, seconds=60):

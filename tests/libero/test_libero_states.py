@@ -5,8 +5,8 @@ premise checked.
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.states import SUITES, evaluation_rows, get_task, seed_of, tasks
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 

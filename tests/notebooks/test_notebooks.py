@@ -94,7 +94,7 @@ def test_every_problem_is_found(stored, tmp_path, change, message):
 
 
 def test_the_profile_decides_sizes(monkeypatch):
-    from wmpo_lite.errors import UserError
+    from wmpo_lite.common.errors import UserError
 
     monkeypatch.delenv("WMPO_PROFILE", raising=False)
     assert notebooks.size(laptop=5, smoke=1) == 5

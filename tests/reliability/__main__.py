@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from reliability import endurance, fuzz, kills, kinds
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 
 PATH = fuzz.ROOT / "assets" / "results" / "reliability.json"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from reliability.damage import copy, damage, fingerprint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 SHARES = {
     "run folder": 260,
@@ -61,7 +61,7 @@ def each(calls) -> None:
 def make_run(folder: Path):
     import tiny
 
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
     from wmpo_lite.trajectory import save_trajectories
 
     shipped = ROOT / "assets" / "place" / "run"
@@ -123,7 +123,7 @@ def read_report(folder: Path):
 def make_results(folder: Path):
     import tiny
 
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
 
     make_run(folder)
     tiny.world_model().save(folder / "world_model")
@@ -263,8 +263,8 @@ def make_recordings(folder: Path):
 def read_recordings(folder: Path):
     import tiny
 
+    from wmpo_lite.common.origin import require_same
     from wmpo_lite.datagen import collect
-    from wmpo_lite.origin import require_same
     from wmpo_lite.recipes.pretrain import play_latents
 
     with tempfile.TemporaryDirectory() as other:
@@ -349,7 +349,7 @@ def make_ship(folder: Path):
     """A finished run of tiny models beside the assets that it began with."""
     import tiny
 
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
 
     home = tiny.assets(folder / "assets")
     (folder / "run").mkdir()

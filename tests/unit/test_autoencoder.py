@@ -17,7 +17,7 @@ from wmpo_lite.autoencoder import (
     to_float,
     to_uint8,
 )
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.train import FitConfig, fit, generators
 
 KINDS = [

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from wmpo_lite import grpo
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policies import load_policy
 from wmpo_lite.policies.backbone import BackboneConfig, BackbonePolicy
 from wmpo_lite.policy import Policy, build_tokenizer, cloning_loss

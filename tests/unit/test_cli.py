@@ -12,7 +12,7 @@ import pytest
 
 from wmpo_lite import cli
 from wmpo_lite.arms.settings import Settings
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.recipes.profiles import Profile
 from wmpo_lite.recipes.workspace import Run, run_folder
 

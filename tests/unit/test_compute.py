@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_lite import grpo
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import Compute
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import Compute
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.course import EXERCISES, CheckFailed, capstone, check, models, sheets
 from wmpo_lite.course.exercise import Raised, same
 from wmpo_lite.course.extract import code_cells, extract
 from wmpo_lite.course.packing import pack, unpack
 from wmpo_lite.course.registry import verdict
-from wmpo_lite.errors import UserError
 
 FINAL = "capstone.world_model"
 COMPARED = [name for name in EXERCISES if name != FINAL]  # those that are compared with the core

@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.checkpoint import fingerprint, load_tensors
+from wmpo_lite.common.checkpoint import fingerprint, load_tensors
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.datagen import collect
 from wmpo_lite.datagen.kits import FIXED, FREE, Kit, draw_thing
 from wmpo_lite.datagen.play import PlayHand, play
@@ -16,7 +17,6 @@ from wmpo_lite.envs.tabletop import scene
 from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import PickAndPlace
 from wmpo_lite.envs.tabletop.tasks import get_task, place, square
-from wmpo_lite.errors import UserError
 from wmpo_lite.recipes.pretrain import play_latents
 
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.conditioning import Context, DenoiserConfig, compose
 from wmpo_lite.denoiser import build_denoiser
-from wmpo_lite.errors import UserError
 
 SMALL = dict(
     latent_channels=4,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.desk import Desk, DeskConfig
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 from wmpo_lite.rollout import rollout
 
 PLACE = get_task("place")

@@ -9,11 +9,11 @@ import torch
 from pretend import Pretend, numbers, pretending
 
 from wmpo_lite.autoencoder import PerceptualLoss, autoencoder_loss, to_float
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import choose_device
 from wmpo_lite.dpo import DPOConfig, train_dpo
-from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import GRPOConfig
 from wmpo_lite.imagined_env import ImaginedEnv
-from wmpo_lite.machine import choose_device
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.recipes.pretrain_policy import clone
 from wmpo_lite.reward import fit_threshold, reward_loss

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint, install_check
+from wmpo_lite import install_check
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 from wmpo_lite.report import diagnosis, doctor
 from wmpo_lite.trajectory import Trajectory, save_trajectories
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.dpo import DPOConfig, dpo_loss, make_pairs, reduce_log_probs, train_dpo
-from wmpo_lite.errors import UserError
 from wmpo_lite.grpo import batch_from_trajectories, batch_log_probs
 from wmpo_lite.trajectory import Trajectory
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tiny
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.env import Env
 from wmpo_lite.envs.desk import Desk, DeskConfig
 from wmpo_lite.envs.gymnasium_bridge import FromGymnasium, TabletopGym
 from wmpo_lite.envs.injected import InjectedErrors
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.policy import Policy
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from wmpo_lite import checkpoint, files
 from wmpo_lite.autoencoder import Autoencoder
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint, files
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.train import MetricsLog
 from wmpo_lite.trajectory import load_trajectories, save_trajectories

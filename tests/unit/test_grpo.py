@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wmpo_lite.batch import minibatches
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.grpo import (
     GroupStats,
     GRPOConfig,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wmpo_lite import grpo
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.grpo import GRPOConfig, group_advantages, policy_loss
 from wmpo_lite.report import peers
 

@@ -6,10 +6,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.gymnasium_bridge import FromGymnasium, TabletopGym
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 
 NAMES = ("dx", "dy", "dz", "gripper")
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
 
 B, K, D, L = 3, tiny.CHUNK, tiny.ACTIONS, 4

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.injected import ERRORS, RIM, InjectedErrors
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
 
 
 @pytest.fixture(scope="module", params=["place", "square"])

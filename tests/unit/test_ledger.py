@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmpo_lite import checkpoint, cli
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
+from wmpo_lite import cli
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS
 from wmpo_lite.recipes import cells, reproduce
 from wmpo_lite.recipes.cells import Book, enter, standing
 from wmpo_lite.recipes.experiments import EXPERIMENTS, WAITING, cost, disturbances, keys
@@ -235,7 +236,7 @@ def test_recoveries_are_the_first_states_that_one_policy_alone_recovers_from(boo
 
 def test_the_second_of_two_processes_on_one_cell_says_so(book):
     other = dataclasses.replace(SLIP, method="grpo")
-    code = "import sys, wmpo_lite.owner as o; held = o.Owner(sys.argv[1]); print(1); input()"
+    code = "import sys, wmpo_lite.common.owner as o; held = o.Owner(sys.argv[1]); print(1); input()"
     folder = book.runs / "reproduce" / str(other).replace("/", "-")
     command = [sys.executable, "-u", "-c", code, str(folder)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from wmpo_lite import cli, lerobot
+from wmpo_lite import cli
+from wmpo_lite.common import lerobot
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.datagen import lerobot as writer
 from wmpo_lite.datagen.convert import convert
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import (
     Trajectory,
     load_metadata,

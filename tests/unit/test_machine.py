@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from wmpo_lite.machine import cores, cpu_quota
+from wmpo_lite.common.machine import cores, cpu_quota
 
 
 def tree(root, files):

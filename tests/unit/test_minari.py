@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.datagen import minari
 from wmpo_lite.datagen.convert import convert
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
 

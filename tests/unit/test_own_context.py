@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.train import FitConfig, fit, generators
 from wmpo_lite.world_model import State

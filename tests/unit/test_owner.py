@@ -10,12 +10,12 @@ import sys
 
 import pytest
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.owner import NAME, Owner
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.owner import NAME, Owner
 
 HOLD = (
-    "import sys, time; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print('held',"
-    " flush=True); time.sleep(60)"
+    "import sys, time; from wmpo_lite.common.owner import Owner; held = Owner(sys.argv[1]);"
+    " print('held', flush=True); time.sleep(60)"
 )
 
 

@@ -8,9 +8,10 @@ import ranks
 import torch
 from ranks import STEPS, world_model
 
-from wmpo_lite import cli, parallel
-from wmpo_lite.checkpoint import load_tensors
-from wmpo_lite.errors import UserError
+from wmpo_lite import cli
+from wmpo_lite.common import parallel
+from wmpo_lite.common.checkpoint import load_tensors
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.grpo import GRPOConfig
 from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.train_grpo import optimize

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_lite import cli
 from wmpo_lite.autoencoder import Autoencoder, autoencoder_loss
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.grpo import GRPOConfig
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy, PolicyConfig, build_tokenizer, cloning_loss
 
 K, D, V = tiny.CHUNK, tiny.ACTIONS, 7

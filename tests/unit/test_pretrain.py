@@ -9,16 +9,16 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import checkpoint
 from wmpo_lite import policy as policy_module
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS
+from wmpo_lite.common.origin import claim
 from wmpo_lite.envs.tabletop.env import MAX_STEP, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import TRAVEL, plan_grasp, plan_hover
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
-from wmpo_lite.origin import claim
 from wmpo_lite.recipes import pretrain, pretrain_policy
 from wmpo_lite.recipes.pretrain import (
     PolicyConfig,

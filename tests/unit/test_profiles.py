@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wmpo_lite.autoencoder import Autoencoder
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy
 from wmpo_lite.recipes.profiles import PROFILES, paper_models
 from wmpo_lite.recipes.workspace import Run

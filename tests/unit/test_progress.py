@@ -1,6 +1,6 @@
 """Progress bars are silent where asked to be, in a terminal and in a notebook."""
 
-from wmpo_lite.progress import progress
+from wmpo_lite.common.progress import progress
 
 
 def test_silence_is_one_variable(monkeypatch, capsys):

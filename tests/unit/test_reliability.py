@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reliability import damage, fuzz, kinds
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import mujoco
 import numpy as np
 import pytest
 
+from wmpo_lite.common.files import ASSETS
 from wmpo_lite.envs.tabletop import replay
 from wmpo_lite.envs.tabletop.env import TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import plan_grasp
 from wmpo_lite.envs.tabletop.tasks import get_task
-from wmpo_lite.files import ASSETS
 from wmpo_lite.trajectory import load_trajectories, save_trajectories
 
 

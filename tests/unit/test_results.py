@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.report import results
 
 
@@ -74,7 +74,7 @@ def test_runs_with_another_budget_stand_beside_each_other(tmp_path):
 def test_the_trust_panels_of_a_run_become_two_records_and_two_rows(tmp_path):
     import torch
 
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
 
     run = finished(tmp_path / "run")
     side = {

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.rollout import replay, rollout
 from wmpo_lite.trajectory import InitialStates

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from wmpo_lite.common.files import ASSETS
 from wmpo_lite.evaluate import wilson_interval
-from wmpo_lite.files import ASSETS
 from wmpo_lite.grpo import group_advantages, policy_loss
 
 PAGE = ASSETS.parent / "notebooks" / "sandbox.html"

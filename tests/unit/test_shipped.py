@@ -5,8 +5,8 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.recipes.shipped import FILES, POLICIES, Shipped, ship_run
 from wmpo_lite.recipes.workspace import ASSETS, initial_frames
 from wmpo_lite.trajectory import save_trajectories

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.evaluate import agreement
 from wmpo_lite.report import plots, show
 from wmpo_lite.report import write as report

@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.envs.tabletop.env import SPLITS
-from wmpo_lite.errors import UserError
 
 SEEDS = range(300)
 

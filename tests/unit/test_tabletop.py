@@ -5,6 +5,7 @@ success.
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import (
     ACTION_DIM,
@@ -18,7 +19,6 @@ from wmpo_lite.envs.tabletop.env import (
 from wmpo_lite.envs.tabletop.expert import OPEN, PickAndPlace, demonstrate, labels
 from wmpo_lite.envs.tabletop.scenes import random_scenes
 from wmpo_lite.envs.tabletop.tasks import NAMES, get_task, pair
-from wmpo_lite.errors import UserError
 
 PLACE = get_task("place")
 # m from the pan axis: up to here a gripper that points straight down gets everywhere in the

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs import tasks
 from wmpo_lite.envs.tabletop.tasks import NAMES, Task, get_task
-from wmpo_lite.errors import UserError
 
 ELSEWHERE = SimpleNamespace(suite="libero_object", horizon=56)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.train import FitConfig, MetricsLog, fit, generators, learning_rate
 
 CONFIG = FitConfig(steps=24, lr=1e-2, warmup=4, ema=0.9, save_every=5)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.trajectory import (
     InitialStates,
     Trajectory,

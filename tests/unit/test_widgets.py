@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.report import widgets
 from wmpo_lite.report.notebooks import figure

@@ -10,10 +10,10 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import Compute
 from wmpo_lite.envs import tasks
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import Compute
 from wmpo_lite.recipes import main_job
 from wmpo_lite.recipes.trust import describe_trust, panel, trust
 from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
@@ -162,7 +162,8 @@ def test_a_task_of_libero_is_refused_until_there_is_a_world_model_of_its_picture
 
 def test_a_folder_that_another_process_works_in_is_refused_and_left_alone(workspace, run, tmp_path):
     script = (
-        "import sys; from wmpo_lite.owner import Owner; held = Owner(sys.argv[1]); print(); input()"
+        "import sys; from wmpo_lite.common.owner import Owner; held = Owner(sys.argv[1]);"
+        " print(); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "other")],

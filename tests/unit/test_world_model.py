@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from wmpo_lite.autoencoder import Autoencoder
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.diffusion import time_grid
-from wmpo_lite.errors import UserError
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.world_model import State, WorldModel, WorldModelConfig

@@ -18,7 +18,7 @@ import numpy as np
 from wmpo_lite.arms import protocol
 from wmpo_lite.arms.calibration import Calibration
 from wmpo_lite.arms.interface import JOINTS
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 BAUD_RATE = 1_000_000
 # s that an answer may take beyond its bytes on the line, at least and at most. Between them the bus

@@ -18,8 +18,8 @@ import numpy as np
 
 from wmpo_lite.arms.control import home
 from wmpo_lite.arms.interface import JOINTS, LIMITS
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import write_atomic
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import write_atomic
 
 HIGHEST_TICK = 4095
 TICKS_PER_RADIAN = HIGHEST_TICK / (2 * np.pi)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 FIRST_PICTURE = 10.0  # s that a camera may take to wake
 

@@ -5,9 +5,9 @@ arithmetic of the training environment.
 import numpy as np
 
 from wmpo_lite.arms.interface import LIMITS, ArmStopped, check_joints
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, CONTROL_PERIOD, HOME, MAX_STEP, REACH, WORKSPACE
-from wmpo_lite.errors import UserError
 
 RATE = 50.0  # Hz of joint targets
 RAMP = (

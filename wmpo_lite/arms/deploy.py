@@ -15,8 +15,8 @@ from wmpo_lite.arms.control import RATE, Commander, check_action, home
 from wmpo_lite.arms.interface import LIMITS, ArmStopped
 from wmpo_lite.arms.records import Episode, Recording, save_episode
 from wmpo_lite.arms.settings import AHEAD
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
-from wmpo_lite.errors import UserError
 
 # a policy that is slower is asked earlier: this many times as long before the chunk's end as it has
 # just needed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 SEARCH = 1_000  # states that are looked through for an instruction
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
 from wmpo_lite.arms.control import check_action, lead
+from wmpo_lite.common import checkpoint
 from wmpo_lite.envs.tabletop import arm as kinematics
 from wmpo_lite.envs.tabletop import scene
 

@@ -18,7 +18,7 @@ from wmpo_lite.arms import protocol
 from wmpo_lite.arms.calibration import Calibration, load_calibration
 from wmpo_lite.arms.cameras import SharedCamera
 from wmpo_lite.arms.interface import LIMITS
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 TICK = 0.005  # s between two looks of the physics at the servos
 BYTE = 1e-5  # s on the line

@@ -27,8 +27,8 @@ import numpy as np
 from wmpo_lite.arms.calibration import TICKS_PER_RADIAN, Calibration
 from wmpo_lite.arms.cameras import SharedCamera
 from wmpo_lite.arms.interface import JOINTS, LIMITS
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import Disturbance
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 START_SECONDS = 60  # a cold import of MuJoCo on a busy machine

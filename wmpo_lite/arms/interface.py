@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.arm import JOINTS as REVOLUTE
 from wmpo_lite.envs.tabletop.arm import LIMITS as REVOLUTE_LIMITS
-from wmpo_lite.errors import UserError
 
 JOINTS = (
     *REVOLUTE,

@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 PATIENCE = (
     2.0  # s of silence that a busy machine may cause; the arm's own watchdog is four times as fast

@@ -6,7 +6,7 @@ data... checksum          length counts everything behind itself; the checksum i
 & 255
 """
 
-from wmpo_lite.errors import require_between
+from wmpo_lite.common.errors import require_between
 
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
 BROADCAST, HIGHEST_ID = 0xFE, 252

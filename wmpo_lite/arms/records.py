@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import make_folder, misfit, one_sentence, write_all
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import make_folder, misfit, one_sentence, write_all
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
 KILLED = "the process ended in mid-motion"

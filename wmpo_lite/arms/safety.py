@@ -8,9 +8,9 @@ import time
 import numpy as np
 
 from wmpo_lite.arms.interface import LIMITS, WATCHDOG, Arm, ArmStopped
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import WORKSPACE
-from wmpo_lite.errors import UserError
 
 SPEED = np.array(
     [4.0, 4.0, 4.0, 4.0, 6.0, 8.0]

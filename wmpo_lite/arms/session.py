@@ -6,16 +6,16 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from wmpo_lite import lerobot
 from wmpo_lite.arms import records
 from wmpo_lite.arms.deploy import Hold, go_home, record_episode
 from wmpo_lite.arms.desks import desk_state, find_states, load_policy, mark_by_reward
 from wmpo_lite.arms.interface import ArmStopped
 from wmpo_lite.arms.settings import Settings
+from wmpo_lite.common import lerobot
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.owner import Owner
 from wmpo_lite.datagen.convert import convert
 from wmpo_lite.envs.splits import numbers
-from wmpo_lite.errors import UserError
-from wmpo_lite.owner import Owner
 
 SHOWN = 6  # episodes of a film at most
 
@@ -341,7 +341,7 @@ def summary(episode) -> str:
 
 def write_film(path: Path, episodes) -> Path:
     """The first few episodes side by side as an MP4 of the speed at which they happened."""
-    from wmpo_lite import checkpoint
+    from wmpo_lite.common import checkpoint
     from wmpo_lite.envs.tabletop.env import CONTROL_PERIOD
     from wmpo_lite.report.show import film_grid, to_mp4
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.common.errors import LARGEST_SEED, UserError, require_between
 
 # Control steps before the end of a chunk at which the picture for the next one is taken: then the
 # ramp is over and the arm settles, and 60 ms are left to think.

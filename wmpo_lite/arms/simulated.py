@@ -12,8 +12,8 @@ import numpy as np
 
 from wmpo_lite.arms.interface import JOINTS, Arm, ArmStopped, Observation
 from wmpo_lite.arms.safety import Guard
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.env import Disturbance
-from wmpo_lite.errors import UserError
 
 TICK = 0.005  # s between two turns of the physics thread, wall clock
 KEPT = 512  # pictures that wait for their latency at most

@@ -15,7 +15,7 @@ from wmpo_lite.arms.cameras import Camera
 from wmpo_lite.arms.interface import LIMITS, Arm, ArmStopped, Observation
 from wmpo_lite.arms.lifeline import Lifeline
 from wmpo_lite.arms.safety import SPEED, Guard
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 PERIOD = 0.02  # s between two questions to the servos where no command comes in between
 # s without any sound answer of some servo, all retries included, after which the arm is stopped

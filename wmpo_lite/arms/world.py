@@ -5,10 +5,10 @@ and the bus emulator stand on it.
 import numpy as np
 
 from wmpo_lite.arms.interface import JOINTS, LIMITS, check_joints
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.drawing import import_mujoco
 from wmpo_lite.envs.tabletop import scene
 from wmpo_lite.envs.tabletop.env import Disturbance, TabletopEnv
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 # added to a state's index, once for each seed: the changed look is drawn from the index

@@ -9,7 +9,7 @@ import json
 import symtable
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 LARGEST = 50_000_000  # bytes of a notebook that is read
 

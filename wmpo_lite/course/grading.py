@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import make_folder, one_sentence, write_atomic, write_json
 from wmpo_lite.course.exercise import Exercise, Verdict, judge, wrong
 from wmpo_lite.course.extract import code_cells, extract
 from wmpo_lite.course.packing import pack, unpack
 from wmpo_lite.course.registry import EXERCISES
 from wmpo_lite.course.sandbox import command, isolation
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import make_folder, one_sentence, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SHEET = re.compile(r"(?i)[-_ ]*(0[1-7]_[a-z0-9_]+|capstone)( \(\d+\)|-?copy\d*)*$")

@@ -7,8 +7,8 @@ import base64
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.course.exercise import Raised
-from wmpo_lite.errors import UserError
 
 KINDS = "biuf"  # of arrays: True/False, whole and floating-point numbers
 LARGEST = 1 << 28  # bytes of an array

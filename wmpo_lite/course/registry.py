@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.course import capstone, learning, models
 from wmpo_lite.course.exercise import CheckFailed, Exercise, Verdict, attempt, judge
-from wmpo_lite.errors import UserError
 
 EXERCISES: dict[str, Exercise] = {
     e.name: e for e in (*models.EXERCISES, *learning.EXERCISES, capstone.CAPSTONE)

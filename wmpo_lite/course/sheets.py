@@ -14,8 +14,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import one_sentence, whole_folder, write_atomic
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import one_sentence, whole_folder, write_atomic
 
 MASTERS = Path(__file__).resolve().parents[2] / "notebooks" / "exercises" / "masters"
 BLOCK = re.compile(r"^( *)# BEGIN SOLUTION\n(.*?)^ *# END SOLUTION\n?", re.M | re.S)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import BROKEN_ARCHIVE, make_folder, read_arrays, write_atomic
-from wmpo_lite.machine import cores
-from wmpo_lite.origin import require_same
-from wmpo_lite.progress import progress
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import BROKEN_ARCHIVE, make_folder, read_arrays, write_atomic
+from wmpo_lite.common.machine import cores
+from wmpo_lite.common.origin import require_same
+from wmpo_lite.common.progress import progress
 
 PLAY_SHARD = 32  # episodes that share a kit
 PLAY_HORIZON = 48  # control steps an episode

@@ -5,10 +5,10 @@ folders and Minari data sets.
 import warnings
 from pathlib import Path
 
-from wmpo_lite import lerobot
+from wmpo_lite.common import lerobot
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.datagen import lerobot as lerobot_writer
 from wmpo_lite.datagen import minari
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import (
     Trajectory,
     load_metadata,

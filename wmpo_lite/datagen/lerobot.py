@@ -1,13 +1,13 @@
-"""Trajectories as a LeRobot folder (see `wmpo_lite.lerobot`), in which every picture is a PNG."""
+"""Trajectories as a LeRobot folder (`common/lerobot.py`), in which every picture is a PNG."""
 
 import io
 import json
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import plain, whole_folder, write_atomic, write_json
-from wmpo_lite.lerobot import IMAGES, OF_EPISODES, OF_STEPS, OURS, STATE, arrow
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import plain, whole_folder, write_atomic, write_json
+from wmpo_lite.common.lerobot import IMAGES, OF_EPISODES, OF_STEPS, OURS, STATE, arrow
 
 FILES_IN_CHUNK, FILE_BYTES = 1000, 100 * 2**20  # LeRobot's own limits
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}

@@ -17,9 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from wmpo_lite import foreign
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import read_json, whole_folder, write_atomic, write_json
+from wmpo_lite.common import foreign
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import read_json, whole_folder, write_atomic, write_json
 from wmpo_lite.trajectory import Trajectory
 
 NAME = re.compile(r".+-v\d+")

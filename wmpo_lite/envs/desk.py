@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo_lite.actions import check_actions
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 
 @dataclass(frozen=True)

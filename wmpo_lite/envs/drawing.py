@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 HEADLESS = ("egl", "osmesa")
 

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from wmpo_lite.actions import check_actions
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import tasks
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, CONTROL_PERIOD, SPLITS, TabletopEnv
 from wmpo_lite.envs.tabletop.env import initial_states as draw
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 SEEDS = 2**31

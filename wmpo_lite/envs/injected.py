@@ -6,8 +6,8 @@ then on whoever is tested acts, with the whole time limit. So all policies meet 
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.expert import CARRY, CLOSE, DESCEND, OPEN, PickAndPlace
-from wmpo_lite.errors import UserError
 
 LEAD = 32  # control steps in which the expert reaches its moment; who is there sooner waits
 ASIDE = 0.022  # m, to which side of an object the hand comes down

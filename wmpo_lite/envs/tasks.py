@@ -5,7 +5,7 @@ A task has `horizon` (control steps of an episode); those of the table-top have 
 and `instruction` besides.
 """
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 def load_policy(folder):
     """The policy in a checkpoint folder, of whichever class it is."""
-    from wmpo_lite.checkpoint import read_json
+    from wmpo_lite.common.checkpoint import read_json
 
     if read_json(Path(folder) / "config.json").get("class") == "BackbonePolicy":
         from wmpo_lite.policies.backbone import BackbonePolicy

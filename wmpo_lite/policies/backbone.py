@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import (
     ActionStatistics,
     TokenPolicy,

@@ -9,9 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS
 from wmpo_lite.recipes.experiments import EXPERIMENTS, METHODS, OF_METHOD, ORACLE_ITERATIONS, keys
 from wmpo_lite.recipes.profiles import PROFILES
 from wmpo_lite.recipes.workspace import Run
@@ -320,8 +320,8 @@ def policy_of(folder: Path, key: Key, device: str = "cpu"):
     """The policy that a run (or the shipped run) has trained for a cell; `base`: what it began
     with.
     """
+    from wmpo_lite.common.machine import choose_device
     from wmpo_lite.envs.tasks import folder_name
-    from wmpo_lite.machine import choose_device
     from wmpo_lite.policies import load_policy
     from wmpo_lite.recipes.shipped import Shipped
 

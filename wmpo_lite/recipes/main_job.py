@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint, parallel
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import Compute
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import Compute
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
     Run,

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
-from wmpo_lite.errors import UserError, require_between
+from wmpo_lite.common.errors import UserError, require_between
 from wmpo_lite.policy import ActionStatistics, Policy, PolicyConfig
 from wmpo_lite.recipes.pretrain import POLICIES, PRETRAINING
 from wmpo_lite.recipes.profiles import PROFILES, paper_models

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wmpo_lite import checkpoint
 from wmpo_lite.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -23,14 +22,15 @@ from wmpo_lite.autoencoder import (
     autoencoder_loss,
     to_float,
 )
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS, read_arrays
+from wmpo_lite.common.machine import choose_device
+from wmpo_lite.common.origin import claim, require_same
+from wmpo_lite.common.progress import progress
 from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS, read_arrays
-from wmpo_lite.machine import choose_device
-from wmpo_lite.origin import claim, require_same
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policy import Policy
-from wmpo_lite.progress import progress
 from wmpo_lite.train import FitConfig, fit, set_threads
 from wmpo_lite.world_model import WorldModel, WorldModelConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import parallel
+from wmpo_lite.common import parallel
 
 HELD_OUT_SCENES = 1024
 
@@ -35,7 +35,7 @@ def train_vision(
     from torch import nn
     from torch.nn import functional as F
 
-    from wmpo_lite.checkpoint import digest
+    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.train import fit
 
     torch.manual_seed(seed)
@@ -139,7 +139,7 @@ def ground(
     from torch import nn
     from torch.nn import functional as F
 
-    from wmpo_lite.checkpoint import digest
+    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.envs.tabletop.scenes import CLASSES
     from wmpo_lite.train import fit
 
@@ -204,7 +204,7 @@ def reach(
     """
     import torch
 
-    from wmpo_lite.checkpoint import digest
+    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.envs.tabletop.env import MAX_STEP
     from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
     from wmpo_lite.envs.tabletop.scenes import CLASSES
@@ -297,7 +297,7 @@ def clone(
     """
     import torch
 
-    from wmpo_lite.checkpoint import digest
+    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.policy import cloning_loss
     from wmpo_lite.train import fit
     from wmpo_lite.trajectory import outcomes

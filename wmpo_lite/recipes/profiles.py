@@ -5,7 +5,7 @@ sizes.
 import dataclasses
 from dataclasses import dataclass
 
-from wmpo_lite.errors import require_between
+from wmpo_lite.common.errors import require_between
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError, require_between
+from wmpo_lite.common.files import ASSETS
+from wmpo_lite.common.owner import Owner
 from wmpo_lite.envs.splits import USES
-from wmpo_lite.errors import UserError, require_between
-from wmpo_lite.files import ASSETS
-from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.cells import (
     Book,
     enter,

@@ -5,9 +5,9 @@ policies, its figures), so that every notebook can be opened first. Nothing here
 
 from pathlib import Path
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError, require_between
-from wmpo_lite.files import restore, whole_folder
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError, require_between
+from wmpo_lite.common.files import restore, whole_folder
 from wmpo_lite.recipes.workspace import ASSETS
 
 POLICIES = ("grpo", "dpo", "wmpo")

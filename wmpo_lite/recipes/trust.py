@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 from wmpo_lite.recipes.workspace import (
     Workspace,
     clip_scores,

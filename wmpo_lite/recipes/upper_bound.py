@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError, require_between
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError, require_between
 from wmpo_lite.recipes.workspace import Run, Workspace, greedy
 
 

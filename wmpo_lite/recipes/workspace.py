@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint, parallel
+from wmpo_lite.common import checkpoint, parallel
+from wmpo_lite.common.errors import LARGEST_SEED, UserError, require_between
+from wmpo_lite.common.files import ASSETS
+from wmpo_lite.common.machine import Compute
+from wmpo_lite.common.owner import Owner
 from wmpo_lite.envs.splits import USES, numbers
-from wmpo_lite.errors import LARGEST_SEED, UserError, require_between
-from wmpo_lite.files import ASSETS
-from wmpo_lite.machine import Compute
-from wmpo_lite.owner import Owner
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
@@ -85,8 +85,8 @@ class Workspace:
     """
 
     def __init__(self, run: Run, folder: Path, device: str = "auto", compute: Compute = Compute()):
+        from wmpo_lite.common.machine import choose_device
         from wmpo_lite.envs.tasks import folder_name, get_task, make_env
-        from wmpo_lite.machine import choose_device
         from wmpo_lite.train import MetricsLog, set_threads
 
         set_threads()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.install_check import pinned_versions
 from wmpo_lite.report.checks import (
     Check,

@@ -4,7 +4,7 @@ here?
 
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.install_check import check_installation
 from wmpo_lite.report.diagnosis import diagnose
 

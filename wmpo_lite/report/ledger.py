@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import ASSETS
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS
 
 LEDGER = ASSETS / "results" / "ledger"
 VERSION = 1

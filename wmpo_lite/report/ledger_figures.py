@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.checkpoint import write_atomic
+from wmpo_lite.common.checkpoint import write_atomic
 from wmpo_lite.report import plots
 from wmpo_lite.report.ledger_tables import METHODS, NAMES, lines, rate
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.checkpoint import write_atomic
+from wmpo_lite.common.checkpoint import write_atomic
 from wmpo_lite.evaluate import mean_over_seeds, paired_comparison, wilson_interval
 from wmpo_lite.report import plots
 

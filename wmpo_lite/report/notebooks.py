@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 COLORS = {"base": "#8d949e", "grpo": "#d98a2b", "dpo": "#8a6bb0", "wmpo": "#1f6fb4"}
 NAMES = {"base": "base", "grpo": "online GRPO", "dpo": "offline DPO", "wmpo": "WMPO"}

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS, read_arrays
 from wmpo_lite.evaluate import wilson_interval
-from wmpo_lite.files import ASSETS, read_arrays
 
 RESULTS = ASSETS / "results"
 PATH = RESULTS / "main_job.json"

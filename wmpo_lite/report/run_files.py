@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.evaluate import paired_comparison
 from wmpo_lite.report import plots
 

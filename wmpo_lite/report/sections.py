@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite import checkpoint
+from wmpo_lite.common import checkpoint
 from wmpo_lite.evaluate import success_rate
 from wmpo_lite.report import plots, show
 from wmpo_lite.report.page import film_figures, folded, note, pairs, picture, table, text

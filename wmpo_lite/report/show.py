@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 SUCCESS, FAILURE, NEUTRAL = (
     (34, 150, 87),

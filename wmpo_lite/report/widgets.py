@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 # Command of each button: (dx, dy, dz) as the camera sees it, which looks at the arm from the front:
 # +x comes nearer, +y goes to the right.

@@ -7,8 +7,8 @@ its place, what is missing.
 
 from pathlib import Path
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.report import plots, sections
 from wmpo_lite.report.page import page
 from wmpo_lite.report.run_files import load_films, load_object, read_metrics, with_comparisons

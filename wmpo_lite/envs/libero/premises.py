@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import ASSETS, read_json, write_json
+from wmpo_lite.common.machine import cores
 from wmpo_lite.envs.libero import installed
 from wmpo_lite.envs.libero.env import LiberoEnv, Premise
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import SUITES, LiberoTask, of_the_benchmark, tasks
-from wmpo_lite.errors import UserError
 from wmpo_lite.evaluate import SuccessRate, success_by_kind
-from wmpo_lite.files import ASSETS, read_json, write_json
-from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
 BENCHMARK, DRAWN, BROKEN = "benchmark", "drawn", "broken premise"

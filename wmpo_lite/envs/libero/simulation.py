@@ -6,9 +6,9 @@ import types
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero.bridge import bridge, read_arm
 from wmpo_lite.envs.libero.look import Look, Painter
-from wmpo_lite.errors import UserError
 
 AGENT, WRIST = "agentview", "robot0_eye_in_hand"
 STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, gripper open

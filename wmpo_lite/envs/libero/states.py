@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero import installed
 from wmpo_lite.envs.tabletop.env import SPLITS
-from wmpo_lite.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
 # Control stride (simulator steps at 20 Hz that one action is held) and horizon in policy steps: the

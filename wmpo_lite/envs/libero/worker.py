@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.libero import installed
-from wmpo_lite.errors import UserError
 
 NO_GL = (
     "LIBERO cannot draw here ({}); install the GL libraries (apt-get install libegl1 libegl-mesa0"

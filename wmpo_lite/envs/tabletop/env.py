@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo_lite.actions import check_actions
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import cores
 from wmpo_lite.envs.drawing import import_mujoco
 from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import cores
 from wmpo_lite.trajectory import InitialStates
 
 ACTION_DIM = (

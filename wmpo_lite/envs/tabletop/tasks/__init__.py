@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 NAMES = ("place", "square")
 

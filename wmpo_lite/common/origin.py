@@ -4,8 +4,8 @@ for something else.
 
 from pathlib import Path
 
-from wmpo_lite import checkpoint
-from wmpo_lite.errors import UserError
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
 
 
 def require_same(path, found: dict | None, asked: dict) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 # What ships: beside the package in a checkout, elsewhere in the folder that WMPO_ASSETS names.
-ASSETS = Path(os.environ.get("WMPO_ASSETS") or Path(__file__).resolve().parents[1] / "assets")
+ASSETS = Path(os.environ.get("WMPO_ASSETS") or Path(__file__).resolve().parents[2] / "assets")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What reading a damaged zip archive, or an array inside it, raises.
 BROKEN_ARCHIVE = (

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.machine import processes
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.machine import processes
 
 # How long a process waits for the first one, which may be simulating. One that has ended is noticed
 # at once, by its connection.

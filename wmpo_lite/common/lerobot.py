@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import read_json
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import read_json
 
 IMAGES, STATE, OURS = "observation.images.", "observation.state", "wmpo_lite/"
 SMALL = 128  # pixels: at this size and below an inter-coded video is not trusted

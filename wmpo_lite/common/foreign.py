@@ -9,7 +9,7 @@ import json
 import h5py
 import numpy as np
 
-from wmpo_lite.errors import UserError
+from wmpo_lite.common.errors import UserError
 
 CAMERAS = ("agentview_rgb", "agentview_image")
 

@@ -8,8 +8,8 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import one_sentence
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import one_sentence
 
 NAME = ".owner"
 _held: "weakref.WeakValueDictionary[str, Owner]" = weakref.WeakValueDictionary()  # of this process

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wmpo_lite.errors import UserError, require_between
+from wmpo_lite.common.errors import UserError, require_between
 
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("cuda", "mps", "cpu")  # in the order in which `auto` looks for them

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.errors import UserError
-from wmpo_lite.files import (  # noqa: F401
+from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import (  # noqa: F401
     _plain,
     is_a,
     make_folder,
@@ -69,7 +69,7 @@ def commit() -> str:
     """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside
     a git checkout.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     try:
         run = lambda *a: subprocess.run(
             ["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10, check=True

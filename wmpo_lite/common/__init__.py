@@ -1,0 +1,1 @@
+"""What every part of the kit stands on: files, checkpoints, processes, errors."""
