@@ -133,9 +133,8 @@ class FeetechBus:
         try:
             self._line = _port_class(scservo_sdk, serial)(self.port, self.exclusive)
             self._line.openPort()
-        except (
-            Exception
-        ) as error:  # SerialException, OSError, ValueError, termios.error: each says why
+        except Exception as error:
+            # SerialException, OSError, ValueError, termios.error: each says why
             self._line = None
             raise UserError(
                 f"cannot open the serial port {self.port} ({error}); check the cable, the name of"
@@ -152,9 +151,8 @@ class FeetechBus:
             if line is not None:
                 try:
                     line.closePort()
-                except (
-                    Exception
-                ):  # a pulled cable may fail here too, and there is nothing left to release
+                except Exception:
+                    # a pulled cable may fail here too, and there is nothing left to release
                     pass
 
     @property
@@ -207,11 +205,9 @@ class FeetechBus:
                 data, result, error = once()
             sound = result == 0 and len(data) == size
             if attempt or not sound:
-                time.sleep(
-                    self.calm
-                    # answers to earlier tries may be on their way: they come now, and are not taken
-                    # for one to the next question
-                )
+                # answers to earlier tries may be on their way: they come now, and are not taken for
+                # one to the next question
+                time.sleep(self.calm)
             if sound:
                 if not attempt:
                     self._took.append(time.monotonic() - begin)
@@ -463,11 +459,8 @@ def _port_class(sdk, serial):
             self.ser.reset_input_buffer()
             return True
 
-        def clearPort(
-            self,
-            # called before every packet: a late answer to an earlier question is no answer to this
-            # one
-        ):
+        def clearPort(self):
+            # called before every packet: a late answer to an earlier question is none to this one
             self.ser.reset_input_buffer()
 
         def getCurrentTime(self):

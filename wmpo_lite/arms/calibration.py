@@ -24,10 +24,8 @@ from wmpo_lite.common.files import write_atomic
 HIGHEST_TICK = 4095
 TICKS_PER_RADIAN = HIGHEST_TICK / (2 * np.pi)
 WIDER = 1.2  # times as wide as its limits a joint's range may be: arms and hands differ
-GRIPPER = (
-    400,
-    2047,
-)  # ticks between closed and open, at least and at most; an SO-101 has about 1450
+# ticks between closed and open, at least and at most; an SO-101 has about 1450
+GRIPPER = (400, 2047)
 # What the numbers of a joint may be, (lowest, highest).
 FIELDS = {
     "id": (0, 252),
@@ -53,9 +51,8 @@ class Calibration:
 
     def __post_init__(self):
         for field, (low, high) in FIELDS.items():
-            values = np.asarray(
-                getattr(self, field), dtype=object
-            )  # whole numbers of any size, until their range is known
+            # whole numbers of any size, until their range is known
+            values = np.asarray(getattr(self, field), dtype=object)
             for joint, value in zip(JOINTS, values):
                 if not low <= value <= high:
                     raise UserError(
@@ -82,15 +79,12 @@ class Calibration:
         narrow that the first posture of an episode is outside.
         """
         widest = np.append(np.ptp(LIMITS[:5], axis=1) * WIDER * TICKS_PER_RADIAN, GRIPPER[1])
-        widest[JOINTS.index("wrist_roll")] = (
-            HIGHEST_TICK  # the only joint to which LeRobot gives the whole turn
-        )
+        # the only joint to which LeRobot gives the whole turn
+        widest[JOINTS.index("wrist_roll")] = HIGHEST_TICK
         for n, joint in enumerate(JOINTS):
-            low, high, width = (
-                self.range_min[n],
-                self.range_max[n],
-                self.range_max[n] - self.range_min[n],
-            )
+            low = self.range_min[n]
+            high = self.range_max[n]
+            width = self.range_max[n] - self.range_min[n]
             if width > widest[n]:
                 raise UserError(
                     f"{self.source}: the range of {joint}, {low} to {high}, is wider than the joint"

@@ -60,13 +60,11 @@ class VideoCamera(Camera):
 
     def __init__(self, source=0, size: int = 64):
         self.source, self.size = int(source) if str(source).isdigit() else str(source), size
-        self._newest, self._error, self._ended, self._thread, self._first = (
-            None,
-            None,
-            threading.Event(),
-            None,
-            threading.Event(),
-        )
+        self._newest = None
+        self._error = None
+        self._ended = threading.Event()
+        self._thread = None
+        self._first = threading.Event()
 
     def open(self) -> None:
         self._newest, self._error = None, None

@@ -189,9 +189,8 @@ def run_episode(
         try:
             with Hold(arm, loop.commander.goal):
                 finish = mark(np.stack(recording.frames), instruction)
-        except (
-            BaseException
-        ) as error:  # the episode itself is over and whole, but nobody can say how it ended
+        except BaseException as error:
+            # the episode itself is over and whole, but nobody can say how it ended
             finish, reason, problem = 0, f"no success mark: {_reason(error)}", error
     trajectory = recording.trajectory(finish=finish, tokens=ahead < 1)
     return Episode(trajectory, reason, loop.pace.measures(loop.period), problem)
@@ -245,13 +244,11 @@ class _Loop:
     def __init__(self, policy, arm, instruction, ahead, rate, temperature, seed):
         import torch
 
-        self.policy, self.arm, self.instruction, self.ahead, self.temperature = (
-            policy.eval(),
-            arm,
-            instruction,
-            ahead,
-            temperature,
-        )
+        self.policy = policy.eval()
+        self.arm = arm
+        self.instruction = instruction
+        self.ahead = ahead
+        self.temperature = temperature
         self.generator = torch.Generator().manual_seed(seed)
         self.commander, self.pace = Commander(rate), Pace()
         self.period = CONTROL_PERIOD / getattr(arm, "speed", 1.0)

@@ -140,9 +140,8 @@ class Servos:
             elif instruction != protocol.PING:
                 continue
             replies.append(self._status(servo))
-        return (
-            replies if ident != protocol.BROADCAST else []
-        )  # all at once they would drown each other
+        # all at once they would drown each other
+        return replies if ident != protocol.BROADCAST else []
 
     def _status(self, servo, data=b""):
         return protocol.packet(servo["id"], servo.fault, bytes(data))
@@ -244,17 +243,13 @@ class Desk:
         )
         self.servos = Servos(self.calibration, seed)
         self.folder = folder
-        self.port, self.pictures, self.pause = (
-            Port(folder / "port", self.servos),
-            SharedCamera(folder / "pictures", writable=True),
-            1 / fps,
-        )
-        self.camera_fault, self.picture, self.moved, self.next_picture = (
-            None,
-            None,
-            dict.fromkeys(STILL, 0.0),
-            0.0,
-        )
+        self.port = Port(folder / "port", self.servos)
+        self.pictures = SharedCamera(folder / "pictures", writable=True)
+        self.pause = 1 / fps
+        self.camera_fault = None
+        self.picture = None
+        self.moved = dict.fromkeys(STILL, 0.0)
+        self.next_picture = 0.0
         self.reset(**start)
         self.port.plug()
 
@@ -268,9 +263,8 @@ class Desk:
         self.clock, self.next_picture = time.monotonic(), 0.0
         with self.servos.lock:
             self._tell()
-            self.points = np.array(
-                [servo["position"] for servo in self.servos.all], dtype=float
-            )  # where each servo's own ramp is
+            # where each servo's own ramp is
+            self.points = np.array([servo["position"] for servo in self.servos.all], dtype=float)
             for servo, point in zip(self.servos.all, self.points):
                 servo["goal_position"] = int(point)
         self._photograph(time.monotonic())

@@ -72,11 +72,9 @@ class Emulator:
         fps: float = 30,
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="wmpo-arm-"))
-        self.port, self.calibration, self.size = (
-            str(self._folder / "port"),
-            self._folder / "calibration.json",
-            size,
-        )
+        self.port = str(self._folder / "port")
+        self.calibration = self._folder / "calibration.json"
+        self.size = size
         self.pictures = self._folder / "pictures"
         SharedCamera.create(self.pictures, size)
         emulated_calibration().save(self.calibration)

@@ -11,12 +11,9 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.arm import JOINTS as REVOLUTE
 from wmpo_lite.envs.tabletop.arm import LIMITS as REVOLUTE_LIMITS
 
-JOINTS = (
-    *REVOLUTE,
-    "gripper",
-    # five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0,
-    # closed, to 1, open
-)
+# five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0,
+# closed, to 1, open
+JOINTS = (*REVOLUTE, "gripper")
 LIMITS = np.concatenate([REVOLUTE_LIMITS, [[0.0, 1.0]]])  # (6, 2)
 WATCHDOG = 0.5  # s without a command after which an arm stops by itself
 

@@ -17,9 +17,8 @@ from contextlib import suppress
 
 from wmpo_lite.common.errors import UserError
 
-PATIENCE = (
-    2.0  # s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
-)
+# s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
+PATIENCE = 2.0
 START = 20.0  # s that the process may take to begin
 
 
@@ -106,10 +105,8 @@ def watch(port: str, patience: float, ids: list[int], watched: int) -> None:
             bus.open()
             bus.torque(False)
             break
-        except (
-            BusError,
-            UserError,
-        ):  # both ends may have spoken at once, or somebody pulls the cable
+        except (BusError, UserError):
+            # both ends may have spoken at once, or somebody pulls the cable
             time.sleep(0.05)
         finally:
             bus.close()

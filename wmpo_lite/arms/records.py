@@ -18,10 +18,8 @@ from wmpo_lite.common.files import make_folder, misfit, one_sentence, write_all
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
 KILLED = "the process ended in mid-motion"
-COMPLETE, STOPPED = (
-    re.compile(r"episode_(\d+)\.hdf5"),
-    re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5"),
-)
+COMPLETE = re.compile(r"episode_(\d+)\.hdf5")
+STOPPED = re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5")
 
 
 @dataclass
@@ -66,9 +64,8 @@ class Recording:
             }
             try:
                 with one_sentence(self.path):
-                    self._file = open(
-                        self.path, "wb", buffering=0
-                    )  # what is written is out of the process's hands
+                    # what is written is out of the process's hands
+                    self._file = open(self.path, "wb", buffering=0)
                     write_all(
                         self._file, json.dumps(head).encode() + b"\n" + self.frames[0].tobytes()
                     )
@@ -104,12 +101,10 @@ class Recording:
         """
         frames, rows, done = self.frames, self.rows, self.done
         if not rows:
-            frames, rows, done, tokens = (
-                frames * 2,
-                [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)],
-                [False],
-                False,
-            )
+            frames = frames * 2
+            rows = [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)]
+            done = [False]
+            tokens = False
         actions, chosen, log_probs = np.moveaxis(np.stack(rows), 1, 0)
         if finish is None:
             finish = int(np.argmax(done)) + 1 if any(done) else 0
@@ -194,9 +189,8 @@ def recover(folder, task: str) -> list[Path]:
         if not name.endswith(".journal"):
             continue
         path, number = Path(folder) / name, int(re.search(r"\d+", name)[0])
-        if number in complete(
-            folder
-        ):  # killed when the episode was safe and the journal not yet gone
+        # killed when the episode was safe and the journal not yet gone
+        if number in complete(folder):
             path.unlink()
             continue
         with one_sentence(path, "read"):

@@ -12,9 +12,8 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import WORKSPACE
 
-SPEED = np.array(
-    [4.0, 4.0, 4.0, 4.0, 6.0, 8.0]
-)  # rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
+# rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
+SPEED = np.array([4.0, 4.0, 4.0, 4.0, 6.0, 8.0])
 # m around the box of the commands: joints that move in straight lines carry the tips a little past
 # its faces
 MARGIN = 0.015
@@ -49,10 +48,8 @@ class Guard:
         margin: float = MARGIN,
         watchdog: float = WATCHDOG,
     ):
-        self.limits, self.box = (
-            np.asarray(limits, dtype=np.float64),
-            np.asarray(box, dtype=np.float64),
-        )
+        self.limits = np.asarray(limits, dtype=np.float64)
+        self.box = np.asarray(box, dtype=np.float64)
         self.speed = np.broadcast_to(np.asarray(speed, dtype=np.float64), (len(LIMITS),))
         if (
             self.limits.shape != (len(LIMITS), 2)

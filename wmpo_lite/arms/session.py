@@ -72,9 +72,8 @@ class Session:
             self._open(stack, size)
             self.keys.on_stop = self.arm.stop
             said = s.instruction or self.states.instructions[self.first_row]
-            self.policy.act(
-                torch.zeros(1, size, size, 3, dtype=torch.uint8), [said]
-            )  # the first call is slow, and the arm should not wait for it
+            # the first call is slow, and the arm should not wait for it
+            self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [said])
             if s.dry_run:
                 return self._dry_run()
             self._choose_mark()
@@ -123,17 +122,13 @@ class Session:
                     self.task, self.states, self.first_row, size=size, disturbance=look, seed=s.seed
                 )
             )
-            self.arm, self.test = (
-                SO101(self.desk.port, self.desk.calibration, self.desk.camera()),
-                self.desk.success,
-            )
+            self.arm = SO101(self.desk.port, self.desk.calibration, self.desk.camera())
+            self.test = self.desk.success
         else:
             from wmpo_lite.arms.cameras import VideoCamera
 
-            self.arm, self.test = (
-                SO101(s.port, s.calibration, VideoCamera(s.camera, size=size)),
-                None,
-            )
+            self.arm = SO101(s.port, s.calibration, VideoCamera(s.camera, size=size))
+            self.test = None
 
     def _prepare(self, number: int, row: int):
         """The arm at the beginning of episode `number`: connected, in its first posture, the desk
@@ -186,11 +181,9 @@ class Session:
             )
             where = {"split": "desk", "index": number}
         else:
-            instruction, state, where = (
-                self.states.instructions[row],
-                self.states.states[row],
-                {"split": self.states.split, "index": int(self.states.indices[row])},
-            )
+            instruction = self.states.instructions[row]
+            state = self.states.states[row]
+            where = {"split": self.states.split, "index": int(self.states.indices[row])}
         about = {
             "arm": s.arm + (" emulated" if s.emulated else ""),
             "checkpoint": s.checkpoint,
@@ -295,9 +288,8 @@ class Session:
         if self.marked_by == "reward":
             from wmpo_lite.recipes.shipped import Shipped
 
-            judge = Shipped(
-                s.task
-            ).reward_model()  # read now: the arm does not wait half a second for it later
+            # read now: the arm does not wait half a second for it later
+            judge = Shipped(s.task).reward_model()
             self.mark = lambda frames, instruction: mark_by_reward(judge, frames, instruction)
         elif self.marked_by == "key":
             if not self.keys.live:

@@ -76,12 +76,10 @@ class SimulatedArm(Arm):
         self.task, self.config, self.guard = task, config, guard or Guard()
         self.speed = config.speed
         self._desk = (states, row)
-        self._thread, self._reason, self._cause, self._broken = (
-            None,
-            "it is not connected",
-            None,
-            set(),
-        )
+        self._thread = None
+        self._reason = "it is not connected"
+        self._cause = None
+        self._broken = set()
         self._lock = threading.Lock()  # over what the physics thread publishes and takes
 
     # -- the interface of an arm -------------------------------------------------------------------
@@ -89,12 +87,10 @@ class SimulatedArm(Arm):
     def connect(self) -> None:
         self.close()
         self._reason, self._cause, self._broken, self._target = None, None, set(), None
-        self._requests, self._pictures, self._ended, self._off = (
-            queue.SimpleQueue(),
-            deque(maxlen=KEPT),
-            threading.Event(),
-            True,
-        )
+        self._requests = queue.SimpleQueue()
+        self._pictures = deque(maxlen=KEPT)
+        self._ended = threading.Event()
+        self._off = True
         self._tremor, self._grain = (
             np.random.default_rng([self.config.seed, stream]) for stream in (3, 4)
         )
@@ -119,11 +115,9 @@ class SimulatedArm(Arm):
             now = time.monotonic()
             while len(self._pictures) > 1 and self._pictures[1][0] <= now - delay:
                 self._pictures.popleft()
-            (taken, frame), joints, joint_time = (
-                self._pictures[0],
-                self._joints.copy(),
-                self._joint_time,
-            )
+            taken, frame = self._pictures[0]
+            joints = self._joints.copy()
+            joint_time = self._joint_time
         return Observation(frame=frame, joints=joints, frame_time=taken, joint_time=joint_time)
 
     def command(self, joints) -> None:
@@ -278,9 +272,8 @@ class SimulatedArm(Arm):
         with self._lock:
             self._pictures.append((taken, frame))
             self._success = success
-        self._pictured = (
-            time.monotonic()
-        )  # not `taken`: a machine that was busy for a while has no stuck camera
+        # not `taken`: a machine that was busy for a while has no stuck camera
+        self._pictured = time.monotonic()
 
     def _alive(self):
         if "dropout" in self._broken:

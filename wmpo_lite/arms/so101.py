@@ -21,9 +21,8 @@ PERIOD = 0.02  # s between two questions to the servos where no command comes in
 # s without any sound answer of some servo, all retries included, after which the arm is stopped
 LOST = 0.15
 STALE = 0.25  # s without a new picture after which it is stopped
-VISIBLE = np.array(
-    [0.05, 0.05, 0.05, 0.05, 0.05, 0.15]
-)  # rad, opening: an arm that has moved by this much looks different in every picture
+# rad, opening: an arm that has moved by this much looks different in every picture
+VISIBLE = np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.15])
 REPEATS = 3  # pictures that do not: the camera is frozen
 YOUNG = 0.05  # s: a joint position this old still says where a moving arm is
 FASTEST = 32767  # ticks/s, the largest speed limit of a servo
@@ -91,25 +90,19 @@ class SO101(Arm):
                 ],
                 axis=1,
             )
-        self.port, self.camera, self.torque, self.acceleration = (
-            str(port),
-            camera,
-            torque,
-            acceleration,
-        )
+        self.port = str(port)
+        self.camera = camera
+        self.torque = torque
+        self.acceleration = acceleration
         self.lost, self.stale, self._write_calibration = lost, stale, write_calibration
-        self.bus, self._thread, self._connected = (
-            FeetechBus(self.port, self.calibration.id),
-            None,
-            False,
-        )
+        self.bus = FeetechBus(self.port, self.calibration.id)
+        self._thread = None
+        self._connected = False
         self.lifeline = Lifeline(self.port, self.calibration.id)
-        self._reason, self._closing, self._wake, self._lock = (
-            "the arm is not connected",
-            threading.Event(),
-            threading.Event(),
-            threading.Lock(),
-        )
+        self._reason = "the arm is not connected"
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
 
     # -- the interface -----------------------------------------------------------------------------
 
@@ -134,9 +127,8 @@ class SO101(Arm):
                 acceleration=self.acceleration,
             )
             state = self.bus.state()
-            for joint, position in enumerate(
-                state.position
-            ):  # with an answer each: a servo that missed this would leap to an old target
+            # with an answer each: a servo that missed this would leap to an old target
+            for joint, position in enumerate(state.position):
                 self.bus.write("goal_position", joint, int(position))
             self.lifeline.start()
             self._powered = True
@@ -145,13 +137,11 @@ class SO101(Arm):
             self._take(self.bus.state())
         except BusError as error:
             raise UserError(f"{error}") from None
-        self._goal, self._done, self._sent, self._held, self._blind = (
-            None,
-            None,
-            state.position,
-            None,
-            False,
-        )
+        self._goal = None
+        self._done = None
+        self._sent = state.position
+        self._held = None
+        self._blind = False
         self._picture, self._picture_joints, self._taken, self._repeats = None, None, None, 0
         self._closing.clear(), self._wake.clear()
         self._reason = None
@@ -244,9 +234,8 @@ class SO101(Arm):
                 if self._reason is None:
                     self._exchange()
                     self._look()
-            except (
-                Exception
-            ) as error:  # whatever it is: a moving arm without this thread would be worse
+            except Exception as error:
+                # whatever it is: a moving arm without this thread would be worse
                 self.stop(
                     str(error)
                     if isinstance(error, (BusError, UserError))

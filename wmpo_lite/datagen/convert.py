@@ -53,10 +53,8 @@ def convert(
         fields, more, about = lerobot.read(source, camera=camera, success=success, partial=partial)
         trajectories = [Trajectory(**f) for f in fields]
     else:
-        trajectories, more = (
-            load_trajectories(source, pictures),
-            load_observations(source, pictures),
-        )
+        trajectories = load_trajectories(source, pictures)
+        more = load_observations(source, pictures)
         metadata = load_metadata(source)
         about = _about(metadata["env_args"]) | metadata["provenance"].get("lerobot", {})
         about |= {"camera": camera} if camera else {}

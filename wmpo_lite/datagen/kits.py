@@ -165,11 +165,9 @@ class Kit:
             yaw = rng.uniform(-np.pi, np.pi) * (rng.random() < 0.25)
             place = [*spot, t.half + 5e-4]
             if n == held:
-                tip[2], yaw, opening = (
-                    rng.uniform(0.05, 0.12),
-                    0.0,
-                    min(t.grip, scene.FINGER_TRAVEL),
-                )
+                tip[2] = rng.uniform(0.05, 0.12)
+                yaw = 0.0
+                opening = min(t.grip, scene.FINGER_TRAVEL)
                 place = tip + rng.normal(size=3) * (0.003, 0.0005, 0.002)
             poses.append(np.array([*place, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]))
         colors = np.concatenate([_color(rng, t.free) for t in self.things])

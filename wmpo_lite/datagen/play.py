@@ -72,9 +72,8 @@ class PlayHand:
         self.place_offset[rows] = np.stack(
             [off * np.cos(turn), off * np.sin(turn), 0 * off], axis=1
         )
-        height = rng.uniform(0, TRAVEL - 0.015, n) * (
-            rng.random(n) < 0.5
-        )  # above where it would lie
+        # above where it would lie
+        height = rng.uniform(0, TRAVEL - 0.015, n) * (rng.random(n) < 0.5)
         self.place_offset[rows, 2] = height
         self.spot[rows] = rng.uniform((0.135, -0.115, 0), (0.24, 0.115, 0), (n, 3))
         miss = rng.choice((0.001, 0.005, 0.016), size=(n, 1), p=(0.55, 0.25, 0.2))

@@ -144,9 +144,8 @@ class BackbonePolicy(TokenPolicy):
         """
         check_frames(frames, self.config.image)
         side = self.body.config.vision_config.image_size
-        pixels = (
-            frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )  # mean and deviation one half, as both families were trained
+        # mean and deviation one half, as both families were trained
+        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if side != self.config.image:
             pixels = nn.functional.interpolate(
                 pixels, size=(side, side), mode="bicubic", antialias=True

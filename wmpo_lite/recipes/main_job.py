@@ -67,9 +67,8 @@ def require_outcomes(trajectories) -> None:
     rollouts.
     """
     outcomes = [t.success for t in trajectories]
-    held = [
-        outcomes[i] for i in split_rollouts(outcomes, 0)[1]
-    ]  # how many of each kind are held out does not depend on the seed
+    # how many of each kind are held out does not depend on the seed
+    held = [outcomes[i] for i in split_rollouts(outcomes, 0)[1]]
     if all(held) or not any(held):
         raise UserError(
             f"the base policy succeeded in {sum(outcomes)} of {len(outcomes)} rollouts, too"
@@ -102,10 +101,8 @@ def align_world_model(w: Workspace) -> dict:
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
     model = w.compute.prepare(w.pretrained_world_model().to(memory_format=torch.channels_last))
-    shown, windows = (
-        w.rollouts() + demonstrations(w),
-        WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
-    )
+    shown = w.rollouts() + demonstrations(w)
+    windows = WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4)
     pool = Pool(recorded_episodes(w, shown), model, windows)
     records = fit(
         model,
@@ -204,10 +201,8 @@ def fit_reward(w: Workspace) -> dict:
     model = RewardModel.from_tower(w.base()).to(w.device)
     w.compute.prepare(model).freeze_lower(s.reward_frozen)
     seen = [trajectories[i] for i in fitted] + demonstrations(w)
-    real, env = (
-        np.stack([t.frames for t in seen]),
-        imagined_env(w, w.run.seed, stop=False, judged=False),
-    )
+    real = np.stack([t.frames for t in seen])
+    env = imagined_env(w, w.run.seed, stop=False, judged=False)
     imagined = replay_in(env, seen)
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))

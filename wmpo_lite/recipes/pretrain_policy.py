@@ -78,9 +78,8 @@ def train_vision(
     held_out = slice(known, total)
     there = lambda array: torch.from_numpy(array).to(device)
     center, scale = torch.tensor(center, device=device), torch.tensor(scale, device=device)
-    grid = (
-        scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None
-    )  # (N, 32, 32): every other pixel
+    # (N, 32, 32): every other pixel
+    grid = scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None
     patches = tower.config.image_size // tower.config.patch_size
 
     def errors(index):
@@ -310,9 +309,8 @@ def clone(
     policy.train_vision(tune_vision)
     frames = torch.from_numpy(demos["frames"])
     success, finish = outcomes(demos["done"])
-    last = np.where(
-        success, np.minimum(finish + 4, steps), steps
-    )  # what follows success is standing still
+    # what follows success is standing still
+    last = np.where(success, np.minimum(finish + 4, steps), steps)
     if not tune_vision:
         with torch.no_grad():
             features = torch.cat(

@@ -31,11 +31,9 @@ class Shipped:
     def __init__(self, task: str = "place", assets: Path = ASSETS):
         from wmpo_lite.envs.tasks import folder_name, get_task
 
-        self.task, self.home, self.shared = (
-            get_task(task),
-            Path(assets) / folder_name(task),
-            Path(assets) / "tabletop",
-        )
+        self.task = get_task(task)
+        self.home = Path(assets) / folder_name(task)
+        self.shared = Path(assets) / "tabletop"
         self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
             raise UserError(
@@ -60,9 +58,8 @@ class Shipped:
         from wmpo_lite.reward import RewardModel
 
         model = RewardModel.load(self._file("reward"))
-        model.threshold.fill_(
-            self.thresholds()["threshold"]
-        )  # weights are shipped in half precision, in which 0.9999 is 1
+        # weights are shipped in half precision, in which 0.9999 is 1
+        model.threshold.fill_(self.thresholds()["threshold"])
         return model
 
     def thresholds(self) -> dict:

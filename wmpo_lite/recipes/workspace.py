@@ -99,10 +99,8 @@ class Workspace:
                 f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this"
                 " version does not have; choose place or square"
             )
-        self.assets, self.shared = (
-            Path(run.assets) / folder_name(run.task),
-            Path(run.assets) / "tabletop",
-        )
+        self.assets = Path(run.assets) / folder_name(run.task)
+        self.shared = Path(run.assets) / "tabletop"
         if not self.assets.exists():
             raise UserError(
                 f"there are no trained assets for task '{run.task}' ({self.assets}); train them"

@@ -25,12 +25,8 @@ PANEL = {
     "psnr": {"horizons": [int], "model": [float]},
     "sensitivity": {"shuffled_cost": float},
 }
-MEASURED = (
-    "upper_bound_success",
-    "unet_ratio",
-    "demo_ratio",
-    "peak_ratio",
-)  # apart from the run, and kept when it is replaced
+# apart from the run, and kept when it is replaced
+MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")
 
 
 def collect(runs, folder: Path = RESULTS):
@@ -222,10 +218,8 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
         for film in pair
     ]
     buffer = io.BytesIO()
-    grid, task = (
-        np.concatenate(rows),
-        checkpoint.read_json(run / "config.json", {"task": str})["task"],
-    )
+    grid = np.concatenate(rows)
+    task = checkpoint.read_json(run / "config.json", {"task": str})["task"]
     which = "_libero" if "/" in task else "" if task == "place" else f"_{task}"
     path = Path(folder) / f"real_and_imagined{which}.png"
     Image.fromarray(grid).resize(

@@ -81,10 +81,8 @@ def with_comparisons(evaluation: dict) -> dict:
     """The evaluation with every comparison of WMPO that its outcomes allow; the run's own
     comparisons are kept.
     """
-    policies, comparisons = (
-        evaluation.get("policies") or {},
-        dict(evaluation.get("comparisons") or {}),
-    )
+    policies = evaluation.get("policies") or {}
+    comparisons = dict(evaluation.get("comparisons") or {})
     outcomes = {name: policies[name]["success"] for name in plots.ordered_policies(evaluation)}
     for name in outcomes:
         key = f"wmpo_vs_{name}"

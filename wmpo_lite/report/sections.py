@@ -322,14 +322,12 @@ def trust(measured: dict | None, films: dict | None, budget: list[int]) -> str:
 
 
 def _trust_figures(measured: dict) -> str:
-    values, rows = (
-        {
-            **measured,
-            **(measured.get("sensitivity") or {}),
-            **(measured.get("agreement") or {}),
-        },
-        [],
-    )
+    values = {
+        **measured,
+        **(measured.get("sensitivity") or {}),
+        **(measured.get("agreement") or {}),
+    }
+    rows = []
     before = (measured.get("before_alignment") or {}).get("agreement") or {}
     values |= {"before_auc": before.get("auc"), "before_success": before.get("success_agreement")}
     for key, (label, aim, form, why) in TRUST_AIMS.items():

@@ -17,11 +17,8 @@ import numpy as np
 
 from wmpo_lite.common.errors import UserError
 
-SUCCESS, FAILURE, NEUTRAL = (
-    (34, 150, 87),
-    (205, 62, 70),
-    (190, 194, 201),
-)  # RGB of borders; labels say it in words too
+# RGB of borders; labels say it in words too
+SUCCESS, FAILURE, NEUTRAL = ((34, 150, 87), (205, 62, 70), (190, 194, 201))
 LABEL_HEIGHT, BORDER, GAP = 20, 4, 8  # pixels
 
 

@@ -66,12 +66,10 @@ class Driver:
         self.restart()
 
     def restart(self):
-        self.frames, self.actions, self.done, self.closed = (
-            [self.env.reset(self.states)[0]],
-            [],
-            [],
-            False,
-        )
+        self.frames = [self.env.reset(self.states)[0]]
+        self.actions = []
+        self.done = []
+        self.closed = False
 
     @property
     def frame(self) -> np.ndarray:
@@ -211,9 +209,8 @@ def pad(driver: Driver):
         try:
             driver.press(name)
             widget.picture, widget.caption = png(driver.frame), driver.caption()
-        except (
-            Exception
-        ) as error:  # a front end shows no traceback of a message, so the caption has to say it
+        except Exception as error:
+            # a front end shows no traceback of a message, so the caption has to say it
             widget.caption = str(error) or type(error).__name__
 
     # Recent kernels hear messages in threads of their own, and an OpenGL context belongs to the

@@ -70,9 +70,8 @@ def load_demonstrations(
         steps = len(trajectory)
         ends = np.append(np.arange(0, steps, stride), steps)  # of T + 1 frames
         if env is not None:
-            frames = env.pictures(
-                rows[np.minimum(ends + cut, len(rows) - 1)]
-            )  # the state after the last action is mostly not in the file
+            # the state after the last action is mostly not in the file
+            frames = env.pictures(rows[np.minimum(ends + cut, len(rows) - 1)])
         else:
             frames = _resize(
                 trajectory.frames[ends][:, ::-1] if upside_down else trajectory.frames[ends], size

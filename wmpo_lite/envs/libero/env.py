@@ -92,14 +92,12 @@ class LiberoEnv:
         ):
             if value < least:
                 raise UserError(f"LiberoEnv.{name} is {value}; expected at least {least}")
-        self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = (
-            task,
-            size,
-            look,
-            wrist,
-            stride,
-            settle,
-        )
+        self.task = task
+        self.size = size
+        self.look = look
+        self.has_wrist = wrist
+        self.stride = stride
+        self.settle = settle
         count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
@@ -121,17 +119,13 @@ class LiberoEnv:
         except BaseException:
             self.close()
             raise
-        self.row_size, self.objects, self._placement = (
-            answers[0][0]["row_size"],
-            tuple(answers[0][0]["objects"]),
-            answers[0][1]["placement"],
-        )
-        self.camera = answers[0][1][
-            "camera"
-        ]  # (3, 4): point of the room -> picture, see `Simulation`
-        self.goal = tuple(
-            tuple(part) for part in answers[0][0]["goal"]
-        )  # such as ("on", "akita_black_bowl_1", "plate_1")
+        self.row_size = answers[0][0]["row_size"]
+        self.objects = tuple(answers[0][0]["objects"])
+        self._placement = answers[0][1]["placement"]
+        # (3, 4): point of the room -> picture, see `Simulation`
+        self.camera = answers[0][1]["camera"]
+        # such as ("on", "akita_black_bowl_1", "plate_1")
+        self.goal = tuple(tuple(part) for part in answers[0][0]["goal"])
         self._other_tasks = set(instructions(task.suite)) - {task.instruction}
         self._batch, self.instructions, self.premises = 0, [], []
         self.initial, self.wrist, self.now = None, None, {}
@@ -210,12 +204,10 @@ class LiberoEnv:
             ]
         )
         self.premises = _premises(states.indices, answers)
-        self._batch, self.initial, self.instructions, self.done = (
-            len(states),
-            states,
-            list(states.instructions),
-            np.zeros(len(states), dtype=bool),
-        )
+        self._batch = len(states)
+        self.initial = states
+        self.instructions = list(states.instructions)
+        self.done = np.zeros(len(states), dtype=bool)
         self.now = _joined(answers)
         frames = self.now.pop("frames")
         self.wrist = frames[:, 1] if self.has_wrist else None

@@ -80,10 +80,8 @@ class PickAndPlace:
         self.pick_offset, self.place_offset = (
             np.broadcast_to(x, (self.batch, 2)).copy() for x in (pick_offset, place_offset)
         )
-        self.things, self.spots = (
-            (np.full(self.batch, thing) if things is None else np.array(things)),
-            spots,
-        )
+        self.things = np.full(self.batch, thing) if things is None else np.array(things)
+        self.spots = spots
         self.carry, self.low = GOALS[kind(env.objects[self.place])] if spots is None else TABLE
         self.keeps, self.wander = np.broadcast_to(keeps, self.batch), wander
         self.dwell = max(2, 12 // env.stride)
@@ -150,10 +148,8 @@ class PickAndPlace:
             ],
             axis=1,
         )
-        self.phase, self.timer = (
-            np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance),
-            np.where(advance, 0, self.timer + 1),
-        )
+        self.phase = np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance)
+        self.timer = np.where(advance, 0, self.timer + 1)
         return action
 
     def restart(self, which: np.ndarray):
@@ -170,10 +166,8 @@ def _record(env, states, rng, noise, burst, make, each_step=None) -> dict:
         if each_step:
             each_step(expert)
         wanted = expert.act(env)
-        action, struck = (
-            wanted.astype(np.float32),
-            rng.random((len(wanted), 1)) < burst,
-        )  # single precision, as it is recorded: a replay is then exact
+        # single precision, as it is recorded: a replay is then exact
+        action, struck = wanted.astype(np.float32), rng.random((len(wanted), 1)) < burst
         action[:, :3] = np.clip(
             wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
         )
@@ -270,11 +264,9 @@ def play(env, states, rng: np.random.Generator) -> dict:
     def anew(expert):
         over = np.flatnonzero((expert.phase == AWAY) & (expert.timer >= 2))
         if len(over):
-            expert.things[over], expert.spots[over], expert.pick_offset[over] = (
-                rng.choice(movable, len(over)),
-                spots(over),
-                miss(len(over)),
-            )
+            expert.things[over] = rng.choice(movable, len(over))
+            expert.spots[over] = spots(over)
+            expert.pick_offset[over] = miss(len(over))
             expert.restart(over)
 
     return _record(env, states, rng, noise, 0.4, make, anew)

@@ -20,13 +20,9 @@ SETTLE = 10
 # rad, standard deviation of each arm joint in an initial state: the noise with which the
 # benchmark's states were made (robosuite's own; LIBERO's class for evaluation turns it off)
 ARM_NOISE = 0.02
-DRIFT, TILT, SPEED = (
-    0.03,
-    30.0,
-    0.1,
-    # meters over ground and degrees that an object may move while its initial state settles, m/s
-    # that it may have then
-)
+# meters over ground and degrees that an object may move while its initial state settles, m/s that
+# it may have then
+DRIFT, TILT, SPEED = 0.03, 30.0, 0.1
 
 
 class Simulation:
@@ -170,11 +166,9 @@ class Simulation:
         for body, pose in zip(self.fixtures, placement.reshape(-1, 7)):
             self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.time, self.data.qpos[:], self.data.qvel[:] = (
-            row[0],
-            row[1 : 1 + self.model.nq],
-            row[1 + self.model.nq : self.row_size],
-        )
+        self.data.time = row[0]
+        self.data.qpos[:] = row[1 : 1 + self.model.nq]
+        self.data.qvel[:] = row[1 + self.model.nq : self.row_size]
         self._mujoco.mj_forward(self.model, self.data)
         self._as_after_reset()
         self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
@@ -198,10 +192,8 @@ class Simulation:
         self._mujoco.mj_setState(self.model, self.data, saved["state"], self._spec)
         self._as_after_reset()
         self.robot.controller.new_update = not saved["fresh"]
-        self.robot.controller.goal_ori, self.robot.gripper.current_action = (
-            saved["goal"].copy(),
-            saved["gripper"].copy(),
-        )
+        self.robot.controller.goal_ori = saved["goal"].copy()
+        self.robot.gripper.current_action = saved["gripper"].copy()
 
     def _read_at_rest(self) -> dict:
         """What the controller reads (pose of the hand, joints, Jacobians, mass matrix) where the
@@ -311,10 +303,8 @@ class Simulation:
         """Let the present initial state come to rest; returns what of its premise is broken then,
         in words, empty if it holds.
         """
-        before, turned = (
-            self.data.xpos[self._bodies].copy(),
-            self.data.xmat[self._bodies].reshape(-1, 3, 3).copy(),
-        )
+        before = self.data.xpos[self._bodies].copy()
+        turned = self.data.xmat[self._bodies].reshape(-1, 3, 3).copy()
         for _ in range(steps):
             self.step(STILL)
         broken = []

@@ -14,16 +14,14 @@ from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.trajectory import InitialStates
 
-ACTION_DIM = (
-    4  # dx, dy, dz of the finger tips and the gripper (-1 open, +1 closed), each in [-1, 1]
-)
+# dx, dy, dz of the finger tips and the gripper (-1 open, +1 closed), each in [-1, 1]
+ACTION_DIM = 4
 ACTION_NAMES = ("dx", "dy", "dz", "gripper")
 MAX_STEP = 0.030  # m per control step at |action| = 1
 CONTROL_PERIOD = 0.2  # s: 5 Hz
 SUBSTEPS = round(CONTROL_PERIOD / scene.TIMESTEP)
-WORKSPACE = np.array(
-    [[0.125, 0.255], [-0.12, 0.12], [0.012, 0.125]]
-)  # m, where the finger tips may be commanded
+# m, where the finger tips may be commanded
+WORKSPACE = np.array([[0.125, 0.255], [-0.12, 0.12], [0.012, 0.125]])
 REACH = 0.247  # m from the pan axis: farther out the wrist's limit tilts a raised hand
 HOME = np.array([0.170, 0.0, 0.09])  # m
 SPLITS = {"demos": 0, "rollouts": 1, "validation": 2, "evaluation": 3, "play": 4, "pretraining": 5}
@@ -243,9 +241,8 @@ class TabletopEnv:
         self._commanded[:, :2] *= np.minimum(1, REACH / radius)
         fingers = np.repeat((1 - action[:, 3:4]) / 2 * scene.FINGER_TRAVEL, 2, axis=1)
         goal = np.concatenate([arm.inverse_kinematics(self._commanded), fingers], axis=1)
-        ramp = np.minimum(np.arange(1, SUBSTEPS + 1) / (0.7 * SUBSTEPS), 1.0)[
-            None, :, None
-        ]  # reach the target early, then settle
+        # reach the target early, then settle
+        ramp = np.minimum(np.arange(1, SUBSTEPS + 1) / (0.7 * SUBSTEPS), 1.0)[None, :, None]
         controls = self._controls[:, None] * (1 - ramp) + goal[:, None] * ramp  # (B, S, nu)
         self._controls = goal
         states, _ = self._rollout.rollout(
@@ -275,12 +272,10 @@ class TabletopEnv:
             model.geom_rgba[model.geom(geom).id, :3] = rgb
         if d.background or d.lighting or d.camera or d.texture:
             rng = np.random.default_rng([7, int(self.initial.indices[b])])
-            table, tint, lamp, eye = (
-                rng.uniform(-1, 1, 3),
-                rng.uniform(-1, 1, (model.ngeom, 3)),
-                rng.uniform(-1, 1),
-                rng.uniform(-1, 1, 3),
-            )
+            table = rng.uniform(-1, 1, 3)
+            tint = rng.uniform(-1, 1, (model.ngeom, 3))
+            lamp = rng.uniform(-1, 1)
+            eye = rng.uniform(-1, 1, 3)
             floor = model.geom("table").id
             model.geom_rgba[floor, :3] = np.clip(
                 model.geom_rgba[floor, :3] + 0.3 * d.background * table, 0, 1

@@ -9,9 +9,8 @@ from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
-COLLISION = (
-    0.003  # m by which a lowered object is pushed up in the fingers when it has struck something
-)
+# m by which a lowered object is pushed up in the fingers when it has struck something
+COLLISION = 0.003
 
 
 class PickAndPlace:
@@ -25,11 +24,9 @@ class PickAndPlace:
 
     def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0, recover: bool = False):
         self.phase, self.timer = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
-        self.pick_offset, self.place_offset, self.recover = (
-            pick_offset,
-            np.broadcast_to(place_offset, (batch, 3)).copy(),
-            recover,
-        )
+        self.pick_offset = pick_offset
+        self.place_offset = np.broadcast_to(place_offset, (batch, 3)).copy()
+        self.recover = recover
         self.held, self.collided = np.zeros(batch), np.zeros(batch, dtype=bool)
 
     def act(self, env, pick: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -96,9 +93,8 @@ def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
     """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up,
     from the hand's place `tip` (B, 3); meters.
     """
-    ghost = SimpleNamespace(
-        tip=tip.copy(), task=SimpleNamespace(place_tolerance=0)
-    )  # follows to the letter, and never arrives where it would let go
+    # follows to the letter, and never arrives where it would let go
+    ghost = SimpleNamespace(tip=tip.copy(), task=SimpleNamespace(place_tolerance=0))
     expert, actions = PickAndPlace(len(tip)), []
     for _ in range(steps):
         actions.append(expert.act(ghost, point, point))
