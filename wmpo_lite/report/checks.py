@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHUFFLED_COST, AUC, RATE, F1_REAL, F1_IMAGINED = 3.0, 0.90, 0.85, 0.95, 0.85  # the first in dB
 EPISODES = 128  # +-8.5 points at 95 %
 CLIP_HIGH, KL_HIGH = 0.30, 0.10  # share of tokens; nats a token in one iteration
 ENTROPY_LEFT = 0.20  # share of the first iteration's entropy
@@ -323,53 +322,100 @@ def _reward(stage, where, logged) -> list[Check]:
 # -- what was measured -----------------------------------------------------------------------------
 
 
-# Where in trust.json, check, what it is, aim, level, advice.
+@dataclass(frozen=True)
+class Figure:
+    """A figure of trust.json. where: its keys, with dots between; why: what it tells; aim: at least
+    so much; name, advice, level: of the check that it makes, where it has a name.
+    """
+
+    where: str
+    label: str
+    why: str
+    aim: float | None = None
+    form: str = "{:.2f}"
+    name: str = ""
+    advice: str = ""
+    level: str = "note"
+
+    def of(self, trust: dict) -> float | None:
+        """The figure in a trust.json, None where it was not measured."""
+        found = trust
+        for key in self.where.split("."):
+            found = (found or {}).get(key)
+        return found
+
+
+SHUFFLED = Figure(
+    "sensitivity.shuffled_cost",
+    "Cost of shuffled actions (dB)",
+    "near zero: the world model ignores the actions",
+    aim=3.0,
+    form="{:.1f}",
+)
+MORE_STEPS = "give it more steps, or look at the clips it gets wrong"
 FIGURES = (
-    (
-        "agreement",
-        "auc",
-        "agreement",
-        "imagined success tells real success with AUC",
-        AUC,
-        "problem",
-        "GRPO would learn the imagination's mistakes; align and train the world model longer, and"
-        " watch the videos",
+    Figure(
+        "agreement.auc",
+        "Imagined against real success: AUC",
+        "a real success scores above a real failure this often; 0.5 is guessing",
+        aim=0.90,
+        form="{:.3f}",
+        name="agreement",
+        advice="GRPO would learn the imagination's mistakes; align and train the world model"
+        " longer, and watch the videos",
+        level="problem",
     ),
-    (
-        "agreement",
-        "success_agreement",
-        "agreement",
-        "share of real successes that are imagined as such:",
-        RATE,
-        "note",
-        "imagination misses them; lower the threshold or align longer",
+    Figure(
+        "agreement.success_agreement",
+        "Real successes imagined as successes",
+        "low: the imagination loses objects at contact",
+        aim=0.85,
+        name="agreement",
+        advice="imagination misses them; lower the threshold or align longer",
     ),
-    (
-        "agreement",
-        "failure_agreement",
-        "agreement",
-        "share of real failures that are imagined as such:",
-        RATE,
-        "note",
-        "imagination flatters the policy; fit the reward model to imagined failures",
+    Figure(
+        "agreement.failure_agreement",
+        "Real failures imagined as failures",
+        "low: the imagination flatters the policy",
+        aim=0.85,
+        name="agreement",
+        advice="fit the reward model to imagined failures",
     ),
-    (
-        "",
+    Figure(
+        "before_alignment.agreement.auc",
+        "AUC before alignment",
+        "what the P rollouts were good for, beside the first row",
+        form="{:.3f}",
+    ),
+    Figure(
+        "before_alignment.agreement.success_agreement",
+        "Real successes imagined as successes, before alignment",
+        "beside the second row",
+    ),
+    Figure(
+        "valid_frames",
+        "Frames until a thing is off by its own width (mean)",
+        "how long an imagined episode can be believed in detail",
+        form="{:.1f}",
+    ),
+    SHUFFLED,
+    Figure(
         "reward_f1_real",
-        "reward F1",
-        "the reward model on real video: F1",
-        F1_REAL,
-        "note",
-        "give it more steps, or look at the clips it gets wrong",
+        "F1 of the reward model on real video",
+        "whether it is right where it was trained",
+        aim=0.95,
+        form="{:.3f}",
+        name="reward F1",
+        advice=MORE_STEPS,
     ),
-    (
-        "",
+    Figure(
         "reward_f1_imagined",
-        "reward F1",
-        "the reward model on imagined video: F1",
-        F1_IMAGINED,
-        "note",
-        "give it more steps, or look at the clips it gets wrong",
+        "F1 of the reward model on imagined video",
+        "whether it still is right on imagined frames",
+        aim=0.85,
+        form="{:.3f}",
+        name="reward F1",
+        advice=MORE_STEPS,
     ),
 )
 
@@ -389,28 +435,29 @@ def about_trust(trust) -> list[Check]:
                 "train it longer",
             )
         )
-    cost = (trust.get("sensitivity") or {}).get("shuffled_cost")
-    if cost is not None:
+    if (cost := SHUFFLED.of(trust)) is not None:
         # Where episodes are alike there is little to lose: then what counts is the share of what
         # the model gains over a copied frame.
         alike = len(model) and 0 < (model - copy).mean() <= 2 * cost
         rows.append(
             check(
-                cost >= SHUFFLED_COST,
+                cost >= SHUFFLED.aim,
                 "actions",
                 f"the actions of another episode cost {cost:.1f} dB",
-                f"{SHUFFLED_COST:g} dB",
+                f"{SHUFFLED.aim:g} dB",
                 "episodes are alike here, and the world model listens"
                 if alike
                 else "check that action s belongs to frame s + 1, add play and train longer",
                 "note" if alike else "problem",
             )
         )
-    for first, key, name, text, aim, level, advice in FIGURES:
-        value = ((trust.get(first) or {}) if first else trust).get(key)
-        if value is not None:
-            text = f"{text} {value:.3f} (n = {trust.get('n', '?')})"
-            rows.append(check(value >= aim, name, text, f"{aim:g}", advice, level))
+    for figure in FIGURES:
+        if figure.name and (value := figure.of(trust)) is not None:
+            text = f"{figure.label} {value:.3f} (n = {trust.get('n', '?')})"
+            aim = f"{figure.aim:g}"
+            rows.append(
+                check(value >= figure.aim, figure.name, text, aim, figure.advice, figure.level)
+            )
     return rows
 
 
