@@ -10,6 +10,7 @@ import numpy as np
 from wmpo_lite.common.checkpoint import write_atomic
 from wmpo_lite.evaluate import mean_over_seeds, paired_comparison, wilson_interval
 from wmpo_lite.report import plots
+from wmpo_lite.report.markdown import markdown
 
 METHODS = ("base", "grpo", "dpo", "wmpo", "oracle")
 NAMES = {**plots.NAMES, "oracle": "GRPO in the simulator"}
@@ -150,12 +151,11 @@ def as_markdown(table: list[dict], lengths: bool = False) -> str:
         columns += [(f"WMPO - {NAMES[m]}", m, _gain) for m in compared]
     place = lambda row: (row["task"], row["rollout_budget"] or "-", row["variant"] or "-", row["n"])
     found = {(place(row), row["method"]): row for row in table}
-    texts = [["task", "P", "variant", "n", *(name for name, _, _ in columns)]]
+    texts = []
     for at in dict.fromkeys(map(place, table)):
         rest = [form(found[at, m]) if (at, m) in found else "-" for _, m, form in columns]
-        texts.append([*map(str, at), *rest])
-    lined = [f"| {' | '.join(row)} |" for row in texts]
-    return "\n".join([lined[0], "|---" * len(texts[0]) + "|", *lined[1:]])
+        texts.append([*at, *rest])
+    return markdown(["task", "P", "variant", "n", *(name for name, _, _ in columns)], texts)
 
 
 def _rate(row: dict) -> str:
