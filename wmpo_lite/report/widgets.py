@@ -24,6 +24,7 @@ MOVES = {
     "down": (0, 0, -1),
     "wait": (0, 0, 0),
 }
+BUTTONS = (*MOVES, "grip", "restart")
 KEYS = {
     "ArrowLeft": "left",
     "ArrowRight": "right",
@@ -88,10 +89,8 @@ class Driver:
         """Do what the button `name` says ('left', ..., 'grip', 'restart'); returns the newest
         picture. A press after the end changes nothing.
         """
-        if name not in (*MOVES, "grip", "restart"):
-            raise UserError(
-                f"there is no button '{name}'; use one of {', '.join([*MOVES, 'grip', 'restart'])}"
-            )
+        if name not in BUTTONS:
+            raise UserError(f"there is no button '{name}'; use one of {', '.join(BUTTONS)}")
         if name == "restart":
             self.restart()
         elif not self.over:
@@ -107,13 +106,9 @@ class Driver:
 
     def caption(self) -> str:
         """What stands under the picture."""
-        end = (
-            "success!"
-            if self.success
-            else "time is up"
-            if self.over
-            else f"gripper {'closed' if self.closed else 'open'}"
-        )
+        end = f"gripper {'closed' if self.closed else 'open'}"
+        if self.over:
+            end = "success!" if self.success else "time is up"
         return f"{self.states.instructions[0]} - step {len(self.actions)} of {self.horizon}, {end}"
 
     def trajectory(self):
@@ -240,12 +235,8 @@ def drive(driver: Driver, presses: str = ""):
 
     for name in presses.split():
         driver.press(name)
-    return HTML(
-        image_html(
-            film_strip(np.stack(driver.frames), every=max(1, len(driver.frames) // 8), scale=2),
-            driver.caption(),
-        )
-    )
+    strip = film_strip(np.stack(driver.frames), every=max(1, len(driver.frames) // 8), scale=2)
+    return HTML(image_html(strip, driver.caption()))
 
 
 def explore(figure: Callable, **sliders):
@@ -266,30 +257,15 @@ def explore(figure: Callable, **sliders):
 
     controls = {}
     for name, spec in sliders.items():
+        look = {"description": name, "style": {"description_width": "initial"}}
         if len(spec) == 2:
-            controls[name] = ipywidgets.Dropdown(
-                value=spec[0],
-                options=spec[1],
-                description=name,
-                style={"description_width": "initial"},
-            )
+            controls[name] = ipywidgets.Dropdown(value=spec[0], options=spec[1], **look)
+            continue
+        look |= dict(zip(("value", "min", "max", "step"), spec)) | {"continuous_update": False}
+        if all(isinstance(x, int) for x in spec):
+            controls[name] = ipywidgets.IntSlider(**look)
         else:
-            kind = (
-                ipywidgets.IntSlider
-                if all(isinstance(x, int) for x in spec)
-                else ipywidgets.FloatSlider
-            )
-            controls[name] = kind(
-                value=spec[0],
-                min=spec[1],
-                max=spec[2],
-                step=spec[3],
-                description=name,
-                continuous_update=False,
-                style={"description_width": "initial"},
-            )
-            if kind is ipywidgets.FloatSlider:
-                controls[name].readout_format = ".3f"
+            controls[name] = ipywidgets.FloatSlider(**look, readout_format=".3f")
     output = ipywidgets.Output()
 
     def redraw(_=None):
