@@ -16,19 +16,13 @@ def upper_bound(run: Run, folder: Path, iterations: int, device: str = "auto") -
     """
     require_between("--iterations", iterations, 1, 1_000_000)
     done = Path(folder) / "stages" / "upper.json"
-    if (
-        done.exists()
-        and (
-            found := checkpoint.read_json(done, {"result": {"iterations": int}})["result"][
-                "iterations"
-            ]
-        )
-        != iterations
-    ):
-        raise UserError(
-            f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for;"
-            " choose another --name, or remove the folder"
-        )
+    if done.exists():
+        found = checkpoint.read_json(done, {"result": {"iterations": int}})["result"]["iterations"]
+        if found != iterations:
+            raise UserError(
+                f"{folder} holds an upper bound of {found} iterations and {iterations} are asked"
+                " for; choose another --name, or remove the folder"
+            )
     with closing(Workspace(run, folder, device)) as w:
         return _upper_bound(w, iterations)
 
