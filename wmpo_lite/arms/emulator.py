@@ -165,7 +165,8 @@ class Emulator:
 
     def close(self) -> None:
         """End the process and remove everything that belonged to it. Safe to call twice."""
-        self._answers.close(), self._socket.close()  # at this the process ends by itself
+        self._answers.close()
+        self._socket.close()  # at this the process ends by itself
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -80,11 +80,9 @@ class Recording:
         (D,), and whether the task's test held.
         """
         row = np.stack([np.asarray(part, dtype=np.float64) for part in (action, tokens, log_probs)])
-        (
-            self.frames.append(np.ascontiguousarray(frame)),
-            self.rows.append(row),
-            self.done.append(bool(done)),
-        )
+        self.frames.append(np.ascontiguousarray(frame))
+        self.rows.append(row)
+        self.done.append(bool(done))
         if self._file is not None:
             with one_sentence(self.path):
                 write_all(

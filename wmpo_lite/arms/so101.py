@@ -143,7 +143,8 @@ class SO101(Arm):
         self._held = None
         self._blind = False
         self._picture, self._picture_joints, self._taken, self._repeats = None, None, None, 0
-        self._closing.clear(), self._wake.clear()
+        self._closing.clear()
+        self._wake.clear()
         self._reason = None
         self._thread = threading.Thread(target=self._run, name="arm bus", daemon=True)
         self._thread.start()
@@ -179,7 +180,8 @@ class SO101(Arm):
             return
         self._connected = False
         self.stop("the arm was switched off")
-        self._closing.set(), self._wake.set()
+        self._closing.set()
+        self._wake.set()
         try:
             self.guard.close()
             if self._thread is not None and self._thread is not threading.current_thread():

@@ -112,7 +112,8 @@ class Desk:
                 picture, finished = shown[:, -1], ended[:, -1]
             self._newest = picture
             self._recent = np.concatenate([self._recent[:, 1:], picture[:, None]], axis=1)
-            frames.append(self._camera(self._recent[:, 0])), done.append(finished)
+            frames.append(self._camera(self._recent[:, 0]))
+            done.append(finished)
         frames, done = np.stack(frames, axis=1), np.stack(done, axis=1)
         return (frames if every_frame else frames[:, -1:]), done, info
 

@@ -157,7 +157,8 @@ class FromGymnasium:
                 self._done[b] |= bool(self.success(terminated, info))
                 self._over[b] = terminated or truncated
             frames.append(self._frames.copy())
-            done.append(self._done.copy()), ended.append(self._over.copy())
+            done.append(self._done.copy())
+            ended.append(self._over.copy())
         frames = np.stack(frames if every_frame else frames[-1:], axis=1)
         return frames, np.stack(done, axis=1), {"ended": np.stack(ended, axis=1)}
 

@@ -304,5 +304,6 @@ class BackbonePolicy(TokenPolicy):
                 f"'{name}' is not an image-text model that this version of transformers knows"
                 f" ({str(error).splitlines()[0]})"
             ) from error
-        tokenizer.no_truncation(), tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         return cls(model, tokenizer, config, statistics)

@@ -149,12 +149,10 @@ class Workspace:
         """Load what later stages need, so that a broken file is found before the first one."""
         from wmpo_lite.trajectory import load_metadata
 
-        (
-            self.base(),
-            self.autoencoder(),
-            self.pretrained_world_model(),
-            load_metadata(self.assets / "demos.hdf5"),
-        )
+        self.base()
+        self.autoencoder()
+        self.pretrained_world_model()
+        load_metadata(self.assets / "demos.hdf5")
 
     def _fingerprint(self) -> dict:
         """Which trained assets the run starts from: the beginning of each

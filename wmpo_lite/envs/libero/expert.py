@@ -172,13 +172,11 @@ def _record(env, states, rng, noise, burst, make, each_step=None) -> dict:
             wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
         )
         image, finished, _ = env.step_chunk(action[:, None])
-        (
-            frames.append(image[:, 0]),
-            executed.append(action),
-            intended.append(wanted),
-            done.append(finished[:, 0]),
-            seen.append(env.now),
-        )
+        frames.append(image[:, 0])
+        executed.append(action)
+        intended.append(wanted)
+        done.append(finished[:, 0])
+        seen.append(env.now)
     stack = lambda parts: np.stack(parts, axis=1)
     return {
         "frames": stack(frames),

@@ -185,13 +185,11 @@ class Host:
         self.episodes, self.done, self.shown, broken, now = [], [], [], [], []
         for row in arrays["rows"]:
             saved, frames, found, measures = self._settled(row, head["settle"])
-            (
-                self.episodes.append(saved),
-                self.shown.append(frames),
-                broken.append(found),
-                self.done.append(False),
-                now.append(measures),
-            )
+            self.episodes.append(saved)
+            self.shown.append(frames)
+            broken.append(found)
+            self.done.append(False)
+            now.append(measures)
         return {
             "head": {"broken": broken},
             "frames": np.array(self.shown),
@@ -236,12 +234,14 @@ class Host:
                     self.done[b] = (
                         self.simulation.hold(action, self.stride, self.stop) or self.done[b]
                     )
-                done.append(self.done[b]), measures.append(self.simulation.measures())
+                done.append(self.done[b])
+                measures.append(self.simulation.measures())
                 if moved and (every or k == len(actions[b]) - 1 or self.done[b] and self.stop):
                     self.shown[b] = self.simulation.frames()
                 frames.append(self.shown[b])
             self.episodes[b] = self.simulation.save()
-            out["frames"].append(frames if every else frames[-1:]), out["done"].append(done)
+            out["frames"].append(frames if every else frames[-1:])
+            out["done"].append(done)
             for name in measures[0]:
                 out[name].append([measure[name] for measure in measures])
         return {"head": {}, **{name: np.array(value) for name, value in out.items()}}
