@@ -63,7 +63,6 @@ def deploy(
     arm,
     instruction: str,
     *,
-    horizon: int,
     folder=None,
     number: int = 0,
     task: str = "place",
@@ -78,41 +77,23 @@ def deploy(
     raised after it is saved.
     """
     if folder is None:
-        episode = run_episode(policy, arm, instruction, horizon=horizon, **options)
+        episode = run_episode(policy, arm, instruction, **options)
     else:
-        episode, _ = record_episode(
-            policy,
-            arm,
-            instruction,
-            horizon=horizon,
-            folder=folder,
-            number=number,
-            task=task,
-            about=about,
-            **options,
-        )
+        options |= {"folder": folder, "number": number, "task": task, "about": about}
+        episode, _ = record_episode(policy, arm, instruction, **options)
     if episode.error is not None:
         raise episode.error
     return episode.trajectory
 
 
 def record_episode(
-    policy,
-    arm,
-    instruction: str,
-    *,
-    horizon: int,
-    folder,
-    number: int,
-    task: str,
-    about: dict | None = None,
-    **options,
+    policy, arm, instruction: str, *, folder, number: int, task: str, about: dict | None, **options
 ) -> tuple[Episode, Path]:
     """`run_episode`, with a journal while it runs and a file in `folder` after it, whatever
     happened: the Episode and the path. The arm holds still meanwhile.
     """
     journal = Path(folder) / f"episode_{number:04d}.journal"
-    episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
+    episode = run_episode(policy, arm, instruction, journal=journal, **options)
     with ExitStack() as stack:
         if episode.reason is None:
             with suppress(ArmStopped):  # stopped just now: the episode is whole all the same
@@ -176,11 +157,8 @@ def run_episode(
     reason, problem = None, None
     try:
         loop.run(recording, horizon, success)
-    except ArmStopped as stopped_:
-        reason = stopped_.reason
     except BaseException as error:
-        reason, problem = _reason(error), error
-    if reason is not None:
+        reason, problem = _reason(error), None if isinstance(error, ArmStopped) else error
         arm.stop(reason)
     loop.close()
     recording.close()
@@ -322,9 +300,8 @@ class _Loop:
                         self.pending = self.think(frame)
                     elif self.ahead < 1:
                         frame = self.picture
-                recording.step(
-                    frame, *(part[inside] for part in chosen), success is not None and success()
-                )
+                done = success is not None and success()
+                recording.step(frame, *(part[inside] for part in chosen), done)
         finally:
             if bus is not None:
                 self.pace.bus = arm.bus_seconds - bus
@@ -370,8 +347,6 @@ def _reason(error: BaseException) -> str:
         return error.reason
     if isinstance(error, UserError):
         return str(error)
-    return (
-        "stopped by Ctrl-C or a signal"
-        if isinstance(error, KeyboardInterrupt)
-        else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return f"{type(error).__name__}: {error}"

@@ -28,6 +28,12 @@ YOUNG = 0.05  # s: a joint position this old still says where a moving arm is
 FASTEST = 32767  # ticks/s, the largest speed limit of a servo
 
 
+def narrowed(limits: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """What is inside both of two pairs of limits (6, 2)."""
+    low, high = np.maximum(limits, by)[:, 0], np.minimum(limits, by)[:, 1]
+    return np.stack([low, high], axis=1)
+
+
 class SO101(Arm):
     """LeRobot's SO-101 follower arm.
 
@@ -74,22 +80,9 @@ class SO101(Arm):
             calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
         )
         self.calibration.check_mechanics()
-        inside = np.stack(
-            [
-                np.maximum(LIMITS[:, 0], self.calibration.limits[:, 0]),
-                np.minimum(LIMITS[:, 1], self.calibration.limits[:, 1]),
-            ],
-            axis=1,
-        )
+        inside = narrowed(LIMITS, self.calibration.limits)
         self.guard = guard if guard is not None else Guard(limits=inside, speed=speed)
-        if guard is not None:
-            guard.limits = np.stack(
-                [
-                    np.maximum(guard.limits[:, 0], inside[:, 0]),
-                    np.minimum(guard.limits[:, 1], inside[:, 1]),
-                ],
-                axis=1,
-            )
+        self.guard.limits = narrowed(self.guard.limits, inside)
         self.port = str(port)
         self.camera = camera
         self.torque = torque
@@ -238,11 +231,9 @@ class SO101(Arm):
                     self._look()
             except Exception as error:
                 # whatever it is: a moving arm without this thread would be worse
-                self.stop(
-                    str(error)
-                    if isinstance(error, (BusError, UserError))
-                    else f"{type(error).__name__} on the way to the servos: {error}"
-                )
+                known = isinstance(error, BusError | UserError)
+                what = "" if known else f"{type(error).__name__} on the way to the servos: "
+                self.stop(f"{what}{error}")
             try:
                 if self._reason is not None:
                     self._hold()
@@ -302,9 +293,8 @@ class SO101(Arm):
                 raise
             except BusError:
                 pass
-            self._held = (
-                self.state.position if time.monotonic() - self._told < YOUNG else self._sent
-            )
+            known = time.monotonic() - self._told < YOUNG
+            self._held = self.state.position if known else self._sent
         self.bus.write_all("goal_position", self._held)
 
     def _need(self):
