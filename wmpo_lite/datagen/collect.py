@@ -11,6 +11,7 @@ import io
 import json
 import multiprocessing
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,8 @@ def record_demonstrations(task_name: str, shard: int, noise: float, burst: float
     finally:
         env.close()
     keep = data["done"][:, -1]
-    data = {key: value[keep] for key, value in data.items()}
-    return data | {
-        "instruction": np.array([text for text, good in zip(states.instructions, keep) if good])
-    }
+    said = np.array([text for text, good in zip(states.instructions, keep) if good])
+    return {key: value[keep] for key, value in data.items()} | {"instruction": said}
 
 
 def record_scenes(task_name: str, shard: int) -> dict:
@@ -118,30 +117,31 @@ def write_shard(path: Path, data: dict, made_from: dict) -> None:
     write_atomic(path, memory.getbuffer())
 
 
+@contextmanager
+def _shard(path: Path):
+    """The archive of a shard; UserError if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except BROKEN_ARCHIVE as error:
+        raise UserError(
+            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
+            " anew"
+        ) from error
+
+
 def made_from(path: Path) -> dict | None:
     """What the shard at `path` says that it was made from; None if it says nothing. UserError if it
     is no shard.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.comment) if archive.comment else None
-    except BROKEN_ARCHIVE as error:
-        raise UserError(
-            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
-            " anew"
-        ) from error
+    with _shard(path) as archive:
+        return json.loads(archive.comment) if archive.comment else None
 
 
 def contents(path: Path) -> list:
     """Name, size and checksum (CRC-32) of every array in the shard at `path`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
-    except BROKEN_ARCHIVE as error:
-        raise UserError(
-            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
-            " anew"
-        ) from error
+    with _shard(path) as archive:
+        return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
 
 
 def _work(job):
