@@ -97,16 +97,9 @@ def _statistics(run: Path) -> list[Check]:
             values = RunFolder(folder).json("actions.json")
             names, low, high = (values.get(key) or () for key in ("names", "low", "high"))
             good = names and len(names) == len(low) == len(high)
-            rows.append(
-                check(
-                    good and all(a < b for a, b in zip(low, high)),
-                    "action statistics",
-                    f"policy {folder.relative_to(run)} has {len(low)} action ranges for"
-                    f" {len(names)} names",
-                    "a range that is not empty for each, or its tokens mean no motion",
-                    "save it again with Policy.save, from the right data",
-                )
-            )
+            good = good and all(a < b for a, b in zip(low, high))
+            said = f"policy {folder.relative_to(run)} has {len(low)} action ranges for {len(names)}"
+            rows.append(check("action statistics", good, f"{said} names"))
     return rows
 
 
@@ -124,7 +117,7 @@ def _replayed(path: Path, rollouts: list, config: dict) -> list[Check]:
         f"{equal} of {count} rollouts come out as recorded (mujoco {made}) when carried out anew"
     )
     advice = f"success rates measured now do not compare with the run's; install mujoco {made}"
-    return [check(equal == count, "replay", value, "all", advice)]
+    return [check("replay", equal == count, value, aim="all", advice=advice)]
 
 
 def _versions(run: Path) -> list[Check]:
@@ -136,14 +129,14 @@ def _versions(run: Path) -> list[Check]:
             seen.setdefault(name, set()).add(str(version).partition("+")[0])
     other = [name for name in seen if name in pins and seen[name] != {pins[name]}]
     made = ", ".join(f"{name} {'/'.join(sorted(seen[name]))}" for name in seen if name in pins)
+    advice = "success rates of another simulator version do not compare; install the pinned"
     return [
         check(
-            seen and not other,
             "versions",
+            seen and not other,
             f"the run was made with {made or 'packages that it does not name'}",
-            ", ".join(f"{name} {pins[name]}" for name in other) or "package versions",
-            "success rates of another simulator version do not compare; install the pinned versions"
-            " and run it again",
-            "problem" if "mujoco" in other else "note",
+            aim=", ".join(f"{name} {pins[name]}" for name in other) or "package versions",
+            advice=f"{advice} versions and run it again",
+            level="problem" if "mujoco" in other else "note",
         )
     ]
