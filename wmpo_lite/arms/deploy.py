@@ -64,30 +64,34 @@ def deploy(
     instruction: str,
     *,
     folder=None,
-    number: int = 0,
-    task: str = "place",
-    about: dict | None = None,
     **options,
 ):
     """One episode of `policy` on a connected `arm`: returns its Trajectory, and with `folder` saves
     it there first, whatever happened (see `records.save_episode`).
 
-    options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a
-    failure, and says why in its file; what ended it otherwise (Ctrl-C, a fault in the policy) is
-    raised after it is saved.
+    options: of `run_episode`, with `folder` those of `record_episode`, too. An episode in which the
+    arm was stopped is shorter than `horizon`, a failure, and says why in its file; what ended it
+    otherwise (Ctrl-C, a fault in the policy) is raised after it is saved.
     """
     if folder is None:
         episode = run_episode(policy, arm, instruction, **options)
     else:
-        options |= {"folder": folder, "number": number, "task": task, "about": about}
-        episode, _ = record_episode(policy, arm, instruction, **options)
+        episode, _ = record_episode(policy, arm, instruction, folder=folder, **options)
     if episode.error is not None:
         raise episode.error
     return episode.trajectory
 
 
 def record_episode(
-    policy, arm, instruction: str, *, folder, number: int, task: str, about: dict | None, **options
+    policy,
+    arm,
+    instruction: str,
+    *,
+    folder,
+    number: int = 0,
+    task: str = "place",
+    about: dict | None = None,
+    **options,
 ) -> tuple[Episode, Path]:
     """`run_episode`, with a journal while it runs and a file in `folder` after it, whatever
     happened: the Episode and the path. The arm holds still meanwhile.
@@ -201,20 +205,20 @@ class Hold:
             return  # whoever uses the arm next is told
 
 
-def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
+def go_home(arm) -> None:
     """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin;
     ArmStopped if it does not get there.
     """
     begin, goal = arm.observe().joints.clip(*LIMITS.T), home()
-    steps = max(2, int(np.ceil(np.abs(goal - begin).max() / speed * rate)))
+    steps = max(2, int(np.ceil(np.abs(goal - begin).max() / HOME_SPEED * RATE)))
     clock = time.monotonic()
     for k in range(1, steps + 1):
-        _sleep_until(clock + k / rate)
+        _sleep_until(clock + k / RATE)
         arm.command(begin + (goal - begin) * k / steps)
     while np.abs(arm.observe().joints - goal)[:5].max() > NEAR:
-        if time.monotonic() - clock > steps / rate + 2:
+        if time.monotonic() - clock > steps / RATE + 2:
             arm.stop("the arm does not reach its first posture; is something in its way?")
-        _sleep_until(time.monotonic() + 1 / rate)
+        _sleep_until(time.monotonic() + 1 / RATE)
         arm.command(goal)
 
 

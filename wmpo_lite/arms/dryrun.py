@@ -2,13 +2,11 @@
 picture. Nothing moves.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite.arms.control import check_action, lead
-from wmpo_lite.common import checkpoint
 from wmpo_lite.envs.tabletop import arm as kinematics
 from wmpo_lite.envs.tabletop import scene
 
@@ -58,6 +56,8 @@ def draw(planned: dict, path) -> Path:
     """
     from PIL import Image, ImageDraw
 
+    from wmpo_lite.report.show import write_png
+
     frame = planned["frame"]
     picture = Image.fromarray(frame.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
     pen = ImageDraw.Draw(picture)
@@ -72,10 +72,7 @@ def draw(planned: dict, path) -> Path:
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
         else:
             pen.ellipse((x - 7, y - 7, x + 7, y + 7), outline=color, width=2)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    checkpoint.write_atomic(Path(path), buffer.getvalue())
-    return Path(path)
+    return write_png(picture, path)
 
 
 def _pixels(points, shape) -> np.ndarray:

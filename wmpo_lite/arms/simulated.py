@@ -60,20 +60,13 @@ class SimulatedArm(Arm):
     """The arm and the desk of `states` row `row` of `task`. One thread of its own owns the physics
     and the camera, as MuJoCo's renderer wants it.
 
-    guard: limits of its own, else those of every arm. `reset` sets the desk anew; `success()` is
+    `reset` sets the desk anew; `success()` is
     the task's own test; `fault` breaks something on purpose. Times of the interface are of the wall
     clock; the limits of speed count in the world's seconds.
     """
 
-    def __init__(
-        self,
-        task,
-        states,
-        row: int = 0,
-        config: SimulatedConfig = SimulatedConfig(),
-        guard: Guard | None = None,
-    ):
-        self.task, self.config, self.guard = task, config, guard or Guard()
+    def __init__(self, task, states, row: int = 0, config: SimulatedConfig = SimulatedConfig()):
+        self.task, self.config, self.guard = task, config, Guard()
         self.speed = config.speed
         self._desk = (states, row)
         self._thread = None

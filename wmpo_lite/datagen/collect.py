@@ -149,7 +149,7 @@ def _work(job):
     write_shard(path, function(*arguments), recipe(function, arguments))
 
 
-def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
+def _collect(jobs, desc: str, workers: int | None = None) -> list[Path]:
     jobs = [(function, arguments, Path(path)) for function, arguments, path in jobs]
     missing = [job for job in jobs if not job[2].exists()]
     for function, arguments, path in jobs:
@@ -178,7 +178,7 @@ def collect_play(
 
 
 def collect_demonstrations(
-    task: str, count: int, folder: Path, *, noise: float, burst: float, workers: int | None = None
+    task: str, count: int, folder: Path, *, noise: float, burst: float
 ) -> dict:
     """The first `count` demonstrations that succeeded: frames (E, T + 1, H, W, 3), executed and
     intended (E, T, D), done (E, T), instruction (E,).
@@ -189,7 +189,7 @@ def collect_demonstrations(
         (record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i))
         for i in range(shards)
     ]
-    parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations", workers)]
+    parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations")]
     data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
     if len(data["frames"]) < count:
         raise UserError(
@@ -199,12 +199,10 @@ def collect_demonstrations(
     return data
 
 
-def collect_scenes(
-    task: str, shards: int, folder: Path, *, workers: int | None = None
-) -> list[Path]:
+def collect_scenes(task: str, shards: int, folder: Path) -> list[Path]:
     """Record shards of labeled scenes of `task`; returns the paths."""
     jobs = [
         (record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz")
         for i in range(shards)
     ]
-    return _collect(jobs, "render scenes", workers)
+    return _collect(jobs, "render scenes")

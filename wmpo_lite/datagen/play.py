@@ -152,15 +152,7 @@ class PlayHand:
         late = self.timer > 7  # noise and the ends of the workspace may keep a hand from arriving
         tolerance = np.where(self.noise > 0.3, 0.008, 0.003)
         step = np.select(
-            [
-                phase == APPROACH,
-                phase == DESCEND,
-                phase == CLOSE,
-                phase == LIFT,
-                phase == CARRY,
-                phase == LOWER,
-                phase == OPEN,
-            ],
+            [phase == p for p in range(APPROACH, OPEN + 1)],
             [
                 at(pick, 0.007) | late,
                 (tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004) | late,

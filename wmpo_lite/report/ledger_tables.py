@@ -83,18 +83,18 @@ def gain(line: Line, method: str, over: str) -> tuple[float, float, float] | Non
     return found.mean, found.low, found.high
 
 
-def relative_length(line: Line, method: str, over: str = "base", resamples: int = 2000):
-    """(mean, low, high, episodes): mean finish step of `method` where `over` took 100, of episodes
-    that both solve, with a bootstrap interval over them; None where there are fewer than two.
+def relative_length(line: Line, method: str):
+    """(mean, low, high, episodes): mean finish step of `method` where the base policy took 100, of
+    episodes that both solve, with a bootstrap interval over them; None for fewer than two.
     """
     steps = [
         np.stack([a.finish_steps, b.finish_steps])[:, a.success & b.success]
-        for a, b in pairs(line, method, over)
+        for a, b in pairs(line, method, "base")
     ]
     before, after = np.concatenate(steps, axis=1) if steps else np.zeros((2, 0))
     if len(before) < 2:
         return None
-    drawn = np.random.default_rng(0).integers(len(before), size=(resamples, len(before)))
+    drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
     ratios = 100 * after[drawn].sum(axis=1) / before[drawn].sum(axis=1)
     return 100 * after.sum() / before.sum(), *np.percentile(ratios, (2.5, 97.5)), len(before)
 

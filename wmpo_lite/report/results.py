@@ -167,10 +167,9 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     first frame and actions (even rows). Of `place` it is real_and_imagined.png in `folder`; other
     names say their task, or that it is one of LIBERO's.
     """
-    import io
-
-    import numpy as np
     from PIL import Image
+
+    from wmpo_lite.report.show import film_rows, write_png
 
     films = run / "trust_films.npz"
     if not films.exists():
@@ -181,17 +180,12 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     data = read_arrays(films)
     if absent := sorted({"real", "imagined"} - set(data)):
         raise UserError(f"{films} lacks '{absent[0]}'; delete it and run the same demo again")
-    rows = [
-        np.concatenate(list(film[::4]), axis=1)
-        for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]])
-        for film in pair
-    ]
-    buffer, grid = io.BytesIO(), Image.fromarray(np.concatenate(rows))
-    size = [side * 3 // 2 for side in grid.size]
-    grid.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    grid = film_rows(zip(*(data[name][[0, 1, -2, -1]] for name in ("real", "imagined"))))
+    size = [side * 3 // 2 for side in grid.shape[1::-1]]
+    grid = Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
     task = checkpoint.read_json(run / "config.json", {"task": str})["task"]
     which = "_libero" if "/" in task else "" if task == "place" else f"_{task}"
-    checkpoint.write_atomic(Path(folder) / f"real_and_imagined{which}.png", buffer.getvalue())
+    write_png(grid, Path(folder) / f"real_and_imagined{which}.png")
 
 
 def table(path: Path = PATH) -> str:

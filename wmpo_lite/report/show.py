@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import write_atomic
 
 # RGB of borders; labels say it in words too
 SUCCESS, FAILURE, NEUTRAL = ((34, 150, 87), (205, 62, 70), (190, 194, 201))
@@ -136,20 +137,20 @@ def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
     return side_by_side([frames[[step]] for step in steps], [str(step) for step in steps], scale)[0]
 
 
-# Untagged colors are guessed at by each player; one thread and no encoder tags make the bytes
-# reproducible.
+# Of crf 0 (lossless) to 51, 24 is small and looks clean. Untagged colors are guessed at by each
+# player; one thread and no encoder tags make the bytes reproducible.
 ENCODER = (
-    "-vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709 -color_trc bt709"
-    " -preset medium -threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart"
+    "-crf 24 -vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709"
+    " -color_trc bt709 -preset medium -threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart"
 )
 
 
-def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
+def to_mp4(frames, fps: float = 5) -> bytes:
     """A film as MP4 (H.264, yuv420p), which every browser plays; the same film gives the same
     bytes.
 
-    Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p
-    halves the resolution of color: enlarge small films first.
+    Odd sizes are padded by one pixel. yuv420p halves the resolution of color: enlarge small films
+    first.
     """
     import imageio_ffmpeg
 
@@ -167,7 +168,7 @@ def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
             pix_fmt_out="yuv420p",
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=["-crf", str(crf), *ENCODER.split()],
+            output_params=ENCODER.split(),
         )
         writer.send(None)
         for frame in frames:
@@ -197,7 +198,8 @@ def to_gif(frames, fps: float = 5) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as an address that carries them; kind: such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -205,7 +207,7 @@ def mp4_html(data: bytes, alt: str = "film") -> str:
     """MP4 bytes as an HTML <video> that carries its data with it."""
     return (
         f'<video controls autoplay loop muted playsinline aria-label="{html.escape(alt)}" '
-        f'src="{_data_uri(data, "video/mp4")}"></video>'
+        f'src="{data_uri(data, "video/mp4")}"></video>'
     )
 
 
@@ -214,6 +216,23 @@ def video_html(frames, fps: float = 5, alt: str = "film") -> str:
     `IPython.display.HTML(video_html(film))`.
     """
     return mp4_html(to_mp4(frames, fps), alt)
+
+
+def film_rows(pairs) -> np.ndarray:
+    """Every fourth frame of each film in a row, the films of each pair one below the other: image
+    uint8 (H', W', 3).
+    """
+    return np.concatenate([np.concatenate(list(f[::4]), axis=1) for pair in pairs for f in pair])
+
+
+def write_png(image, path) -> Path:
+    """Write an image, uint8 (H, W, 3) or PIL's, as a PNG file, whole or not at all."""
+    from PIL import Image
+
+    buffer, image = io.BytesIO(), Image.fromarray(image) if hasattr(image, "shape") else image
+    image.save(buffer, "PNG", optimize=True)
+    write_atomic(Path(path), buffer.getvalue())
+    return Path(path)
 
 
 def image_html(image, alt: str = "picture") -> str:
@@ -231,4 +250,4 @@ def image_html(image, alt: str = "picture") -> str:
     else:
         made = Image.fromarray(check_film(np.asarray(image)[None])[0])
     made.save(buffer, "PNG", optimize=True)
-    return f'<img alt="{html.escape(alt)}" src="{_data_uri(buffer.getvalue(), "image/png")}">'
+    return f'<img alt="{html.escape(alt)}" src="{data_uri(buffer.getvalue(), "image/png")}">'

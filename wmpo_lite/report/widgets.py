@@ -3,7 +3,6 @@ there is none, or WMPO_STATIC is set, a notebook shows a static picture instead 
 """
 
 import asyncio
-import base64
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.report.show import data_uri
 
 # Command of each button: (dx, dy, dz) as the camera sees it, which looks at the arm from the front:
 # +x comes nearer, +y goes to the right.
@@ -135,13 +135,13 @@ class Driver:
         )
 
 
-def png(frame: np.ndarray, scale: int = 5) -> str:
+def png(frame: np.ndarray) -> str:
     """A picture uint8 (H, W, 3), every pixel enlarged, as a base64 data address."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(frame.repeat(scale, axis=0).repeat(scale, axis=1)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(frame.repeat(5, axis=0).repeat(5, axis=1)).save(buffer, "PNG")
+    return data_uri(buffer.getvalue(), "image/png")
 
 
 PAD_JS = """

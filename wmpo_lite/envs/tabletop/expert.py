@@ -42,15 +42,7 @@ class PickAndPlace:
             np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance
         )
         advance = np.select(
-            [
-                phase == APPROACH,
-                phase == DESCEND,
-                phase == CLOSE,
-                phase == LIFT,
-                phase == CARRY,
-                phase == LOWER,
-                phase == OPEN,
-            ],
+            [phase == p for p in range(APPROACH, OPEN + 1)],
             [
                 at(pick, 0.006),
                 tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004,
