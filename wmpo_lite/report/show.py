@@ -140,8 +140,8 @@ def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
 # Of crf 0 (lossless) to 51, 24 is small and looks clean. Untagged colors are guessed at by each
 # player; one thread and no encoder tags make the bytes reproducible.
 ENCODER = (
-    "-crf 24 -vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709"
-    " -color_trc bt709 -preset medium -threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart"
+    "-crf 24 -preset medium -threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart"
+    " -vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709 -color_trc bt709"
 )
 
 
