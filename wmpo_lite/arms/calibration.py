@@ -91,11 +91,8 @@ class Calibration:
                     f" can turn (about {widest[n]:.0f} ticks at most); move it through its whole"
                     f" range when you {AGAIN}"
                 )
-            if (
-                width < GRIPPER[0]
-                if joint == "gripper"
-                else not self.limits[n, 0] <= home()[n] <= self.limits[n, 1]
-            ):
+            narrow = not self.limits[n, 0] <= home()[n] <= self.limits[n, 1]
+            if width < GRIPPER[0] if joint == "gripper" else narrow:
                 raise UserError(
                     f"{self.source}: the range of {joint}, {low} to {high}, is too narrow for the"
                     " posture in which episodes begin; move it through its whole range when you"
@@ -116,20 +113,15 @@ class Calibration:
         """(6, 2) lowest and highest value of each joint inside the calibrated range, in the units
         of the interface.
         """
-        body = (
-            np.stack([self.range_min - self.middle, self.range_max - self.middle], axis=1)[:5]
-            / TICKS_PER_RADIAN
-        )
-        return np.concatenate([body, [[0.0, 1.0]]])
+        ends = np.stack([self.range_min - self.middle, self.range_max - self.middle], axis=1)
+        return np.concatenate([ends[:5] / TICKS_PER_RADIAN, [[0.0, 1.0]]])
 
     def to_ticks(self, joints: np.ndarray) -> np.ndarray:
         """Joint values (6,) -> int64 ticks (6,), never outside the calibrated range."""
         joints = np.asarray(joints, dtype=np.float64)
         gripper = 1 - joints[5] if self.drive_mode[5] else joints[5]
-        ticks = np.append(
-            self.middle[:5] + joints[:5] * TICKS_PER_RADIAN,
-            self.range_min[5] + gripper * (self.range_max[5] - self.range_min[5]),
-        )
+        end = self.range_min[5] + gripper * (self.range_max[5] - self.range_min[5])
+        ticks = np.append(self.middle[:5] + joints[:5] * TICKS_PER_RADIAN, end)
         return np.clip(np.rint(ticks), self.range_min, self.range_max).astype(np.int64)
 
     def from_ticks(self, ticks: np.ndarray) -> np.ndarray:
@@ -137,13 +129,10 @@ class Calibration:
         stays at its end, as in LeRobot.
         """
         ticks = np.asarray(ticks, dtype=np.float64)
-        gripper = np.clip(
-            (ticks[5] - self.range_min[5]) / (self.range_max[5] - self.range_min[5]), 0, 1
-        )
-        return np.append(
-            (ticks[:5] - self.middle[:5]) / TICKS_PER_RADIAN,
-            1 - gripper if self.drive_mode[5] else gripper,
-        )
+        width = self.range_max[5] - self.range_min[5]
+        gripper = np.clip((ticks[5] - self.range_min[5]) / width, 0, 1)
+        gripper = 1 - gripper if self.drive_mode[5] else gripper
+        return np.append((ticks[:5] - self.middle[:5]) / TICKS_PER_RADIAN, gripper)
 
     def save(self, path) -> None:
         """Write LeRobot's file."""

@@ -23,11 +23,8 @@ def plan(policy, arm, instruction: str, temperature: float | None = None, seed: 
 
     seen = arm.observe()
     frames = torch.from_numpy(np.ascontiguousarray(seen.frame))[None]
-    actions = (
-        policy.act(frames, [instruction], temperature, torch.Generator().manual_seed(seed))[2][0]
-        .cpu()
-        .numpy()
-    )
+    generator = torch.Generator().manual_seed(seed)
+    actions = policy.act(frames, [instruction], temperature, generator)[2][0].cpu().numpy()
     tips = [kinematics.forward_kinematics(seen.joints[:5])]
     for action in actions:
         tips.append(lead(tips[-1], tips[-1], check_action(action)))
@@ -77,7 +74,6 @@ def draw(planned: dict, path) -> Path:
 
 def _pixels(points, shape) -> np.ndarray:
     """Points (N, 3) of the room in meters -> places (N, 2) in the drawing, right and down."""
-    seen = np.concatenate(
-        [points, np.ones((len(points), 1))], axis=1
-    ) @ scene.camera_matrix().T.astype(np.float64)
+    points = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+    seen = points @ scene.camera_matrix().T.astype(np.float64)
     return (seen[:, :2] / seen[:, 2:] + 1) / 2 * np.array([shape[1], shape[0]]) * SCALE

@@ -53,13 +53,8 @@ class Servo:
 
     def __init__(self, ident: int, offset: int, low: int, high: int):
         self.table, self.waiting, self.fault = bytearray(128), None, 0
-        for name, value in {
-            **SETTINGS,
-            "id": ident,
-            "homing_offset": offset,
-            "min_position": low,
-            "max_position": high,
-        }.items():
+        own = {"id": ident, "homing_offset": offset, "min_position": low, "max_position": high}
+        for name, value in (SETTINGS | own).items():
             self[name] = value
 
     def __getitem__(self, name: str) -> int:
@@ -104,9 +99,7 @@ class Servos:
     def answer(self, ident: int, instruction: int, data: bytes) -> bytes:
         """All status packets that the line carries after one instruction, faults included."""
         with self.lock:
-            return b"".join(
-                self._spoil(packet) for packet in self._answers(ident, instruction, data)
-            )
+            return b"".join(map(self._spoil, self._answers(ident, instruction, data)))
 
     def _answers(self, ident, instruction, data):
         meant = [servo for servo in self.all if ident in (servo["id"], protocol.BROADCAST)]
@@ -238,9 +231,8 @@ class Desk:
         folder = Path(folder)
         self.calibration = load_calibration(folder / "calibration.json")
         self.offsets = self.calibration.homing_offset
-        self.world = World(
-            get_task(task), size=size, disturbance=Disturbance(**disturbance), seed=seed
-        )
+        look = Disturbance(**disturbance)
+        self.world = World(get_task(task), size=size, disturbance=look, seed=seed)
         self.servos = Servos(self.calibration, seed)
         self.folder = folder
         self.port = Port(folder / "port", self.servos)
@@ -256,10 +248,8 @@ class Desk:
     def reset(self, states, instructions, split, indices, row):
         from wmpo_lite.trajectory import InitialStates
 
-        self.world.reset(
-            InitialStates(np.array(states), None, tuple(instructions), split, np.array(indices)),
-            row,
-        )
+        known = np.array(states), None, tuple(instructions), split, np.array(indices)
+        self.world.reset(InitialStates(*known), row)
         self.clock, self.next_picture = time.monotonic(), 0.0
         with self.servos.lock:
             self._tell()
@@ -278,9 +268,7 @@ class Desk:
         shift = self._shift()
         joints = self.calibration.from_ticks(self.points - shift)
         self.world.torque(bool(holding.any()))
-        self.world.target(
-            np.where(holding, joints, np.clip(self.world.joints, LIMITS[:, 0], LIMITS[:, 1]))
-        )
+        self.world.target(np.where(holding, joints, self.world.joints.clip(*LIMITS.T)))
         self.world.advance(seconds)
         speed = np.abs(self.world.velocities).max()
         for limit in STILL:
@@ -300,12 +288,8 @@ class Desk:
 
     def _follow(self, seconds):
         """Move each servo's ramp towards its goal at its speed limit; which (6,) servos hold."""
-        holding = np.array(
-            [
-                servo["torque_enable"] == 1 and not servo.fault & UNLOADING
-                for servo in self.servos.all
-            ]
-        )
+        holds = lambda servo: servo["torque_enable"] == 1 and not servo.fault & UNLOADING
+        holding = np.array([holds(servo) for servo in self.servos.all])
         for n, servo in enumerate(self.servos.all):
             if holding[n]:
                 goal = np.clip(servo["goal_position"], servo["min_position"], servo["max_position"])
@@ -320,11 +304,9 @@ class Desk:
         speed, load = self.world.velocities * self.calibration.ticks_per_unit, self.world.loads
         for n, servo in enumerate(self.servos.all):
             turns = protocol.TURN * bool(servo["phase"] & protocol.MANY_TURNS)
-            servo["position"], servo["velocity"], servo["load"] = (
-                int(ticks[n] - turns),  # as if it had been turned back once by hand
-                int(np.clip(speed[n], -32767, 32767)),
-                int(1000 * np.clip(load[n], -1, 1)),
-            )
+            servo["position"] = int(ticks[n] - turns)  # as if turned back once by hand
+            servo["velocity"] = int(np.clip(speed[n], -32767, 32767))
+            servo["load"] = int(1000 * np.clip(load[n], -1, 1))
             servo["moving"], servo["status"] = int(abs(speed[n]) > 10), servo.fault
 
     def _photograph(self, now):
@@ -388,10 +370,9 @@ def main(descriptor: int) -> None:
         try:
             if desk is None:
                 desk = Desk(**{key: value for key, value in what.items() if key != "do"})
-                result = True
+                reply = {"result": True}
             else:
-                result = desk.do(**what)
-            reply = {"result": result}
+                reply = {"result": desk.do(**what)}
         except UserError as error:
             reply = {"error": str(error)}
         control.sendall(json.dumps(reply).encode() + b"\n")

@@ -48,6 +48,22 @@ class Arm(ABC):
     happened in between.
     """
 
+    guard = None  # the `safety.Guard` that checks its commands
+    _reason: str | None = "the arm is not connected"
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the arm takes no commands, or None while it does."""
+        return self._reason
+
+    def _allowed(self, joints, now: float) -> np.ndarray:
+        """The command (6,) as the guard lets it pass at `now`; one that it refuses ends all."""
+        try:
+            return self.guard.check(joints, now)
+        except ArmStopped as refused:
+            self.stop(refused.reason)
+            raise
+
     @abstractmethod
     def connect(self) -> None:
         """Open everything, check it, hold the present posture with torque on."""

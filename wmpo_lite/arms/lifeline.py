@@ -36,23 +36,15 @@ class Lifeline:
         """Begin to watch; True once somebody does. UserError if the process does not come up."""
         if os.name != "posix":
             return False
-        command = [
-            sys.executable,
-            "-m",
-            "wmpo_lite.arms.lifeline",
-            self.port,
-            str(self.patience),
-            *self.ids,
-        ]
+        module = [sys.executable, "-m", "wmpo_lite.arms.lifeline"]
+        command = [*module, self.port, str(self.patience), *self.ids]
         # A session of its own: Ctrl-C at the terminal is for the process that is watched.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         os.set_blocking(self._process.stdin.fileno(), False)
-        if (
-            not select.select([self._process.stdout], [], [], START)[0]
-            or not self._process.stdout.readline()
-        ):
+        out = self._process.stdout
+        if not select.select([out], [], [], START)[0] or not out.readline():
             self.end()
             raise UserError(
                 "the process that switches the arm off when this one hangs could not be started;"

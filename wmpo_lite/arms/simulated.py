@@ -70,7 +70,6 @@ class SimulatedArm(Arm):
         self.speed = config.speed
         self._desk = (states, row)
         self._thread = None
-        self._reason = "it is not connected"
         self._cause = None
         self._broken = set()
         self._lock = threading.Lock()  # over what the physics thread publishes and takes
@@ -115,11 +114,7 @@ class SimulatedArm(Arm):
 
     def command(self, joints) -> None:
         self._alive()
-        try:
-            allowed = self.guard.check(joints, time.monotonic() * self.speed)
-        except ArmStopped as stopped:
-            self.stop(stopped.reason)
-            raise
+        allowed = self._allowed(joints, time.monotonic() * self.speed)
         if self.config.jitter:
             allowed[:5] += self.config.jitter * self._tremor.normal(size=len(JOINTS) - 1)
         with self._lock:
@@ -138,7 +133,7 @@ class SimulatedArm(Arm):
             self._ended.set()
             self._thread.join(timeout=10)
             self._thread = None
-        self._reason = self._reason or "it is not connected"
+        self._reason = self._reason or Arm._reason
 
     # -- what only a simulated arm can do ----------------------------------------------------------
 
@@ -151,11 +146,6 @@ class SimulatedArm(Arm):
     def moving(self) -> float:
         """Fastest joint now, rad/s of the world."""
         return self._fastest
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the arm was stopped, or None."""
-        return self._reason
 
     def success(self) -> bool:
         """Whether the task's test held when the newest picture was taken."""

@@ -92,7 +92,6 @@ class SO101(Arm):
         self._thread = None
         self._connected = False
         self.lifeline = Lifeline(self.port, self.calibration.id)
-        self._reason = "the arm is not connected"
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._lock = threading.Lock()
@@ -154,11 +153,7 @@ class SO101(Arm):
 
     def command(self, joints: np.ndarray) -> None:
         self._need()
-        try:
-            self._goal = self.guard.check(joints, time.monotonic())
-        except ArmStopped as stopped:
-            self.stop(stopped.reason)
-            raise
+        self._goal = self._allowed(joints, time.monotonic())
         self._wake.set()
         self.guard.fed()
 
@@ -205,11 +200,6 @@ class SO101(Arm):
         control step is what the step costs there.
         """
         return self.bus.seconds
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the arm takes no commands, or None while it does."""
-        return self._reason
 
     # -- the thread --------------------------------------------------------------------------------
 
