@@ -143,24 +143,35 @@ def demonstrate(
     Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 4),
     done bool (B, T).
     """
-    frames, executed, intended, done = [env.reset(states)], [], [], []
-    expert = PickAndPlace(len(states), *offsets, recover=recover)
-    for _ in range(horizon or env.task.horizon):
-        wanted = expert.act(env, *env.task.goal(env))
-        action = wanted.copy()
-        struck = rng.random((len(wanted), 1)) < burst
-        action[:, :3] = np.clip(
-            action[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
-        )
+
+    def begin():
+        expert = PickAndPlace(len(states), *offsets, recover=recover)
+        return lambda: expert.act(env, *env.task.goal(env))
+
+    return record(env, states, begin, rng, noise, burst, horizon or env.task.horizon)
+
+
+def record(env, states, begin, rng, noise, burst, horizon: int, executed=np.float64) -> dict:
+    """Episodes of an expert in any environment: the dict of `demonstrate`. begin(), called after
+    the reset, returns act(), which gives the actions (B, D) that it wants. executed: the number
+    type in which they are carried out.
+    """
+    frames, actions, intended, done = [env.reset(states)], [], [], []
+    act = begin()
+    for _ in range(horizon):
+        wanted = act()
+        action, struck = wanted.astype(executed), rng.random((len(wanted), 1)) < burst
+        off = noise * struck * rng.normal(size=(len(wanted), 3))
+        action[:, :3] = np.clip(wanted[:, :3] + off, -1, 1)
         image, finished, _ = env.step_chunk(action[:, None])
         frames.append(image[:, 0])
-        executed.append(action)
+        actions.append(action)
         intended.append(wanted)
         done.append(finished[:, 0])
     stack = lambda parts: np.stack(parts, axis=1)
     return {
         "frames": stack(frames),
-        "executed": stack(executed).astype(np.float32),
+        "executed": stack(actions).astype(np.float32),
         "intended": stack(intended).astype(np.float32),
         "done": stack(done),
     }
