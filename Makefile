@@ -66,12 +66,12 @@ test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 style: check $(STAMP)  ## format and lint (ruff, 100 columns)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), its tests and notebook 08
+test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
 
-reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 minutes; ARGS="fuzz")
+reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 min; ARGS="fuzz")
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
 
 endurance: check $(STAMP)  ## 2,000 arm episodes, 200 GRPO iterations: memory, threads

@@ -131,18 +131,17 @@ def run_episode(
     journal=None,
 ) -> Episode:
     """The closed loop itself: `horizon` control steps of CONTROL_PERIOD (shorter by the factor
-    `arm.speed` where the arm's world runs faster than the clock).
+    `arm.speed` where the arm's world runs faster than the clock). Never raises for what happens in
+    the loop: see `Episode`.
 
     ahead: control steps before the end of the running chunk at which the next one's picture is
     taken, earlier (up to LATEST) if the policy turns out to be slow; 0: afterwards, as in training,
     while the arm waits. Of 384 held-out states the shipped policy solved 54 % at 0, 51 % at 0.3, 51
-    % at 0.5 and 52 % at 1, each +-5: what an older picture costs is less than that can tell.
-    success: called at the end of every control step, the task's own test. mark: called at the end
-    with (frames uint8 (T + 1, H, W, 3), instruction); returns the frame from which on it is a
-    success, or 0. Without both the episode counts as a failure. journal: a file that holds the
-    episode until it is saved. Tokens and log-probabilities are recorded for ahead < 1: the frame at
-    a chunk's beginning is then the very picture that the chunk was chosen on. Never raises for what
-    happens in the loop: see `Episode`.
+    % at 0.5 and 52 % at 1, each +-5. success: called at the end of every control step, the task's
+    own test. mark: called at the end with (frames uint8 (T + 1, H, W, 3), instruction); returns the
+    frame from which on it is a success, or 0. Without both the episode counts as a failure.
+    journal: a file that holds the episode until it is saved. Tokens and log-probabilities are
+    recorded for ahead < 1: the frame at a chunk's beginning is then the picture it was chosen on.
     """
     chunk = policy.config.chunk
     if not (horizon >= 1 and 0 <= ahead < chunk):
@@ -153,8 +152,7 @@ def run_episode(
     loop = _Loop(policy, arm, instruction, ahead, rate, temperature, seed)
     try:
         recording = loop.begin(initial_state, split, index, journal)
-    except BaseException as error:
-        # Nothing has been seen, so there is nothing to save.
+    except BaseException as error:  # nothing has been seen, so there is nothing to save
         loop.close()
         arm.stop(_reason(error))
         raise
@@ -171,8 +169,7 @@ def run_episode(
         try:
             with Hold(arm, loop.commander.goal):
                 finish = mark(np.stack(recording.frames), instruction)
-        except BaseException as error:
-            # the episode itself is over and whole, but nobody can say how it ended
+        except BaseException as error:  # the episode is whole, but nobody can say how it ended
             finish, reason, problem = 0, f"no success mark: {_reason(error)}", error
     trajectory = recording.trajectory(finish=finish, tokens=ahead < 1)
     return Episode(trajectory, reason, loop.pace.measures(loop.period), problem)
