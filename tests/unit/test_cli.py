@@ -13,7 +13,7 @@ import pytest
 from wmpo_lite import cli
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.recipes.profiles import Profile
+from wmpo_lite.recipes.profiles import PROFILES, Profile
 from wmpo_lite.recipes.workspace import Run, run_folder
 
 
@@ -127,6 +127,14 @@ def test_every_number_of_a_profile_is_a_flag_and_config_prints_them_all(capsys):
     assert all(
         found[name] == wanted[name] for name in fields if f"--{name.replace('_', '-')}" in flags
     )
+
+
+def test_presets_have_two_names(capsys):
+    printed = []
+    for flag in ("--preset", "--profile"):
+        cli.main(["config", flag, "smoke"])
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0] == printed[1] == dataclasses.asdict(PROFILES["smoke"])
 
 
 def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):

@@ -54,6 +54,16 @@ def test_environment_yml_repeats_the_pins_of_pyproject():
     assert PROJECT["requires-python"] == ">=3.11" and setup_check.OLDEST_PYTHON == (3, 11)
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_make_help_lists_every_target_on_one_screen():
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    phony = re.search(r"\.PHONY: (.*?)\n\n", (ROOT / "Makefile").read_text(), re.DOTALL)[1]
+    named = {line.split()[1] for line in lines} | {"check"}  # a part of every target
+    assert named == set(phony.replace("\\", "").split())
+
+
 def test_colab_gets_the_same_pins_except_what_it_brings():
     lines = [
         line

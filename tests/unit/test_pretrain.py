@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 
-from wmpo_lite import policy as policy_module
 from wmpo_lite.autoencoder import Autoencoder, AutoencoderConfig
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
@@ -173,9 +172,9 @@ def test_cloning_reads_a_demonstration_to_its_end_or_to_shortly_after_success(
         "done": done,
         "instruction": np.array([tiny.RED, tiny.BLUE]),
     }
-    begun, cloning_loss = set(), policy_module.cloning_loss
+    begun, cloning_loss = set(), pretrain_policy.cloning_loss
     monkeypatch.setattr(
-        policy_module,
+        pretrain_policy,
         "cloning_loss",
         lambda policy, frames, texts, actions, *rest: (
             begun.update(actions[:, 0, 0].tolist())

@@ -17,6 +17,7 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.evaluate import agreement
 from wmpo_lite.report import plots, show
 from wmpo_lite.report import write as report
+from wmpo_lite.report.run_files import read_metrics
 
 POLICIES = {"base": 0.31, "grpo": 0.36, "dpo": 0.33, "wmpo": 0.55}
 
@@ -340,7 +341,7 @@ def test_success_bars_show_rates_and_wilson_intervals():
 
 
 def test_learning_curves_draw_what_was_recorded(full_run):
-    figure = plots.learning_curves(report.read_metrics(full_run / "metrics.jsonl"))
+    figure = plots.learning_curves(read_metrics(full_run / "metrics.jsonl"))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert (
         titles[4:7] == ["Loss: align", "Loss: reward", "Loss: dpo"] and len(titles) == 8
@@ -567,12 +568,12 @@ def test_metrics_survive_a_kill_and_a_resume(tmp_path):
         '{"stage": "wmpo", "st',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert [record["success"] for record in report.read_metrics(tmp_path / "metrics.jsonl")] == [
+    assert [record["success"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [
         0.1,
         0.3,
     ]
     with pytest.raises(UserError):
-        report.read_metrics(tmp_path / "none.jsonl")
+        read_metrics(tmp_path / "none.jsonl")
 
 
 def test_words_from_a_run_cannot_become_markup(tmp_path, undrawn):

@@ -34,14 +34,7 @@ BLOCK = ("position", 10)  # one question reads the bytes from `position` to `sta
 LENGTHS = 8
 SETTLED = 0.02  # s after which a servo whose `phase` was changed tells its position anew
 # Of every servo and of the gripper, which may close on something for minutes; all LeRobot's.
-LASTING = {
-    "return_delay": 0,
-    "mode": 0,
-    "p": 16,
-    "i": 0,
-    "d": 32,
-    "maximum_acceleration": 254,
-}
+LASTING = {"return_delay": 0, "mode": 0, "p": 16, "i": 0, "d": 32, "maximum_acceleration": 254}
 GRIPPER = {"max_torque": 500, "protection_current": 250, "overload_torque": 25}
 
 
@@ -75,13 +68,10 @@ class State:
 
     def check(self) -> None:
         """ServoError if any servo reports an error."""
-        told = [
-            protocol.sentence(joint, int(bits)) for joint, bits in zip(JOINTS, self.errors) if bits
-        ]
-        if told:
-            raise ServoError(
-                "; ".join(told) + "; switch the arm off, find the cause and start again"
-            )
+        bits = [(joint, int(bits)) for joint, bits in zip(JOINTS, self.errors) if bits]
+        if bits:
+            told = "; ".join(protocol.sentence(*pair) for pair in bits)
+            raise ServoError(f"{told}; switch the arm off, find the cause and start again")
 
 
 class FeetechBus:
@@ -93,14 +83,7 @@ class FeetechBus:
     opened; retries: answers that had to be asked for again.
     """
 
-    def __init__(
-        self,
-        port: str,
-        ids,
-        *,
-        tries: int = TRIES,
-        exclusive: bool = True,
-    ):
+    def __init__(self, port: str, ids, *, tries: int = TRIES, exclusive: bool = True):
         self.exclusive = exclusive
         self.port, self.ids, self.tries = str(port), [int(i) for i in ids], tries
         self._line, self._lock = None, threading.RLock()
@@ -133,9 +116,8 @@ class FeetechBus:
         try:
             self._line = _port_class(scservo_sdk, serial)(self.port, self.exclusive)
             self._line.openPort()
-        except (
-            Exception
-        ) as error:  # SerialException, OSError, ValueError, termios.error: each says why
+        except Exception as error:
+            # SerialException, OSError, ValueError, termios.error: each says why
             self._line = None
             raise UserError(
                 f"cannot open the serial port {self.port} ({error}); check the cable, the name of"
@@ -152,9 +134,8 @@ class FeetechBus:
             if line is not None:
                 try:
                     line.closePort()
-                except (
-                    Exception
-                ):  # a pulled cable may fail here too, and there is nothing left to release
+                except Exception:
+                    # a pulled cable may fail here too, and there is nothing left to release
                     pass
 
     @property
@@ -166,12 +147,8 @@ class FeetechBus:
     def read(self, name: str, joint: int) -> int:
         """A register of the servo of joint number `joint`."""
         address, size = protocol.REGISTERS[name]
-        data, _ = self._asked(
-            joint,
-            name,
-            size,
-            lambda: self._packets.readTxRx(self._line, self.ids[joint], address, size),
-        )
+        ask = lambda: self._packets.readTxRx(self._line, self.ids[joint], address, size)
+        data, _ = self._asked(joint, name, size, ask)
         return protocol.decode(name, bytes(data))
 
     def write(self, name: str, joint: int, value: int) -> None:
@@ -207,11 +184,9 @@ class FeetechBus:
                 data, result, error = once()
             sound = result == 0 and len(data) == size
             if attempt or not sound:
-                time.sleep(
-                    self.calm
-                    # answers to earlier tries may be on their way: they come now, and are not taken
-                    # for one to the next question
-                )
+                # answers to earlier tries may be on their way: they come now, and are not taken for
+                # one to the next question
+                time.sleep(self.calm)
             if sound:
                 if not attempt:
                     self._took.append(time.monotonic() - begin)
@@ -227,11 +202,8 @@ class FeetechBus:
     def write_all(self, name: str, values) -> None:
         """Write a register of all six in one packet; servos do not answer it."""
         address, size = protocol.REGISTERS[name]
-        data = [
-            byte
-            for ident, value in zip(self.ids, values)
-            for byte in (ident, *protocol.encode(name, int(value)))
-        ]
+        parts = ((i, *protocol.encode(name, int(value))) for i, value in zip(self.ids, values))
+        data = [byte for part in parts for byte in part]
         with self._turn():
             if self._packets.syncWriteTxOnly(self._line, address, size, data, len(data)) != 0:
                 raise BusError(f"the packet for {name} could not be sent on {self.port}")
@@ -266,9 +238,7 @@ class FeetechBus:
         else:
             silent = [joint for joint, ident in zip(JOINTS, self.ids) if ident not in answers]
             who = (
-                "all six servos"
-                if len(silent) == len(JOINTS)
-                else f"the servo of {', '.join(silent)}"
+                "all six servos" if silent == list(JOINTS) else f"the servo of {', '.join(silent)}"
             )
             raise BusError(
                 f"no sound answer from {who} on {self.port}; check the cables and the power supply"
@@ -452,22 +422,15 @@ def _port_class(sdk, serial):
 
         def setupPort(self, _):
             # 2 ms a read: long enough to sleep in, short enough to keep the deadline.
-            self.ser = serial.Serial(
-                self.port_name,
-                self.baudrate,
-                timeout=0.002,
-                write_timeout=0.05,
-                exclusive=self.exclusive or None,
-            )
+            times = {"timeout": 0.002, "write_timeout": 0.05}
+            alone = self.exclusive or None
+            self.ser = serial.Serial(self.port_name, self.baudrate, exclusive=alone, **times)
             self.is_open, self.tx_time_per_byte = True, 10 * 1000.0 / self.baudrate
             self.ser.reset_input_buffer()
             return True
 
-        def clearPort(
-            self,
-            # called before every packet: a late answer to an earlier question is no answer to this
-            # one
-        ):
+        def clearPort(self):
+            # called before every packet: a late answer to an earlier question is none to this one
             self.ser.reset_input_buffer()
 
         def getCurrentTime(self):

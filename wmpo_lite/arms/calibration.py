@@ -24,10 +24,8 @@ from wmpo_lite.common.files import write_atomic
 HIGHEST_TICK = 4095
 TICKS_PER_RADIAN = HIGHEST_TICK / (2 * np.pi)
 WIDER = 1.2  # times as wide as its limits a joint's range may be: arms and hands differ
-GRIPPER = (
-    400,
-    2047,
-)  # ticks between closed and open, at least and at most; an SO-101 has about 1450
+# ticks between closed and open, at least and at most; an SO-101 has about 1450
+GRIPPER = (400, 2047)
 # What the numbers of a joint may be, (lowest, highest).
 FIELDS = {
     "id": (0, 252),
@@ -53,9 +51,8 @@ class Calibration:
 
     def __post_init__(self):
         for field, (low, high) in FIELDS.items():
-            values = np.asarray(
-                getattr(self, field), dtype=object
-            )  # whole numbers of any size, until their range is known
+            # whole numbers of any size, until their range is known
+            values = np.asarray(getattr(self, field), dtype=object)
             for joint, value in zip(JOINTS, values):
                 if not low <= value <= high:
                     raise UserError(
@@ -82,26 +79,20 @@ class Calibration:
         narrow that the first posture of an episode is outside.
         """
         widest = np.append(np.ptp(LIMITS[:5], axis=1) * WIDER * TICKS_PER_RADIAN, GRIPPER[1])
-        widest[JOINTS.index("wrist_roll")] = (
-            HIGHEST_TICK  # the only joint to which LeRobot gives the whole turn
-        )
+        # the only joint to which LeRobot gives the whole turn
+        widest[JOINTS.index("wrist_roll")] = HIGHEST_TICK
         for n, joint in enumerate(JOINTS):
-            low, high, width = (
-                self.range_min[n],
-                self.range_max[n],
-                self.range_max[n] - self.range_min[n],
-            )
+            low = self.range_min[n]
+            high = self.range_max[n]
+            width = self.range_max[n] - self.range_min[n]
             if width > widest[n]:
                 raise UserError(
                     f"{self.source}: the range of {joint}, {low} to {high}, is wider than the joint"
                     f" can turn (about {widest[n]:.0f} ticks at most); move it through its whole"
                     f" range when you {AGAIN}"
                 )
-            if (
-                width < GRIPPER[0]
-                if joint == "gripper"
-                else not self.limits[n, 0] <= home()[n] <= self.limits[n, 1]
-            ):
+            narrow = not self.limits[n, 0] <= home()[n] <= self.limits[n, 1]
+            if width < GRIPPER[0] if joint == "gripper" else narrow:
                 raise UserError(
                     f"{self.source}: the range of {joint}, {low} to {high}, is too narrow for the"
                     " posture in which episodes begin; move it through its whole range when you"
@@ -122,20 +113,15 @@ class Calibration:
         """(6, 2) lowest and highest value of each joint inside the calibrated range, in the units
         of the interface.
         """
-        body = (
-            np.stack([self.range_min - self.middle, self.range_max - self.middle], axis=1)[:5]
-            / TICKS_PER_RADIAN
-        )
-        return np.concatenate([body, [[0.0, 1.0]]])
+        ends = np.stack([self.range_min - self.middle, self.range_max - self.middle], axis=1)
+        return np.concatenate([ends[:5] / TICKS_PER_RADIAN, [[0.0, 1.0]]])
 
     def to_ticks(self, joints: np.ndarray) -> np.ndarray:
         """Joint values (6,) -> int64 ticks (6,), never outside the calibrated range."""
         joints = np.asarray(joints, dtype=np.float64)
         gripper = 1 - joints[5] if self.drive_mode[5] else joints[5]
-        ticks = np.append(
-            self.middle[:5] + joints[:5] * TICKS_PER_RADIAN,
-            self.range_min[5] + gripper * (self.range_max[5] - self.range_min[5]),
-        )
+        end = self.range_min[5] + gripper * (self.range_max[5] - self.range_min[5])
+        ticks = np.append(self.middle[:5] + joints[:5] * TICKS_PER_RADIAN, end)
         return np.clip(np.rint(ticks), self.range_min, self.range_max).astype(np.int64)
 
     def from_ticks(self, ticks: np.ndarray) -> np.ndarray:
@@ -143,13 +129,10 @@ class Calibration:
         stays at its end, as in LeRobot.
         """
         ticks = np.asarray(ticks, dtype=np.float64)
-        gripper = np.clip(
-            (ticks[5] - self.range_min[5]) / (self.range_max[5] - self.range_min[5]), 0, 1
-        )
-        return np.append(
-            (ticks[:5] - self.middle[:5]) / TICKS_PER_RADIAN,
-            1 - gripper if self.drive_mode[5] else gripper,
-        )
+        width = self.range_max[5] - self.range_min[5]
+        gripper = np.clip((ticks[5] - self.range_min[5]) / width, 0, 1)
+        gripper = 1 - gripper if self.drive_mode[5] else gripper
+        return np.append((ticks[:5] - self.middle[:5]) / TICKS_PER_RADIAN, gripper)
 
     def save(self, path) -> None:
         """Write LeRobot's file."""

@@ -39,15 +39,10 @@ def square(frame: np.ndarray, size: int) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     cut = np.ascontiguousarray(frame[top : top + side, left : left + side, :3])
-    return (
-        cut
-        if side == size
-        else np.asarray(
-            Image.fromarray(cut).resize(
-                (size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
-            )
-        )
-    )
+    if side == size:
+        return cut
+    how = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(cut).resize((size, size), how))
 
 
 class VideoCamera(Camera):
@@ -60,13 +55,11 @@ class VideoCamera(Camera):
 
     def __init__(self, source=0, size: int = 64):
         self.source, self.size = int(source) if str(source).isdigit() else str(source), size
-        self._newest, self._error, self._ended, self._thread, self._first = (
-            None,
-            None,
-            threading.Event(),
-            None,
-            threading.Event(),
-        )
+        self._newest = None
+        self._error = None
+        self._ended = threading.Event()
+        self._thread = None
+        self._first = threading.Event()
 
     def open(self) -> None:
         self._newest, self._error = None, None
@@ -120,11 +113,8 @@ class VideoCamera(Camera):
             while True:
                 good, frame = capture.read()
                 if not good:
-                    raise OSError(
-                        "it has no more pictures"
-                        if self._newest is not None
-                        else "it cannot be opened"
-                    )
+                    opened = self._newest is not None
+                    raise OSError("it has no more pictures" if opened else "it cannot be opened")
                 yield frame[..., ::-1]
         finally:
             capture.release()
@@ -132,16 +122,12 @@ class VideoCamera(Camera):
     def _imageio_frames(self):
         import imageio
 
-        reader = imageio.get_reader(
-            f"<video{self.source}>" if isinstance(self.source, int) else self.source,
-            format="FFMPEG",
-        )
+        numbered = isinstance(self.source, int)
+        source = f"<video{self.source}>" if numbered else self.source
+        reader = imageio.get_reader(source, format="FFMPEG")
         try:
-            pause = (
-                0.0
-                if isinstance(self.source, int) or self.source.startswith("/dev/")
-                else 1 / reader.get_meta_data()["fps"]
-            )
+            live = numbered or source.startswith("/dev/")
+            pause = 0.0 if live else 1 / reader.get_meta_data()["fps"]
             for frame in reader:
                 yield frame
                 if pause and self._ended.wait(pause):
@@ -169,12 +155,9 @@ class SharedCamera(Camera):
 
     def open(self) -> None:
         try:
+            access = mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ
             with open(self.path, "r+b" if self.writable else "rb") as file:
-                self._map = mmap.mmap(
-                    file.fileno(),
-                    0,
-                    access=mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ,
-                )
+                self._map = mmap.mmap(file.fileno(), 0, access=access)
         except OSError as error:
             raise UserError(
                 f"there are no pictures at {self.path} ({error.strerror}); is the emulator still"

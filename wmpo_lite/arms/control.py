@@ -10,9 +10,8 @@ from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import ACTION_DIM, CONTROL_PERIOD, HOME, MAX_STEP, REACH, WORKSPACE
 
 RATE = 50.0  # Hz of joint targets
-RAMP = (
-    0.7  # share of the control period after which a target is reached; the arm settles in the rest
-)
+# share of the control period after which a target is reached; the arm settles in the rest
+RAMP = 0.7
 IN_RANGE = 1e-4  # by which an action may pass 1: rounding
 
 

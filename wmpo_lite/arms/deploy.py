@@ -63,34 +63,20 @@ def deploy(
     arm,
     instruction: str,
     *,
-    horizon: int,
     folder=None,
-    number: int = 0,
-    task: str = "place",
-    about: dict | None = None,
     **options,
 ):
     """One episode of `policy` on a connected `arm`: returns its Trajectory, and with `folder` saves
     it there first, whatever happened (see `records.save_episode`).
 
-    options: of `run_episode`. An episode in which the arm was stopped is shorter than `horizon`, a
-    failure, and says why in its file; what ended it otherwise (Ctrl-C, a fault in the policy) is
-    raised after it is saved.
+    options: of `run_episode`, with `folder` those of `record_episode`, too. An episode in which the
+    arm was stopped is shorter than `horizon`, a failure, and says why in its file; what ended it
+    otherwise (Ctrl-C, a fault in the policy) is raised after it is saved.
     """
     if folder is None:
-        episode = run_episode(policy, arm, instruction, horizon=horizon, **options)
+        episode = run_episode(policy, arm, instruction, **options)
     else:
-        episode, _ = record_episode(
-            policy,
-            arm,
-            instruction,
-            horizon=horizon,
-            folder=folder,
-            number=number,
-            task=task,
-            about=about,
-            **options,
-        )
+        episode, _ = record_episode(policy, arm, instruction, folder=folder, **options)
     if episode.error is not None:
         raise episode.error
     return episode.trajectory
@@ -101,10 +87,9 @@ def record_episode(
     arm,
     instruction: str,
     *,
-    horizon: int,
     folder,
-    number: int,
-    task: str,
+    number: int = 0,
+    task: str = "place",
     about: dict | None = None,
     **options,
 ) -> tuple[Episode, Path]:
@@ -112,7 +97,7 @@ def record_episode(
     happened: the Episode and the path. The arm holds still meanwhile.
     """
     journal = Path(folder) / f"episode_{number:04d}.journal"
-    episode = run_episode(policy, arm, instruction, horizon=horizon, journal=journal, **options)
+    episode = run_episode(policy, arm, instruction, journal=journal, **options)
     with ExitStack() as stack:
         if episode.reason is None:
             with suppress(ArmStopped):  # stopped just now: the episode is whole all the same
@@ -146,18 +131,17 @@ def run_episode(
     journal=None,
 ) -> Episode:
     """The closed loop itself: `horizon` control steps of CONTROL_PERIOD (shorter by the factor
-    `arm.speed` where the arm's world runs faster than the clock).
+    `arm.speed` where the arm's world runs faster than the clock). Never raises for what happens in
+    the loop: see `Episode`.
 
     ahead: control steps before the end of the running chunk at which the next one's picture is
     taken, earlier (up to LATEST) if the policy turns out to be slow; 0: afterwards, as in training,
     while the arm waits. Of 384 held-out states the shipped policy solved 54 % at 0, 51 % at 0.3, 51
-    % at 0.5 and 52 % at 1, each +-5: what an older picture costs is less than that can tell.
-    success: called at the end of every control step, the task's own test. mark: called at the end
-    with (frames uint8 (T + 1, H, W, 3), instruction); returns the frame from which on it is a
-    success, or 0. Without both the episode counts as a failure. journal: a file that holds the
-    episode until it is saved. Tokens and log-probabilities are recorded for ahead < 1: the frame at
-    a chunk's beginning is then the very picture that the chunk was chosen on. Never raises for what
-    happens in the loop: see `Episode`.
+    % at 0.5 and 52 % at 1, each +-5. success: called at the end of every control step, the task's
+    own test. mark: called at the end with (frames uint8 (T + 1, H, W, 3), instruction); returns the
+    frame from which on it is a success, or 0. Without both the episode counts as a failure.
+    journal: a file that holds the episode until it is saved. Tokens and log-probabilities are
+    recorded for ahead < 1: the frame at a chunk's beginning is then the picture it was chosen on.
     """
     chunk = policy.config.chunk
     if not (horizon >= 1 and 0 <= ahead < chunk):
@@ -168,19 +152,15 @@ def run_episode(
     loop = _Loop(policy, arm, instruction, ahead, rate, temperature, seed)
     try:
         recording = loop.begin(initial_state, split, index, journal)
-    except BaseException as error:
-        # Nothing has been seen, so there is nothing to save.
+    except BaseException as error:  # nothing has been seen, so there is nothing to save
         loop.close()
         arm.stop(_reason(error))
         raise
     reason, problem = None, None
     try:
         loop.run(recording, horizon, success)
-    except ArmStopped as stopped_:
-        reason = stopped_.reason
     except BaseException as error:
-        reason, problem = _reason(error), error
-    if reason is not None:
+        reason, problem = _reason(error), None if isinstance(error, ArmStopped) else error
         arm.stop(reason)
     loop.close()
     recording.close()
@@ -189,9 +169,7 @@ def run_episode(
         try:
             with Hold(arm, loop.commander.goal):
                 finish = mark(np.stack(recording.frames), instruction)
-        except (
-            BaseException
-        ) as error:  # the episode itself is over and whole, but nobody can say how it ended
+        except BaseException as error:  # the episode is whole, but nobody can say how it ended
             finish, reason, problem = 0, f"no success mark: {_reason(error)}", error
     trajectory = recording.trajectory(finish=finish, tokens=ahead < 1)
     return Episode(trajectory, reason, loop.pace.measures(loop.period), problem)
@@ -224,20 +202,20 @@ class Hold:
             return  # whoever uses the arm next is told
 
 
-def go_home(arm, rate: float = RATE, speed: float = HOME_SPEED) -> None:
+def go_home(arm) -> None:
     """Lead the arm slowly and straight, joint by joint, to the posture in which episodes begin;
     ArmStopped if it does not get there.
     """
     begin, goal = arm.observe().joints.clip(*LIMITS.T), home()
-    steps = max(2, int(np.ceil(np.abs(goal - begin).max() / speed * rate)))
+    steps = max(2, int(np.ceil(np.abs(goal - begin).max() / HOME_SPEED * RATE)))
     clock = time.monotonic()
     for k in range(1, steps + 1):
-        _sleep_until(clock + k / rate)
+        _sleep_until(clock + k / RATE)
         arm.command(begin + (goal - begin) * k / steps)
     while np.abs(arm.observe().joints - goal)[:5].max() > NEAR:
-        if time.monotonic() - clock > steps / rate + 2:
+        if time.monotonic() - clock > steps / RATE + 2:
             arm.stop("the arm does not reach its first posture; is something in its way?")
-        _sleep_until(time.monotonic() + 1 / rate)
+        _sleep_until(time.monotonic() + 1 / RATE)
         arm.command(goal)
 
 
@@ -245,13 +223,11 @@ class _Loop:
     def __init__(self, policy, arm, instruction, ahead, rate, temperature, seed):
         import torch
 
-        self.policy, self.arm, self.instruction, self.ahead, self.temperature = (
-            policy.eval(),
-            arm,
-            instruction,
-            ahead,
-            temperature,
-        )
+        self.policy = policy.eval()
+        self.arm = arm
+        self.instruction = instruction
+        self.ahead = ahead
+        self.temperature = temperature
         self.generator = torch.Generator().manual_seed(seed)
         self.commander, self.pace = Commander(rate), Pace()
         self.period = CONTROL_PERIOD / getattr(arm, "speed", 1.0)
@@ -325,9 +301,8 @@ class _Loop:
                         self.pending = self.think(frame)
                     elif self.ahead < 1:
                         frame = self.picture
-                recording.step(
-                    frame, *(part[inside] for part in chosen), success is not None and success()
-                )
+                done = success is not None and success()
+                recording.step(frame, *(part[inside] for part in chosen), done)
         finally:
             if bus is not None:
                 self.pace.bus = arm.bus_seconds - bus
@@ -373,8 +348,6 @@ def _reason(error: BaseException) -> str:
         return error.reason
     if isinstance(error, UserError):
         return str(error)
-    return (
-        "stopped by Ctrl-C or a signal"
-        if isinstance(error, KeyboardInterrupt)
-        else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return f"{type(error).__name__}: {error}"

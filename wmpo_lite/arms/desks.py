@@ -20,11 +20,12 @@ def load_policy(name: str, task: str, collecting: bool = False):
     from wmpo_lite.recipes.shipped import POLICIES, Shipped
 
     name = str(name or ("base" if collecting else "wmpo"))
+    trained = Path("policies") / "wmpo"
     for folder in (
         Path(name),
-        Path(name) / "policies" / "wmpo",
+        name / trained,
         Path(name) / "policy",
-        Path("runs") / name / "policies" / "wmpo",
+        Path("runs") / name / trained,
     ):
         if (folder / "actions.json").exists():
             return policies.load_policy(folder)
@@ -98,10 +99,7 @@ def mark_by_reward(model, frames: np.ndarray, instruction: str) -> int:
     """
     import torch
 
-    scores = (
-        model.slide(torch.from_numpy(np.ascontiguousarray(frames))[None], [instruction])[0]
-        .cpu()
-        .numpy()
-    )
+    frames = torch.from_numpy(np.ascontiguousarray(frames))[None]
+    scores = model.slide(frames, [instruction])[0].cpu().numpy()
     over = np.flatnonzero(scores >= float(model.threshold))
     return int(over[0]) + model.config.clip - 1 if len(over) else 0

@@ -2,13 +2,11 @@
 picture. Nothing moves.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
 
 from wmpo_lite.arms.control import check_action, lead
-from wmpo_lite.common import checkpoint
 from wmpo_lite.envs.tabletop import arm as kinematics
 from wmpo_lite.envs.tabletop import scene
 
@@ -25,11 +23,8 @@ def plan(policy, arm, instruction: str, temperature: float | None = None, seed: 
 
     seen = arm.observe()
     frames = torch.from_numpy(np.ascontiguousarray(seen.frame))[None]
-    actions = (
-        policy.act(frames, [instruction], temperature, torch.Generator().manual_seed(seed))[2][0]
-        .cpu()
-        .numpy()
-    )
+    generator = torch.Generator().manual_seed(seed)
+    actions = policy.act(frames, [instruction], temperature, generator)[2][0].cpu().numpy()
     tips = [kinematics.forward_kinematics(seen.joints[:5])]
     for action in actions:
         tips.append(lead(tips[-1], tips[-1], check_action(action)))
@@ -58,6 +53,8 @@ def draw(planned: dict, path) -> Path:
     """
     from PIL import Image, ImageDraw
 
+    from wmpo_lite.report.show import write_png
+
     frame = planned["frame"]
     picture = Image.fromarray(frame.repeat(SCALE, axis=0).repeat(SCALE, axis=1))
     pen = ImageDraw.Draw(picture)
@@ -72,15 +69,11 @@ def draw(planned: dict, path) -> Path:
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
         else:
             pen.ellipse((x - 7, y - 7, x + 7, y + 7), outline=color, width=2)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    checkpoint.write_atomic(Path(path), buffer.getvalue())
-    return Path(path)
+    return write_png(picture, path)
 
 
 def _pixels(points, shape) -> np.ndarray:
     """Points (N, 3) of the room in meters -> places (N, 2) in the drawing, right and down."""
-    seen = np.concatenate(
-        [points, np.ones((len(points), 1))], axis=1
-    ) @ scene.camera_matrix().T.astype(np.float64)
+    points = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+    seen = points @ scene.camera_matrix().T.astype(np.float64)
     return (seen[:, :2] / seen[:, 2:] + 1) / 2 * np.array([shape[1], shape[0]]) * SCALE

@@ -53,13 +53,8 @@ class Servo:
 
     def __init__(self, ident: int, offset: int, low: int, high: int):
         self.table, self.waiting, self.fault = bytearray(128), None, 0
-        for name, value in {
-            **SETTINGS,
-            "id": ident,
-            "homing_offset": offset,
-            "min_position": low,
-            "max_position": high,
-        }.items():
+        own = {"id": ident, "homing_offset": offset, "min_position": low, "max_position": high}
+        for name, value in (SETTINGS | own).items():
             self[name] = value
 
     def __getitem__(self, name: str) -> int:
@@ -104,9 +99,7 @@ class Servos:
     def answer(self, ident: int, instruction: int, data: bytes) -> bytes:
         """All status packets that the line carries after one instruction, faults included."""
         with self.lock:
-            return b"".join(
-                self._spoil(packet) for packet in self._answers(ident, instruction, data)
-            )
+            return b"".join(map(self._spoil, self._answers(ident, instruction, data)))
 
     def _answers(self, ident, instruction, data):
         meant = [servo for servo in self.all if ident in (servo["id"], protocol.BROADCAST)]
@@ -140,9 +133,8 @@ class Servos:
             elif instruction != protocol.PING:
                 continue
             replies.append(self._status(servo))
-        return (
-            replies if ident != protocol.BROADCAST else []
-        )  # all at once they would drown each other
+        # all at once they would drown each other
+        return replies if ident != protocol.BROADCAST else []
 
     def _status(self, servo, data=b""):
         return protocol.packet(servo["id"], servo.fault, bytes(data))
@@ -239,38 +231,30 @@ class Desk:
         folder = Path(folder)
         self.calibration = load_calibration(folder / "calibration.json")
         self.offsets = self.calibration.homing_offset
-        self.world = World(
-            get_task(task), size=size, disturbance=Disturbance(**disturbance), seed=seed
-        )
+        look = Disturbance(**disturbance)
+        self.world = World(get_task(task), size=size, disturbance=look, seed=seed)
         self.servos = Servos(self.calibration, seed)
         self.folder = folder
-        self.port, self.pictures, self.pause = (
-            Port(folder / "port", self.servos),
-            SharedCamera(folder / "pictures", writable=True),
-            1 / fps,
-        )
-        self.camera_fault, self.picture, self.moved, self.next_picture = (
-            None,
-            None,
-            dict.fromkeys(STILL, 0.0),
-            0.0,
-        )
+        self.port = Port(folder / "port", self.servos)
+        self.pictures = SharedCamera(folder / "pictures", writable=True)
+        self.pause = 1 / fps
+        self.camera_fault = None
+        self.picture = None
+        self.moved = dict.fromkeys(STILL, 0.0)
+        self.next_picture = 0.0
         self.reset(**start)
         self.port.plug()
 
     def reset(self, states, instructions, split, indices, row):
         from wmpo_lite.trajectory import InitialStates
 
-        self.world.reset(
-            InitialStates(np.array(states), None, tuple(instructions), split, np.array(indices)),
-            row,
-        )
+        known = np.array(states), None, tuple(instructions), split, np.array(indices)
+        self.world.reset(InitialStates(*known), row)
         self.clock, self.next_picture = time.monotonic(), 0.0
         with self.servos.lock:
             self._tell()
-            self.points = np.array(
-                [servo["position"] for servo in self.servos.all], dtype=float
-            )  # where each servo's own ramp is
+            # where each servo's own ramp is
+            self.points = np.array([servo["position"] for servo in self.servos.all], dtype=float)
             for servo, point in zip(self.servos.all, self.points):
                 servo["goal_position"] = int(point)
         self._photograph(time.monotonic())
@@ -284,9 +268,7 @@ class Desk:
         shift = self._shift()
         joints = self.calibration.from_ticks(self.points - shift)
         self.world.torque(bool(holding.any()))
-        self.world.target(
-            np.where(holding, joints, np.clip(self.world.joints, LIMITS[:, 0], LIMITS[:, 1]))
-        )
+        self.world.target(np.where(holding, joints, self.world.joints.clip(*LIMITS.T)))
         self.world.advance(seconds)
         speed = np.abs(self.world.velocities).max()
         for limit in STILL:
@@ -306,12 +288,8 @@ class Desk:
 
     def _follow(self, seconds):
         """Move each servo's ramp towards its goal at its speed limit; which (6,) servos hold."""
-        holding = np.array(
-            [
-                servo["torque_enable"] == 1 and not servo.fault & UNLOADING
-                for servo in self.servos.all
-            ]
-        )
+        holds = lambda servo: servo["torque_enable"] == 1 and not servo.fault & UNLOADING
+        holding = np.array([holds(servo) for servo in self.servos.all])
         for n, servo in enumerate(self.servos.all):
             if holding[n]:
                 goal = np.clip(servo["goal_position"], servo["min_position"], servo["max_position"])
@@ -326,11 +304,9 @@ class Desk:
         speed, load = self.world.velocities * self.calibration.ticks_per_unit, self.world.loads
         for n, servo in enumerate(self.servos.all):
             turns = protocol.TURN * bool(servo["phase"] & protocol.MANY_TURNS)
-            servo["position"], servo["velocity"], servo["load"] = (
-                int(ticks[n] - turns),  # as if it had been turned back once by hand
-                int(np.clip(speed[n], -32767, 32767)),
-                int(1000 * np.clip(load[n], -1, 1)),
-            )
+            servo["position"] = int(ticks[n] - turns)  # as if turned back once by hand
+            servo["velocity"] = int(np.clip(speed[n], -32767, 32767))
+            servo["load"] = int(1000 * np.clip(load[n], -1, 1))
             servo["moving"], servo["status"] = int(abs(speed[n]) > 10), servo.fault
 
     def _photograph(self, now):
@@ -394,10 +370,9 @@ def main(descriptor: int) -> None:
         try:
             if desk is None:
                 desk = Desk(**{key: value for key, value in what.items() if key != "do"})
-                result = True
+                reply = {"result": True}
             else:
-                result = desk.do(**what)
-            reply = {"result": result}
+                reply = {"result": desk.do(**what)}
         except UserError as error:
             reply = {"error": str(error)}
         control.sendall(json.dumps(reply).encode() + b"\n")

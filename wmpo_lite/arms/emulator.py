@@ -72,11 +72,9 @@ class Emulator:
         fps: float = 30,
     ):
         self._folder = Path(tempfile.mkdtemp(prefix="wmpo-arm-"))
-        self.port, self.calibration, self.size = (
-            str(self._folder / "port"),
-            self._folder / "calibration.json",
-            size,
-        )
+        self.port = str(self._folder / "port")
+        self.calibration = self._folder / "calibration.json"
+        self.size = size
         self.pictures = self._folder / "pictures"
         SharedCamera.create(self.pictures, size)
         emulated_calibration().save(self.calibration)
@@ -102,17 +100,9 @@ class Emulator:
         ours.settimeout(START_SECONDS)
         self._socket, self._answers = ours, ours.makefile("rb")
         try:
-            self._ask(
-                "start",
-                folder=str(self._folder),
-                task=task.name,
-                size=size,
-                disturbance=asdict(disturbance),
-                seed=seed,
-                fps=fps,
-                **_plain(states),
-                row=row,
-            )
+            scene = {"task": task.name, "size": size, "disturbance": asdict(disturbance)}
+            scene |= {"folder": str(self._folder), "seed": seed, "fps": fps}
+            self._ask("start", **scene, **_plain(states), row=row)
         except BaseException:
             self.close()
             raise
@@ -167,7 +157,8 @@ class Emulator:
 
     def close(self) -> None:
         """End the process and remove everything that belonged to it. Safe to call twice."""
-        self._answers.close(), self._socket.close()  # at this the process ends by itself
+        self._answers.close()
+        self._socket.close()  # at this the process ends by itself
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -189,11 +180,8 @@ class Emulator:
         except (OSError, ValueError) as error:
             raise UserError(f"the emulator does not answer ({error}); make a new one") from None
         if not line:
-            said = (
-                Path(self._log.name).read_text().strip().splitlines()
-                if Path(self._log.name).exists()
-                else []
-            )
+            log = Path(self._log.name)
+            said = log.read_text().strip().splitlines() if log.exists() else []
             raise UserError(
                 f"the emulator has ended{': ' + said[-1] if said else ''}; make a new one"
             )

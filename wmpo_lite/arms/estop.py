@@ -22,18 +22,15 @@ class Keys:
     """
 
     def __init__(self, on_stop=None, stream=None):
-        self.on_stop, self._stream, self._keys, self._ended = (
-            on_stop,
-            stream or sys.stdin,
-            queue.SimpleQueue(),
-            threading.Event(),
-        )
+        self.on_stop = on_stop
+        self._stream = stream or sys.stdin
+        self._keys = queue.SimpleQueue()
+        self._ended = threading.Event()
         self.live = False
 
     def __enter__(self):
-        with contextlib.suppress(
-            AttributeError, ValueError, OSError
-        ):  # a closed or replaced standard input
+        # a closed or replaced standard input
+        with contextlib.suppress(AttributeError, ValueError, OSError):
             self.live = os.isatty(self._stream.fileno())
         try:
             import termios

@@ -11,12 +11,9 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop.arm import JOINTS as REVOLUTE
 from wmpo_lite.envs.tabletop.arm import LIMITS as REVOLUTE_LIMITS
 
-JOINTS = (
-    *REVOLUTE,
-    "gripper",
-    # five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0,
-    # closed, to 1, open
-)
+# five in rad, 0 in the middle of the range as LeRobot's calibration has it; the gripper from 0,
+# closed, to 1, open
+JOINTS = (*REVOLUTE, "gripper")
 LIMITS = np.concatenate([REVOLUTE_LIMITS, [[0.0, 1.0]]])  # (6, 2)
 WATCHDOG = 0.5  # s without a command after which an arm stops by itself
 
@@ -50,6 +47,22 @@ class Arm(ABC):
     Used as a context manager it connects on entry and always ends with torque off, whatever
     happened in between.
     """
+
+    guard = None  # the `safety.Guard` that checks its commands
+    _reason: str | None = "the arm is not connected"
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the arm takes no commands, or None while it does."""
+        return self._reason
+
+    def _allowed(self, joints, now: float) -> np.ndarray:
+        """The command (6,) as the guard lets it pass at `now`; one that it refuses ends all."""
+        try:
+            return self.guard.check(joints, now)
+        except ArmStopped as refused:
+            self.stop(refused.reason)
+            raise
 
     @abstractmethod
     def connect(self) -> None:

@@ -17,9 +17,8 @@ from contextlib import suppress
 
 from wmpo_lite.common.errors import UserError
 
-PATIENCE = (
-    2.0  # s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
-)
+# s of silence that a busy machine may cause; the arm's own watchdog is four times as fast
+PATIENCE = 2.0
 START = 20.0  # s that the process may take to begin
 
 
@@ -37,23 +36,15 @@ class Lifeline:
         """Begin to watch; True once somebody does. UserError if the process does not come up."""
         if os.name != "posix":
             return False
-        command = [
-            sys.executable,
-            "-m",
-            "wmpo_lite.arms.lifeline",
-            self.port,
-            str(self.patience),
-            *self.ids,
-        ]
+        module = [sys.executable, "-m", "wmpo_lite.arms.lifeline"]
+        command = [*module, self.port, str(self.patience), *self.ids]
         # A session of its own: Ctrl-C at the terminal is for the process that is watched.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         os.set_blocking(self._process.stdin.fileno(), False)
-        if (
-            not select.select([self._process.stdout], [], [], START)[0]
-            or not self._process.stdout.readline()
-        ):
+        out = self._process.stdout
+        if not select.select([out], [], [], START)[0] or not out.readline():
             self.end()
             raise UserError(
                 "the process that switches the arm off when this one hangs could not be started;"
@@ -106,10 +97,8 @@ def watch(port: str, patience: float, ids: list[int], watched: int) -> None:
             bus.open()
             bus.torque(False)
             break
-        except (
-            BusError,
-            UserError,
-        ):  # both ends may have spoken at once, or somebody pulls the cable
+        except (BusError, UserError):
+            # both ends may have spoken at once, or somebody pulls the cable
             time.sleep(0.05)
         finally:
             bus.close()

@@ -122,9 +122,8 @@ def take(buffer: bytearray) -> tuple[int, int, bytes] | None:
         del buffer[:start]
         if len(buffer) < 4:
             return None
-        if (
-            buffer[2] == 0xFF or buffer[3] < 2
-        ):  # a third 255 is the header's beginning; no packet is shorter than 2
+        # a third 255 is the header's beginning; no packet is shorter than 2
+        if buffer[2] == 0xFF or buffer[3] < 2:
             del buffer[:1]
             continue
         end = 4 + buffer[3]

@@ -17,11 +17,18 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.files import make_folder, misfit, one_sentence, write_all
 from wmpo_lite.trajectory import Trajectory, load_metadata, load_trajectories, save_trajectories
 
+# The first line of a journal.
+HEAD = {
+    "instruction": str,
+    "initial_state": [float],
+    "split": str,
+    "index": int,
+    "chunk": int,
+    "shape": [int],
+}
 KILLED = "the process ended in mid-motion"
-COMPLETE, STOPPED = (
-    re.compile(r"episode_(\d+)\.hdf5"),
-    re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5"),
-)
+COMPLETE = re.compile(r"episode_(\d+)\.hdf5")
+STOPPED = re.compile(r"episode_(\d+)_stopped_(\d+)\.hdf5")
 
 
 @dataclass
@@ -54,45 +61,36 @@ class Recording:
     def __post_init__(self):
         self.frames, self.rows, self.done = [np.ascontiguousarray(self.first)], [], []
         self._file = None
-        if self.path is not None:
-            make_folder(Path(self.path).parent)
-            head = {
-                "instruction": self.instruction,
-                "initial_state": np.asarray(self.initial_state).tolist(),
-                "split": self.split,
-                "index": self.index,
-                "chunk": self.chunk,
-                "shape": list(self.first.shape),
-            }
-            try:
-                with one_sentence(self.path):
-                    self._file = open(
-                        self.path, "wb", buffering=0
-                    )  # what is written is out of the process's hands
-                    write_all(
-                        self._file, json.dumps(head).encode() + b"\n" + self.frames[0].tobytes()
-                    )
-            except UserError:  # nothing has moved yet, so nothing is lost with it
-                self.close()
-                with suppress(OSError):
-                    Path(self.path).unlink(missing_ok=True)
-                raise
+        if self.path is None:
+            return
+        make_folder(Path(self.path).parent)
+        head = {key: getattr(self, key) for key in HEAD if key not in ("initial_state", "shape")}
+        head["initial_state"] = np.asarray(self.initial_state).tolist()
+        head["shape"] = list(self.first.shape)
+        try:
+            with one_sentence(self.path):
+                # what is written is out of the process's hands
+                self._file = open(self.path, "wb", buffering=0)
+                line = json.dumps(head).encode() + b"\n"
+                write_all(self._file, line + self.frames[0].tobytes())
+        except UserError:  # nothing has moved yet, so nothing is lost with it
+            self.close()
+            with suppress(OSError):
+                Path(self.path).unlink(missing_ok=True)
+            raise
 
     def step(self, frame, action, tokens, log_probs, done: bool) -> None:
         """A control step is over: frame uint8 (H, W, 3) after it, action, tokens and log_probs
         (D,), and whether the task's test held.
         """
         row = np.stack([np.asarray(part, dtype=np.float64) for part in (action, tokens, log_probs)])
-        (
-            self.frames.append(np.ascontiguousarray(frame)),
-            self.rows.append(row),
-            self.done.append(bool(done)),
-        )
+        self.frames.append(np.ascontiguousarray(frame))
+        self.rows.append(row)
+        self.done.append(bool(done))
         if self._file is not None:
             with one_sentence(self.path):
-                write_all(
-                    self._file, row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes()
-                )
+                step = row.tobytes() + bytes([self.done[-1]]) + self.frames[-1].tobytes()
+                write_all(self._file, step)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,12 +102,10 @@ class Recording:
         """
         frames, rows, done = self.frames, self.rows, self.done
         if not rows:
-            frames, rows, done, tokens = (
-                frames * 2,
-                [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)],
-                [False],
-                False,
-            )
+            frames = frames * 2
+            rows = [np.array([[0.0, 0.0, 0.0, -1.0]] * 3)]
+            done = [False]
+            tokens = False
         actions, chosen, log_probs = np.moveaxis(np.stack(rows), 1, 0)
         if finish is None:
             finish = int(np.argmax(done)) + 1 if any(done) else 0
@@ -144,11 +140,8 @@ def save_episode(folder, number: int, episode: Episode, *, task: str, about: dic
     folder = Path(folder)
     path = folder / f"episode_{number:04d}.hdf5"
     if episode.reason is not None:
-        tries = sum(
-            1
-            for name in names(folder)
-            if (found := STOPPED.fullmatch(name)) and int(found[1]) == number
-        )
+        stops = map(STOPPED.fullmatch, names(folder))
+        tries = sum(bool(found) and int(found[1]) == number for found in stops)
         path = folder / f"episode_{number:04d}_stopped_{tries}.hdf5"
     save_trajectories(
         path,
@@ -194,65 +187,44 @@ def recover(folder, task: str) -> list[Path]:
         if not name.endswith(".journal"):
             continue
         path, number = Path(folder) / name, int(re.search(r"\d+", name)[0])
-        if number in complete(
-            folder
-        ):  # killed when the episode was safe and the journal not yet gone
-            path.unlink()
-            continue
-        with one_sentence(path, "read"):
-            head, end, body = path.read_bytes().partition(b"\n")
-        if not end:  # killed while it wrote its first line: nothing had moved yet
-            path.unlink()
-            continue
-        problem, head = _journal_head(head)
-        if problem:
-            kept = _set_aside(path)
-            warnings.warn(
-                f"{path} cannot be turned into an episode ({problem}); it is kept as {kept.name},"
-                " for the version of the kit that wrote it",
-                stacklevel=2,
-            )
-            continue
-        shape = tuple(head.pop("shape"))
-        size = int(np.prod(shape))
-        if len(body) < size:  # killed before the first picture was whole
-            path.unlink()
-            continue
-        recording = Recording(
-            **{**head, "initial_state": np.array(head["initial_state"])},
-            first=np.frombuffer(body[:size], np.uint8).reshape(shape),
-        )
-        width = 3 * 4 * 8
-        for begin in range(size, len(body) - (width + 1 + size) + 1, width + 1 + size):
-            rows = np.frombuffer(body[begin : begin + width], np.float64).reshape(3, 4)
-            recording.step(
-                np.frombuffer(body[begin + width + 1 : begin + width + 1 + size], np.uint8).reshape(
-                    shape
-                ),
-                *rows,
-                bool(body[begin + width]),
-            )
-        saved.append(
-            save_episode(
-                folder,
-                number,
-                Episode(recording.trajectory(finish=0), KILLED),
-                task=task,
-                about={"recovered": True},
-            )
-        )
-        path.unlink()
+        # killed when the episode was safe and the journal not yet gone
+        recording = None if number in complete(folder) else _read_journal(path)
+        if recording is not None:
+            episode = Episode(recording.trajectory(finish=0), KILLED)
+            about = {"recovered": True}
+            saved.append(save_episode(folder, number, episode, task=task, about=about))
+        path.unlink(missing_ok=True)
     return saved
 
 
-HEAD = {
-    "instruction": str,
-    "initial_state": [float],
-    "split": str,
-    "index": int,
-    "chunk": int,
-    "shape": [int],
-}
+def _read_journal(path: Path) -> Recording | None:
+    """What a journal holds; None where it ends before its first picture, or is of another version
+    and was set aside.
+    """
+    with one_sentence(path, "read"):
+        head, end, body = path.read_bytes().partition(b"\n")
+    if not end:  # killed while it wrote its first line: nothing had moved yet
+        return None
+    problem, head = _journal_head(head)
+    if problem:
+        kept = _set_aside(path)
+        warnings.warn(
+            f"{path} cannot be turned into an episode ({problem}); it is kept as {kept.name},"
+            " for the version of the kit that wrote it",
+            stacklevel=3,
+        )
+        return None
+    shape = tuple(head.pop("shape"))
+    size, width = int(np.prod(shape)), 3 * 4 * 8
+    if len(body) < size:  # killed before the first picture was whole
+        return None
+    picture = lambda at: np.frombuffer(body[at : at + size], np.uint8).reshape(shape)
+    head["initial_state"] = np.array(head["initial_state"])
+    recording = Recording(**head, first=picture(0))
+    for begin in range(size, len(body) - (width + 1 + size) + 1, width + 1 + size):
+        rows = np.frombuffer(body[begin : begin + width], np.float64).reshape(3, 4)
+        recording.step(picture(begin + width + 1), *rows, bool(body[begin + width]))
+    return recording
 
 
 def _journal_head(line: bytes) -> tuple[str | None, dict]:

@@ -12,9 +12,8 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import arm
 from wmpo_lite.envs.tabletop.env import WORKSPACE
 
-SPEED = np.array(
-    [4.0, 4.0, 4.0, 4.0, 6.0, 8.0]
-)  # rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
+# rad/s, and openings a second: above what a policy's steps ask for, below what an STS3215 can do
+SPEED = np.array([4.0, 4.0, 4.0, 4.0, 6.0, 8.0])
 # m around the box of the commands: joints that move in straight lines carry the tips a little past
 # its faces
 MARGIN = 0.015
@@ -49,10 +48,8 @@ class Guard:
         margin: float = MARGIN,
         watchdog: float = WATCHDOG,
     ):
-        self.limits, self.box = (
-            np.asarray(limits, dtype=np.float64),
-            np.asarray(box, dtype=np.float64),
-        )
+        self.limits = np.asarray(limits, dtype=np.float64)
+        self.box = np.asarray(box, dtype=np.float64)
         self.speed = np.broadcast_to(np.asarray(speed, dtype=np.float64), (len(LIMITS),))
         if (
             self.limits.shape != (len(LIMITS), 2)
@@ -126,11 +123,8 @@ class Guard:
         self._count("joint", wanted, joints)
         if self._last is None:
             self._last, self._inside = wanted, self.works(wanted)
-        allowed = (
-            np.minimum(now - self._last_time if self._last_time is not None else PAUSE, PAUSE)
-            * self.speed
-            * (1 if self._inside else APPROACH)
-        )
+        passed = PAUSE if self._last_time is None else min(now - self._last_time, PAUSE)
+        allowed = passed * self.speed * (1 if self._inside else APPROACH)
         slow = self._last + np.clip(wanted - self._last, -allowed, allowed)
         self._count("speed", slow, wanted)
         kept = self._keep_in(slow)
@@ -142,16 +136,8 @@ class Guard:
     def outside(self, joints) -> float:
         """Metres by which the tips lie outside the box and its margin, 0 inside."""
         tip = arm.forward_kinematics(np.asarray(joints)[:5])
-        return float(
-            np.linalg.norm(
-                np.maximum(
-                    0,
-                    np.maximum(
-                        self.box[:, 0] - self.margin - tip, tip - self.box[:, 1] - self.margin
-                    ),
-                )
-            )
-        )
+        beyond = np.maximum(self.box[:, 0] - self.margin - tip, tip - self.box[:, 1] - self.margin)
+        return float(np.linalg.norm(np.maximum(0, beyond)))
 
     def works(self, joints) -> bool:
         """Whether this is a posture to work in: tips in the box, hand pointing down."""
@@ -159,10 +145,8 @@ class Guard:
 
     def _depth(self, joints) -> float:
         """Metres by which the tips lie below the floor of the box."""
-        return max(
-            0.0,
-            float(self.box[2, 0] - self.margin - arm.forward_kinematics(np.asarray(joints)[:5])[2]),
-        )
+        height = arm.forward_kinematics(np.asarray(joints)[:5])[2]
+        return max(0.0, float(self.box[2, 0] - self.margin - height))
 
     def _keep_in(self, wanted):
         """The last point of the straight way (in joints) from the last command to `wanted` that is
@@ -175,11 +159,8 @@ class Guard:
         low, high = 0.0, 1.0
         for _ in range(20):
             middle = (low + high) / 2
-            low, high = (
-                (middle, high)
-                if measure(self._last + middle * (wanted - self._last)) <= bound
-                else (low, middle)
-            )
+            inside = measure(self._last + middle * (wanted - self._last)) <= bound
+            low, high = (middle, high) if inside else (low, middle)
         return self._last + low * (wanted - self._last)
 
     def _count(self, name, after, before):

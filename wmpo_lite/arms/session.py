@@ -72,9 +72,8 @@ class Session:
             self._open(stack, size)
             self.keys.on_stop = self.arm.stop
             said = s.instruction or self.states.instructions[self.first_row]
-            self.policy.act(
-                torch.zeros(1, size, size, 3, dtype=torch.uint8), [said]
-            )  # the first call is slow, and the arm should not wait for it
+            # the first call is slow, and the arm should not wait for it
+            self.policy.act(torch.zeros(1, size, size, 3, dtype=torch.uint8), [said])
             if s.dry_run:
                 return self._dry_run()
             self._choose_mark()
@@ -92,11 +91,8 @@ class Session:
         s, self.desk, self.states = self.s, None, None
         look = Disturbance(background=s.look, texture=s.look, lighting=s.look, camera=0.01 * s.look)
         if not s.real:
-            split, rows = (
-                numbers("rollouts", s.collect, s.seed)
-                if s.collect
-                else numbers("arm", s.state + s.episodes)
-            )
+            use = ("rollouts", s.collect, s.seed) if s.collect else ("arm", s.state + s.episodes)
+            split, rows = numbers(*use)
             self.states = find_states(self.task, s.instruction, split, int(rows[0]), len(rows))
         if s.arm == "sim":
             from wmpo_lite.arms.simulated import SimulatedArm, SimulatedConfig
@@ -118,22 +114,16 @@ class Session:
         if s.emulated:
             from wmpo_lite.arms.emulator import Emulator
 
-            self.desk = stack.enter_context(
-                Emulator(
-                    self.task, self.states, self.first_row, size=size, disturbance=look, seed=s.seed
-                )
-            )
-            self.arm, self.test = (
-                SO101(self.desk.port, self.desk.calibration, self.desk.camera()),
-                self.desk.success,
-            )
+            scene = {"size": size, "disturbance": look, "seed": s.seed}
+            desk = Emulator(self.task, self.states, self.first_row, **scene)
+            self.desk = stack.enter_context(desk)
+            self.arm = SO101(self.desk.port, self.desk.calibration, self.desk.camera())
+            self.test = self.desk.success
         else:
             from wmpo_lite.arms.cameras import VideoCamera
 
-            self.arm, self.test = (
-                SO101(s.port, s.calibration, VideoCamera(s.camera, size=size)),
-                None,
-            )
+            self.arm = SO101(s.port, s.calibration, VideoCamera(s.camera, size=size))
+            self.test = None
 
     def _prepare(self, number: int, row: int):
         """The arm at the beginning of episode `number`: connected, in its first posture, the desk
@@ -157,9 +147,7 @@ class Session:
                 )
                 self.keys.clear()
                 with Hold(self.arm, self.arm.observe().joints):
-                    while (key := self.keys.get()) not in ("\n", "\r"):
-                        if key == "q":
-                            raise KeyboardInterrupt
+                    self._pressed("\n", "\r")
 
     # -- what is done ------------------------------------------------------------------------------
 
@@ -179,18 +167,13 @@ class Session:
         self._prepare(number, row)
         if s.real:
             instruction = s.instruction
-            state = (
-                desk_state(self.task, instruction, s.other, self.arm.observe().joints)
-                if s.collect
-                else None
-            )
+            joints = self.arm.observe().joints if s.collect else None
+            state = desk_state(self.task, instruction, s.other, joints) if s.collect else None
             where = {"split": "desk", "index": number}
         else:
-            instruction, state, where = (
-                self.states.instructions[row],
-                self.states.states[row],
-                {"split": self.states.split, "index": int(self.states.indices[row])},
-            )
+            instruction = self.states.instructions[row]
+            state = self.states.states[row]
+            where = {"split": self.states.split, "index": int(self.states.indices[row])}
         about = {
             "arm": s.arm + (" emulated" if s.emulated else ""),
             "checkpoint": s.checkpoint,
@@ -220,10 +203,13 @@ class Session:
             raise episode.error
         return episode
 
+    def _recover(self) -> None:
+        for path in records.recover(self.folder, self.s.task):
+            print(f"saved what a killed process left: {path}")
+
     def _deploy(self) -> int:
         s = self.s
-        for path in records.recover(self.folder, s.task):
-            print(f"saved what a killed process left: {path}")
+        self._recover()
         films, first = [], max([-1, *records.complete(self.folder)]) + 1
         try:
             for k in range(s.episodes):
@@ -242,26 +228,16 @@ class Session:
 
     def _collect(self) -> int:
         s = self.s
-        for path in records.recover(self.folder, s.task):
-            print(f"saved what a killed process left: {path}")
-        while missing := [
-            number for number in range(s.collect) if number not in records.complete(self.folder)
-        ]:
+        self._recover()
+        while missing := sorted({*range(s.collect)} - set(records.complete(self.folder))):
             print(f"{s.collect - len(missing)} of {s.collect} episodes are recorded", flush=True)
             if self._episode(missing[0], missing[0]).reason is not None:
                 print(f"the arm was stopped; the same command goes on with episode {missing[0]}")
                 return 1
-        provenance = {
-            "collected": {
-                "arm": s.arm,
-                "emulated": s.emulated,
-                "temperature": self.temperature,
-                "ahead": s.ahead,
-                "checkpoint": s.checkpoint,
-            }
-        }
+        how = {"arm": s.arm, "emulated": s.emulated, "temperature": self.temperature}
+        how |= {"ahead": s.ahead, "checkpoint": s.checkpoint}
         result = records.merge(
-            self.run_folder, self.folder, s.collect, task=s.task, provenance=provenance
+            self.run_folder, self.folder, s.collect, task=s.task, provenance={"collected": how}
         )
         if s.lerobot:
             folder = self.run_folder / "lerobot"
@@ -282,22 +258,14 @@ class Session:
         recorded frames and the instruction: first successful frame, or 0.
         """
         s = self.s
-        self.marked_by = (
-            s.mark
-            if s.mark != "auto"
-            else "task"
-            if not s.real
-            else "key"
-            if self.keys.live
-            else "reward"
-        )
+        usual = "task" if not s.real else "key" if self.keys.live else "reward"
+        self.marked_by = usual if s.mark == "auto" else s.mark
         self.mark = None
         if self.marked_by == "reward":
             from wmpo_lite.recipes.shipped import Shipped
 
-            judge = Shipped(
-                s.task
-            ).reward_model()  # read now: the arm does not wait half a second for it later
+            # read now: the arm does not wait half a second for it later
+            judge = Shipped(s.task).reward_model()
             self.mark = lambda frames, instruction: mark_by_reward(judge, frames, instruction)
         elif self.marked_by == "key":
             if not self.keys.live:
@@ -310,10 +278,14 @@ class Session:
         """
         self.keys.clear()
         print(f"was that '{instruction}'? y or n", flush=True)
-        while (key := self.keys.get()) not in ("y", "n"):
+        return len(frames) - 1 if self._pressed("y", "n") == "y" else 0
+
+    def _pressed(self, *wanted: str) -> str:
+        """Which of these keys is pressed first; q ends the session."""
+        while (key := self.keys.get()) not in wanted:
             if key == "q":
                 raise KeyboardInterrupt
-        return len(frames) - 1 if key == "y" else 0
+        return key
 
 
 def summary(episode) -> str:

@@ -69,47 +69,32 @@ class Settings:
         for name, (low, high) in RANGES.items():
             if (value := getattr(self, name)) is not None:
                 require_between(f"--{name.replace('_', '-')}", value, low, high)
-        for wrong, message in (
-            (self.arm not in ("sim", "so101"), f"--arm is '{self.arm}'; expected sim or so101"),
-            (
-                self.mark not in ("auto", "task", "key", "reward"),
-                f"--mark is '{self.mark}'; expected auto, task, key or reward",
+        pace = self.speed != 1 or self.latency or self.camera_noise or self.jitter
+        wrong = {
+            f"--arm is '{self.arm}'; expected sim or so101": self.arm not in ("sim", "so101"),
+            f"--mark is '{self.mark}'; expected auto, task, key or reward": (
+                self.mark not in ("auto", "task", "key", "reward")
             ),
-            (
-                self.mark == "task" and real,
-                (
-                    "--mark task needs a simulated desk; a real one is judged by key or by the"
-                    " reward model (--mark reward)"
-                ),
+            "--mark task needs a simulated desk; a real one is judged by key or by the reward model"
+            " (--mark reward)": self.mark == "task" and real,
+            "a real arm needs --port and --calibration (LeRobot's file for this arm), or try"
+            " --emulated": real and not (self.port and self.calibration),
+            "a real desk does not say what to do; give --instruction": real
+            and not self.instruction,
+            "--emulated emulates the bus of an SO-101; add --arm so101": (
+                self.emulated and self.arm != "so101"
             ),
-            (
-                real and not (self.port and self.calibration),
-                (
-                    "a real arm needs --port and --calibration (LeRobot's file for this arm), or"
-                    " try --emulated"
-                ),
+            "--speed, --latency, --camera-noise and --jitter are for --arm sim": (
+                self.arm != "sim" and pace
             ),
-            (
-                real and not self.instruction,
-                "a real desk does not say what to do; give --instruction",
+            "--port and --calibration are for a real arm; add --arm so101, or leave them out": (
+                not real and (self.port or self.calibration)
             ),
-            (
-                self.emulated and self.arm != "so101",
-                "--emulated emulates the bus of an SO-101; add --arm so101",
-            ),
-            (
-                self.arm != "sim"
-                and (self.speed != 1 or self.latency or self.camera_noise or self.jitter),
-                "--speed, --latency, --camera-noise and --jitter are for --arm sim",
-            ),
-            (
-                not real and (self.port or self.calibration),
-                "--port and --calibration are for a real arm; add --arm so101, or leave them out",
-            ),
-            (self.lerobot and not self.collect, "--lerobot is for --collect P; add it"),
-            (real and self.look, "--look changes a simulated scene; this desk is a real one"),
-        ):
-            if wrong:
+            "--lerobot is for --collect P; add it": self.lerobot and not self.collect,
+            "--look changes a simulated scene; this desk is a real one": real and self.look,
+        }
+        for message, holds in wrong.items():
+            if holds:
                 raise UserError(message)
 
     @property

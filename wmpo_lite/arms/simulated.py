@@ -60,28 +60,18 @@ class SimulatedArm(Arm):
     """The arm and the desk of `states` row `row` of `task`. One thread of its own owns the physics
     and the camera, as MuJoCo's renderer wants it.
 
-    guard: limits of its own, else those of every arm. `reset` sets the desk anew; `success()` is
+    `reset` sets the desk anew; `success()` is
     the task's own test; `fault` breaks something on purpose. Times of the interface are of the wall
     clock; the limits of speed count in the world's seconds.
     """
 
-    def __init__(
-        self,
-        task,
-        states,
-        row: int = 0,
-        config: SimulatedConfig = SimulatedConfig(),
-        guard: Guard | None = None,
-    ):
-        self.task, self.config, self.guard = task, config, guard or Guard()
+    def __init__(self, task, states, row: int = 0, config: SimulatedConfig = SimulatedConfig()):
+        self.task, self.config, self.guard = task, config, Guard()
         self.speed = config.speed
         self._desk = (states, row)
-        self._thread, self._reason, self._cause, self._broken = (
-            None,
-            "it is not connected",
-            None,
-            set(),
-        )
+        self._thread = None
+        self._cause = None
+        self._broken = set()
         self._lock = threading.Lock()  # over what the physics thread publishes and takes
 
     # -- the interface of an arm -------------------------------------------------------------------
@@ -89,12 +79,10 @@ class SimulatedArm(Arm):
     def connect(self) -> None:
         self.close()
         self._reason, self._cause, self._broken, self._target = None, None, set(), None
-        self._requests, self._pictures, self._ended, self._off = (
-            queue.SimpleQueue(),
-            deque(maxlen=KEPT),
-            threading.Event(),
-            True,
-        )
+        self._requests = queue.SimpleQueue()
+        self._pictures = deque(maxlen=KEPT)
+        self._ended = threading.Event()
+        self._off = True
         self._tremor, self._grain = (
             np.random.default_rng([self.config.seed, stream]) for stream in (3, 4)
         )
@@ -119,20 +107,14 @@ class SimulatedArm(Arm):
             now = time.monotonic()
             while len(self._pictures) > 1 and self._pictures[1][0] <= now - delay:
                 self._pictures.popleft()
-            (taken, frame), joints, joint_time = (
-                self._pictures[0],
-                self._joints.copy(),
-                self._joint_time,
-            )
+            taken, frame = self._pictures[0]
+            joints = self._joints.copy()
+            joint_time = self._joint_time
         return Observation(frame=frame, joints=joints, frame_time=taken, joint_time=joint_time)
 
     def command(self, joints) -> None:
         self._alive()
-        try:
-            allowed = self.guard.check(joints, time.monotonic() * self.speed)
-        except ArmStopped as stopped:
-            self.stop(stopped.reason)
-            raise
+        allowed = self._allowed(joints, time.monotonic() * self.speed)
         if self.config.jitter:
             allowed[:5] += self.config.jitter * self._tremor.normal(size=len(JOINTS) - 1)
         with self._lock:
@@ -151,7 +133,7 @@ class SimulatedArm(Arm):
             self._ended.set()
             self._thread.join(timeout=10)
             self._thread = None
-        self._reason = self._reason or "it is not connected"
+        self._reason = self._reason or Arm._reason
 
     # -- what only a simulated arm can do ----------------------------------------------------------
 
@@ -164,11 +146,6 @@ class SimulatedArm(Arm):
     def moving(self) -> float:
         """Fastest joint now, rad/s of the world."""
         return self._fastest
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the arm was stopped, or None."""
-        return self._reason
 
     def success(self) -> bool:
         """Whether the task's test held when the newest picture was taken."""
@@ -278,9 +255,8 @@ class SimulatedArm(Arm):
         with self._lock:
             self._pictures.append((taken, frame))
             self._success = success
-        self._pictured = (
-            time.monotonic()
-        )  # not `taken`: a machine that was busy for a while has no stuck camera
+        # not `taken`: a machine that was busy for a while has no stuck camera
+        self._pictured = time.monotonic()
 
     def _alive(self):
         if "dropout" in self._broken:

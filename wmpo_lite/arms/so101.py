@@ -21,12 +21,17 @@ PERIOD = 0.02  # s between two questions to the servos where no command comes in
 # s without any sound answer of some servo, all retries included, after which the arm is stopped
 LOST = 0.15
 STALE = 0.25  # s without a new picture after which it is stopped
-VISIBLE = np.array(
-    [0.05, 0.05, 0.05, 0.05, 0.05, 0.15]
-)  # rad, opening: an arm that has moved by this much looks different in every picture
+# rad, opening: an arm that has moved by this much looks different in every picture
+VISIBLE = np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.15])
 REPEATS = 3  # pictures that do not: the camera is frozen
 YOUNG = 0.05  # s: a joint position this old still says where a moving arm is
 FASTEST = 32767  # ticks/s, the largest speed limit of a servo
+
+
+def narrowed(limits: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """What is inside both of two pairs of limits (6, 2)."""
+    low, high = np.maximum(limits, by)[:, 0], np.minimum(limits, by)[:, 1]
+    return np.stack([low, high], axis=1)
 
 
 class SO101(Arm):
@@ -75,41 +80,21 @@ class SO101(Arm):
             calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
         )
         self.calibration.check_mechanics()
-        inside = np.stack(
-            [
-                np.maximum(LIMITS[:, 0], self.calibration.limits[:, 0]),
-                np.minimum(LIMITS[:, 1], self.calibration.limits[:, 1]),
-            ],
-            axis=1,
-        )
+        inside = narrowed(LIMITS, self.calibration.limits)
         self.guard = guard if guard is not None else Guard(limits=inside, speed=speed)
-        if guard is not None:
-            guard.limits = np.stack(
-                [
-                    np.maximum(guard.limits[:, 0], inside[:, 0]),
-                    np.minimum(guard.limits[:, 1], inside[:, 1]),
-                ],
-                axis=1,
-            )
-        self.port, self.camera, self.torque, self.acceleration = (
-            str(port),
-            camera,
-            torque,
-            acceleration,
-        )
+        self.guard.limits = narrowed(self.guard.limits, inside)
+        self.port = str(port)
+        self.camera = camera
+        self.torque = torque
+        self.acceleration = acceleration
         self.lost, self.stale, self._write_calibration = lost, stale, write_calibration
-        self.bus, self._thread, self._connected = (
-            FeetechBus(self.port, self.calibration.id),
-            None,
-            False,
-        )
+        self.bus = FeetechBus(self.port, self.calibration.id)
+        self._thread = None
+        self._connected = False
         self.lifeline = Lifeline(self.port, self.calibration.id)
-        self._reason, self._closing, self._wake, self._lock = (
-            "the arm is not connected",
-            threading.Event(),
-            threading.Event(),
-            threading.Lock(),
-        )
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
 
     # -- the interface -----------------------------------------------------------------------------
 
@@ -134,9 +119,8 @@ class SO101(Arm):
                 acceleration=self.acceleration,
             )
             state = self.bus.state()
-            for joint, position in enumerate(
-                state.position
-            ):  # with an answer each: a servo that missed this would leap to an old target
+            # with an answer each: a servo that missed this would leap to an old target
+            for joint, position in enumerate(state.position):
                 self.bus.write("goal_position", joint, int(position))
             self.lifeline.start()
             self._powered = True
@@ -145,15 +129,14 @@ class SO101(Arm):
             self._take(self.bus.state())
         except BusError as error:
             raise UserError(f"{error}") from None
-        self._goal, self._done, self._sent, self._held, self._blind = (
-            None,
-            None,
-            state.position,
-            None,
-            False,
-        )
+        self._goal = None
+        self._done = None
+        self._sent = state.position
+        self._held = None
+        self._blind = False
         self._picture, self._picture_joints, self._taken, self._repeats = None, None, None, 0
-        self._closing.clear(), self._wake.clear()
+        self._closing.clear()
+        self._wake.clear()
         self._reason = None
         self._thread = threading.Thread(target=self._run, name="arm bus", daemon=True)
         self._thread.start()
@@ -170,11 +153,7 @@ class SO101(Arm):
 
     def command(self, joints: np.ndarray) -> None:
         self._need()
-        try:
-            self._goal = self.guard.check(joints, time.monotonic())
-        except ArmStopped as stopped:
-            self.stop(stopped.reason)
-            raise
+        self._goal = self._allowed(joints, time.monotonic())
         self._wake.set()
         self.guard.fed()
 
@@ -189,7 +168,8 @@ class SO101(Arm):
             return
         self._connected = False
         self.stop("the arm was switched off")
-        self._closing.set(), self._wake.set()
+        self._closing.set()
+        self._wake.set()
         try:
             self.guard.close()
             if self._thread is not None and self._thread is not threading.current_thread():
@@ -221,11 +201,6 @@ class SO101(Arm):
         """
         return self.bus.seconds
 
-    @property
-    def stopped(self) -> str | None:
-        """Why the arm takes no commands, or None while it does."""
-        return self._reason
-
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self):
@@ -244,14 +219,11 @@ class SO101(Arm):
                 if self._reason is None:
                     self._exchange()
                     self._look()
-            except (
-                Exception
-            ) as error:  # whatever it is: a moving arm without this thread would be worse
-                self.stop(
-                    str(error)
-                    if isinstance(error, (BusError, UserError))
-                    else f"{type(error).__name__} on the way to the servos: {error}"
-                )
+            except Exception as error:
+                # whatever it is: a moving arm without this thread would be worse
+                known = isinstance(error, BusError | UserError)
+                what = "" if known else f"{type(error).__name__} on the way to the servos: "
+                self.stop(f"{what}{error}")
             try:
                 if self._reason is not None:
                     self._hold()
@@ -311,9 +283,8 @@ class SO101(Arm):
                 raise
             except BusError:
                 pass
-            self._held = (
-                self.state.position if time.monotonic() - self._told < YOUNG else self._sent
-            )
+            known = time.monotonic() - self._told < YOUNG
+            self._held = self.state.position if known else self._sent
         self.bus.write_all("goal_position", self._held)
 
     def _need(self):

@@ -2,6 +2,8 @@
 and the bus emulator stand on it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from wmpo_lite.arms.interface import JOINTS, LIMITS, check_joints
@@ -13,6 +15,8 @@ from wmpo_lite.trajectory import InitialStates
 
 # added to a state's index, once for each seed: the changed look is drawn from the index
 ANOTHER_LOOK = 1_000_003
+# of MuJoCo's joints, two of which are fingers
+UNITS = np.array([1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL])
 
 
 class World:
@@ -47,15 +51,7 @@ class World:
                 f"row {row} was asked for and there are {len(states)} initial states; count from 0"
             )
         one = states[row]
-        self.env.reset(
-            InitialStates(
-                one.states,
-                one.frames,
-                one.instructions,
-                one.split,
-                one.indices + ANOTHER_LOOK * self.seed,
-            )
-        )
+        self.env.reset(replace(one, indices=one.indices + ANOTHER_LOOK * self.seed))
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = one.states[0, : self.model.nq]
         self._remainder, self._ready = 0.0, True
@@ -76,9 +72,8 @@ class World:
         rest instead of falling).
         """
         flag = int(self._mujoco.mjtDisableBit.mjDSBL_ACTUATION)
-        self.model.opt.disableflags = (
-            self.model.opt.disableflags & ~flag if on else self.model.opt.disableflags | flag
-        )
+        flags = self.model.opt.disableflags
+        self.model.opt.disableflags = flags & ~flag if on else flags | flag
 
     def advance(self, seconds: float) -> None:
         """Step the physics by `seconds` of simulated time: whole steps of `scene.TIMESTEP`, what is
@@ -102,16 +97,12 @@ class World:
     @property
     def joints(self) -> np.ndarray:
         """Where the joints (6,) are: rad, and the opening of the gripper from 0 to 1."""
-        return self._six(
-            self.data.qpos[self._qpos] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL]
-        )
+        return self._six(self.data.qpos[self._qpos] / UNITS)
 
     @property
     def velocities(self) -> np.ndarray:
         """How fast they move (6,): rad/s, and openings a second."""
-        return self._six(
-            self.data.qvel[self._qvel] / [1, 1, 1, 1, 1, scene.FINGER_TRAVEL, scene.FINGER_TRAVEL]
-        )
+        return self._six(self.data.qvel[self._qvel] / UNITS)
 
     @property
     def loads(self) -> np.ndarray:

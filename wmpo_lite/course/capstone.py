@@ -51,7 +51,8 @@ def record(rng, episodes: int):
             goal = np.where(rng.random((episodes, 1)) < 0.7, puck, anywhere)
         action = np.clip((goal - hand) / 2 + rng.normal(size=hand.shape) / 3, -1, 1)
         hand, puck = move(hand, puck, action.astype(np.float32))
-        frames.append(draw(hand, puck)), actions.append(action)
+        frames.append(draw(hand, puck))
+        actions.append(action)
     return np.stack(frames, axis=1), np.stack(actions, axis=1).astype(np.float32)
 
 

@@ -31,12 +31,12 @@ def reward_cases(rng):
     return made + [(equal,), (torch.full((2, 7), 0.1),)]
 
 
-def advantages(r, *, unbiased=False, over=1, divide=True, eps=0.0, center=True):
+def advantages(r, *, unbiased=False, over=1, divide=True, center=True):
     keep = dict(keepdim=True)
     mean = r.mean(over, **keep) if over is not None else r.mean()
     std = r.std(over, unbiased=unbiased, **keep) if over is not None else r.std(unbiased=unbiased)
     out = (r - mean) if center else r
-    out = out / (std + eps) if divide else out
+    out = out / std if divide else out
     return torch.where(r.amax(1, **keep) == r.amin(1, **keep), 0.0, out) if over == 1 else out
 
 
@@ -335,8 +335,8 @@ class Playback:
         return self.frames[:, self.at : self.at + 1], np.zeros((len(actions), 1), dtype=bool), {}
 
 
-def one_state(count: int = 1) -> InitialStates:
-    return InitialStates(np.zeros((count, 1)), None, ("",) * count, "rollouts", np.arange(count))
+def one_state() -> InitialStates:
+    return InitialStates(np.zeros((1, 1)), None, ("",), "rollouts", np.arange(1))
 
 
 def latency_reference(latency, videos):

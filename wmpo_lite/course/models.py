@@ -506,7 +506,9 @@ def roll(policy, env, states, horizon, temperature, seed, *, stale=0, reseed=0, 
         seen = frames[0][:, 0] if stale else current
         chosen, _, acts = policy.act(torch.from_numpy(seen), env.instructions, temperature, g)
         images, ended, _ = env.step_chunk(acts[:, :some].numpy())
-        frames.append(images), tokens.append(chosen[:, :some].numpy()), done.append(ended)
+        frames.append(images)
+        tokens.append(chosen[:, :some].numpy())
+        done.append(ended)
         current = images[:, -1]
     done, length = np.concatenate(done, axis=1), sum(part.shape[1] for part in done)
     success = done.any(axis=1)

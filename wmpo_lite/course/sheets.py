@@ -94,10 +94,7 @@ def notebook(cells: list[Cell], sheet: str, solved: bool) -> dict:
         source = cell.source if cell.kind == "markdown" else change(cell.source)
         entry = {"cell_type": cell.kind, "id": f"cell-{len(made):02d}", "metadata": {}}
         entry |= {"execution_count": None, "outputs": []} if cell.kind == "code" else {}
-        entry["source"] = source.splitlines(keepends=True)
-        made.append(
-            entry | ({"execution_count": None, "outputs": []} if cell.kind == "code" else {})
-        )
+        made.append(entry | {"source": source.splitlines(keepends=True)})
     metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     metadata["wmpo_lite"] = {"sheet": sheet}
     return {"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}

@@ -11,6 +11,7 @@ import io
 import json
 import multiprocessing
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,8 @@ def record_demonstrations(task_name: str, shard: int, noise: float, burst: float
     finally:
         env.close()
     keep = data["done"][:, -1]
-    data = {key: value[keep] for key, value in data.items()}
-    return data | {
-        "instruction": np.array([text for text, good in zip(states.instructions, keep) if good])
-    }
+    said = np.array([text for text, good in zip(states.instructions, keep) if good])
+    return {key: value[keep] for key, value in data.items()} | {"instruction": said}
 
 
 def record_scenes(task_name: str, shard: int) -> dict:
@@ -118,30 +117,31 @@ def write_shard(path: Path, data: dict, made_from: dict) -> None:
     write_atomic(path, memory.getbuffer())
 
 
+@contextmanager
+def _shard(path: Path):
+    """The archive of a shard; UserError if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except BROKEN_ARCHIVE as error:
+        raise UserError(
+            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
+            " anew"
+        ) from error
+
+
 def made_from(path: Path) -> dict | None:
     """What the shard at `path` says that it was made from; None if it says nothing. UserError if it
     is no shard.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.comment) if archive.comment else None
-    except BROKEN_ARCHIVE as error:
-        raise UserError(
-            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
-            " anew"
-        ) from error
+    with _shard(path) as archive:
+        return json.loads(archive.comment) if archive.comment else None
 
 
 def contents(path: Path) -> list:
     """Name, size and checksum (CRC-32) of every array in the shard at `path`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
-    except BROKEN_ARCHIVE as error:
-        raise UserError(
-            f"{path} is not a recording of this kit ({error}); move it away to have it recorded"
-            " anew"
-        ) from error
+    with _shard(path) as archive:
+        return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
 
 
 def _work(job):
@@ -149,7 +149,7 @@ def _work(job):
     write_shard(path, function(*arguments), recipe(function, arguments))
 
 
-def _collect(jobs, desc: str, workers: int | None) -> list[Path]:
+def _collect(jobs, desc: str, workers: int | None = None) -> list[Path]:
     jobs = [(function, arguments, Path(path)) for function, arguments, path in jobs]
     missing = [job for job in jobs if not job[2].exists()]
     for function, arguments, path in jobs:
@@ -178,7 +178,7 @@ def collect_play(
 
 
 def collect_demonstrations(
-    task: str, count: int, folder: Path, *, noise: float, burst: float, workers: int | None = None
+    task: str, count: int, folder: Path, *, noise: float, burst: float
 ) -> dict:
     """The first `count` demonstrations that succeeded: frames (E, T + 1, H, W, 3), executed and
     intended (E, T, D), done (E, T), instruction (E,).
@@ -189,7 +189,7 @@ def collect_demonstrations(
         (record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i))
         for i in range(shards)
     ]
-    parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations", workers)]
+    parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations")]
     data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
     if len(data["frames"]) < count:
         raise UserError(
@@ -199,12 +199,10 @@ def collect_demonstrations(
     return data
 
 
-def collect_scenes(
-    task: str, shards: int, folder: Path, *, workers: int | None = None
-) -> list[Path]:
+def collect_scenes(task: str, shards: int, folder: Path) -> list[Path]:
     """Record shards of labeled scenes of `task`; returns the paths."""
     jobs = [
         (record_scenes, (task, i), Path(folder) / f"scenes_{task}_{i:04d}.npz")
         for i in range(shards)
     ]
-    return _collect(jobs, "render scenes", workers)
+    return _collect(jobs, "render scenes")

@@ -53,38 +53,40 @@ def convert(
         fields, more, about = lerobot.read(source, camera=camera, success=success, partial=partial)
         trajectories = [Trajectory(**f) for f in fields]
     else:
-        trajectories, more = (
-            load_trajectories(source, pictures),
-            load_observations(source, pictures),
-        )
+        trajectories = load_trajectories(source, pictures)
+        more = load_observations(source, pictures)
         metadata = load_metadata(source)
         about = _about(metadata["env_args"]) | metadata["provenance"].get("lerobot", {})
         about |= {"camera": camera} if camera else {}
-    more = _chosen(more, observations)
-    if target.suffix in HDF5:
-        metadata["provenance"] = metadata["provenance"] | {"lerobot": about}
-        save_trajectories(target, trajectories, observations=more, **metadata)
-    elif minari.NAME.fullmatch(target.name):
-        if more[0]:
-            left = ", ".join(sorted(more[0]))
-            warnings.warn(f"{target} keeps frames and actions, not {left}", stacklevel=2)
-            more = [{} for _ in trajectories]
-        minari.write(target, trajectories, metadata)
-    else:
-        about |= {"fps": fps} if fps else {}
-        if "fps" not in about:
-            raise UserError(
-                f"{source} does not tell how many control steps a second has; say --fps"
-            )
-        lerobot_writer.write(
-            target, trajectories, more, fps=about["fps"], about=about, metadata=metadata
-        )
+    if fps and target.suffix not in HDF5:
+        about["fps"] = fps
+    kept = _write(source, target, trajectories, _chosen(more, observations), metadata, about)
     return {
         "episodes": len(trajectories),
         "steps": sum(map(len, trajectories)),
         "successes": sum(t.success for t in trajectories),
-        "observations": sorted(more[0]) if more else [],
+        "observations": kept,
     }
+
+
+def _write(source, target: Path, trajectories, more: list, metadata: dict, about: dict) -> list:
+    """Write the target; the names of the arrays beside the frames that it keeps."""
+    names = sorted(more[0]) if more else []
+    if target.suffix in HDF5:
+        metadata["provenance"] = metadata["provenance"] | {"lerobot": about}
+        save_trajectories(target, trajectories, observations=more, **metadata)
+    elif minari.NAME.fullmatch(target.name):
+        if names:
+            left = ", ".join(names)
+            warnings.warn(f"{target} keeps frames and actions, not {left}", stacklevel=3)
+        minari.write(target, trajectories, metadata)
+        return []
+    elif "fps" not in about:
+        raise UserError(f"{source} does not tell how many control steps a second has; say --fps")
+    else:
+        rate = about["fps"]
+        lerobot_writer.write(target, trajectories, more, fps=rate, about=about, metadata=metadata)
+    return names
 
 
 def _about(env_args: dict) -> dict:

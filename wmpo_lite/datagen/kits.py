@@ -6,7 +6,7 @@ tasks use (the pieces that lie in this lab) and half a random one.
 """
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,12 +115,10 @@ class Kit:
             draw_thing(rng, kind, name)
             for kind, name in zip((*map(str, free), *map(str, fixed)), names)
         )
-        same = rng.random() < 0.5  # like things are mostly of one size, too
-        if same:
+        if rng.random() < 0.5:  # like things are mostly of one size, too
             first = self.things[0]
             self.things = tuple(
-                Thing(t.name, *list(first.__dict__.values())[1:]) if t.kind == first.kind else t
-                for t in self.things
+                replace(first, name=t.name) if t.kind == first.kind else t for t in self.things
             )
         self.free = tuple(t for t in self.things if t.free)
         self.num_parameters = 3 * len(self.things)  # an RGB color each
@@ -150,11 +148,10 @@ class Kit:
         """
         spots = self._spots(rng)
         near = rng.random() < 0.5  # where episodes of a task begin, or anywhere
-        tip = (
-            HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
-            if near
-            else rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
-        )
+        if near:
+            tip = HOME + rng.uniform(-1, 1, 3) * (0.02, 0.03, 0.01)
+        else:
+            tip = rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
         opening = scene.FINGER_TRAVEL * (1.0 if near or rng.random() < 0.6 else rng.random())
         poses = []
         held = rng.integers(len(self.free)) if rng.random() < 0.35 else -1
@@ -165,11 +162,9 @@ class Kit:
             yaw = rng.uniform(-np.pi, np.pi) * (rng.random() < 0.25)
             place = [*spot, t.half + 5e-4]
             if n == held:
-                tip[2], yaw, opening = (
-                    rng.uniform(0.05, 0.12),
-                    0.0,
-                    min(t.grip, scene.FINGER_TRAVEL),
-                )
+                tip[2] = rng.uniform(0.05, 0.12)
+                yaw = 0.0
+                opening = min(t.grip, scene.FINGER_TRAVEL)
                 place = tip + rng.normal(size=3) * (0.003, 0.0005, 0.002)
             poses.append(np.array([*place, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]))
         colors = np.concatenate([_color(rng, t.free) for t in self.things])

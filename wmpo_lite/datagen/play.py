@@ -72,9 +72,8 @@ class PlayHand:
         self.place_offset[rows] = np.stack(
             [off * np.cos(turn), off * np.sin(turn), 0 * off], axis=1
         )
-        height = rng.uniform(0, TRAVEL - 0.015, n) * (
-            rng.random(n) < 0.5
-        )  # above where it would lie
+        # above where it would lie
+        height = rng.uniform(0, TRAVEL - 0.015, n) * (rng.random(n) < 0.5)
         self.place_offset[rows, 2] = height
         self.spot[rows] = rng.uniform((0.135, -0.115, 0), (0.24, 0.115, 0), (n, 3))
         miss = rng.choice((0.001, 0.005, 0.016), size=(n, 1), p=(0.55, 0.25, 0.2))
@@ -153,15 +152,7 @@ class PlayHand:
         late = self.timer > 7  # noise and the ends of the workspace may keep a hand from arriving
         tolerance = np.where(self.noise > 0.3, 0.008, 0.003)
         step = np.select(
-            [
-                phase == APPROACH,
-                phase == DESCEND,
-                phase == CLOSE,
-                phase == LIFT,
-                phase == CARRY,
-                phase == LOWER,
-                phase == OPEN,
-            ],
+            [phase == p for p in range(APPROACH, OPEN + 1)],
             [
                 at(pick, 0.007) | late,
                 (tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004) | late,

@@ -64,11 +64,8 @@ class Desk:
         from wmpo_lite.envs.tabletop.env import MAX_STEP
 
         self._newest = None
-        self.env, self.config, self.step = (
-            env,
-            config,
-            MAX_STEP if step is None else step,
-        )  # meters that a command of 1 moves the tips
+        # meters that a command of 1 moves the tips
+        self.env, self.config, self.step = env, config, MAX_STEP if step is None else step
         if config.low is not None and not hasattr(env, "tip"):
             raise UserError(
                 "DeskConfig.low and high need an environment that knows where its finger tips are"
@@ -83,9 +80,8 @@ class Desk:
     def reset(self, states) -> np.ndarray:
         self._noise, self.log = self._generators(states), []
         self._newest = self.env.reset(states)
-        self._recent = self._newest[:, None].repeat(
-            self.config.latency + 1, axis=1
-        )  # (B, latency + 1, H, W, 3), oldest first
+        # (B, latency + 1, H, W, 3), oldest first
+        self._recent = self._newest[:, None].repeat(self.config.latency + 1, axis=1)
         return self._camera(self._recent[:, 0])
 
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
@@ -116,7 +112,8 @@ class Desk:
                 picture, finished = shown[:, -1], ended[:, -1]
             self._newest = picture
             self._recent = np.concatenate([self._recent[:, 1:], picture[:, None]], axis=1)
-            frames.append(self._camera(self._recent[:, 0])), done.append(finished)
+            frames.append(self._camera(self._recent[:, 0]))
+            done.append(finished)
         frames, done = np.stack(frames, axis=1), np.stack(done, axis=1)
         return (frames if every_frame else frames[:, -1:]), done, info
 

@@ -31,9 +31,8 @@ def _tried(backend: str):
 
         chosen = getattr(getattr(gl_context, "GLContext", None), "__module__", "")
         if backend.lower().strip() in HEADLESS and not chosen.endswith(backend.lower().strip()):
-            importlib.reload(
-                gl_context
-            )  # somebody imported MuJoCo first, and it chose a back end that needs a screen
+            # somebody imported MuJoCo first, and it chose a back end that needs a screen
+            importlib.reload(gl_context)
         renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
         renderer.update_scene(mujoco.MjData(renderer.model))
         renderer.render()

@@ -20,7 +20,13 @@ from PIL import Image
 from wmpo_lite.actions import check_actions
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs.tabletop import tasks
-from wmpo_lite.envs.tabletop.env import ACTION_DIM, CONTROL_PERIOD, SPLITS, TabletopEnv
+from wmpo_lite.envs.tabletop.env import (
+    ACTION_DIM,
+    CONTROL_PERIOD,
+    SPLITS,
+    TabletopEnv,
+    check_numbers,
+)
 from wmpo_lite.envs.tabletop.env import initial_states as draw
 from wmpo_lite.trajectory import InitialStates
 
@@ -121,9 +127,7 @@ class FromGymnasium:
 
     def initial_states(self, split: str, indices) -> InitialStates:
         """States number `indices` of a named split of the table-top; splits share none."""
-        if split not in SPLITS:
-            raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
-        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        indices = check_numbers(split, indices)
         # Splits lie one behind the other, so that no two numbers give one seed.
         seeds = SPLITS[split] * (SEEDS // len(SPLITS)) + indices
         words = (self.instruction,) * len(indices)
@@ -157,7 +161,8 @@ class FromGymnasium:
                 self._done[b] |= bool(self.success(terminated, info))
                 self._over[b] = terminated or truncated
             frames.append(self._frames.copy())
-            done.append(self._done.copy()), ended.append(self._over.copy())
+            done.append(self._done.copy())
+            ended.append(self._over.copy())
         frames = np.stack(frames if every_frame else frames[-1:], axis=1)
         return frames, np.stack(done, axis=1), {"ended": np.stack(ended, axis=1)}
 

@@ -16,9 +16,8 @@ import weakref
 import numpy as np
 
 _lock = threading.Lock()
-_living: set = (
-    set()
-)  # MuJoCo's renderers; held here, so that none of them is freed by the garbage collector
+# MuJoCo's renderers; held here, so that none of them is freed by the garbage collector
+_living: set = set()
 _given_up: collections.deque = collections.deque()  # those whose owner has closed or dropped them
 _ready = False
 
@@ -69,9 +68,8 @@ def _drawing():
         finally:
             _free_given_up()
             _release()
-        if (
-            not _ready
-        ):  # behind the first context, so that it runs before MuJoCo takes down the display
+        # behind the first context, so that it runs before MuJoCo takes down the display
+        if not _ready:
             _ready = atexit.register(_close_all)
 
 
@@ -107,17 +105,15 @@ def _close_all():
 
 def _release():
     """Make no context current in this thread."""
-    from mujoco.rendering.classic import (
-        gl_context,
-    )  # where renderers take theirs from; `drawing` may have changed it
+    # where renderers take theirs from; `drawing` may have changed it
+    from mujoco.rendering.classic import gl_context
 
     kind = getattr(getattr(gl_context, "GLContext", None), "__module__", "").rpartition(".")[2]
     if kind == "egl":
         from mujoco import egl
 
-        egl.EGL.eglBindAPI(
-            egl.EGL.EGL_OPENGL_API
-        )  # a new thread's, or one's that freed a context, is another
+        # a new thread's, or one's that freed a context, is another
+        egl.EGL.eglBindAPI(egl.EGL.EGL_OPENGL_API)
         if egl.EGL.eglGetCurrentContext():
             none = egl.EGL.EGL_NO_SURFACE
             egl.EGL.eglMakeCurrent(egl.EGL_DISPLAY, none, none, egl.EGL.EGL_NO_CONTEXT)

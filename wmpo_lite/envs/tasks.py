@@ -38,12 +38,9 @@ def make_env(task, **options):
     if hasattr(task, "suite"):
         from wmpo_lite.envs.libero.env import LiberoEnv
 
-        return LiberoEnv(
-            task,
-            **{"stop": False, **options},
-            # the world goes on after success, as on the table-top, and a world model learns that it
-            # does
-        )
+        # the world goes on after success, as on the table-top, and a world model learns that it
+        # does
+        return LiberoEnv(task, **{"stop": False, **options})
     from wmpo_lite.envs.tabletop.env import TabletopEnv
 
     return TabletopEnv(task, **options)

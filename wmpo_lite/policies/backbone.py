@@ -70,11 +70,9 @@ class BackbonePolicy(TokenPolicy):
         statistics: ActionStatistics | None = None,
     ):
         super().__init__()
-        statistics = statistics or ActionStatistics(
-            names=tuple(f"a{i}" for i in range(config.action_dim)),
-            low=(-1.0,) * config.action_dim,
-            high=(1.0,) * config.action_dim,
-        )
+        dims = config.action_dim
+        names = tuple(f"a{i}" for i in range(dims))
+        statistics = statistics or ActionStatistics(names, (-1.0,) * dims, (1.0,) * dims)
         self.set_range(statistics, config.action_dim)
         if "{instruction}" not in config.prompt:
             raise UserError(
@@ -92,10 +90,8 @@ class BackbonePolicy(TokenPolicy):
         # these words mean in sentences stays as it was.
         self.head = nn.Parameter(words[-config.bins :].flip(0).detach().clone().float())
         width = words.shape[1]
-        self.slots = nn.Parameter(
-            torch.randn(config.chunk * config.action_dim, width)
-            * float(words.detach().float().std())
-        )
+        scale = float(words.detach().float().std())
+        self.slots = nn.Parameter(torch.randn(config.chunk * dims, width) * scale)
         self.body = model.model  # without the head over all words, which nobody asks here
         if config.lora_rank:
             self._adapt(config.lora_rank)
@@ -109,13 +105,9 @@ class BackbonePolicy(TokenPolicy):
                 " 'wmpo_lite[vla]', or leave it at 0"
             ) from error
         self.body.requires_grad_(False)
+        how = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0}
         try:
-            inject_adapter_in_model(
-                LoraConfig(
-                    r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=LORA_TARGETS
-                ),
-                self.body,
-            )
+            inject_adapter_in_model(LoraConfig(**how, target_modules=LORA_TARGETS), self.body)
         except ValueError as error:
             raise UserError(
                 "LoRA finds none of the linear maps that it knows in a model of type"
@@ -144,9 +136,8 @@ class BackbonePolicy(TokenPolicy):
         """
         check_frames(frames, self.config.image)
         side = self.body.config.vision_config.image_size
-        pixels = (
-            frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )  # mean and deviation one half, as both families were trained
+        # mean and deviation one half, as both families were trained
+        pixels = frames.to(self.slots.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if side != self.config.image:
             pixels = nn.functional.interpolate(
                 pixels, size=(side, side), mode="bicubic", antialias=True
@@ -171,25 +162,15 @@ class BackbonePolicy(TokenPolicy):
         for text in dict.fromkeys(instructions):
             check_words(self.tokenizer, text, re.findall(r"\w+", text))
         features = features.to(self.body.dtype)  # kept ones may come in another number type
-        rows = [
-            torch.tensor(
-                self.tokenizer.encode(c.prompt.format(instruction=text)).ids, device=device
-            )
-            for text in instructions
-        ]
+        ids = lambda text: self.tokenizer.encode(c.prompt.format(instruction=text)).ids
+        rows = [torch.tensor(ids(text), device=device) for text in instructions]
         embed, slots = self.body.get_input_embeddings(), self.slots.to(features.dtype)
         # Shorter sentences are filled up on the left, before everything: positions count from one
         # another, so filling changes nothing.
         longest = max(len(row) for row in rows)
+        filling = lambda row: features.new_zeros(longest - len(row), features.shape[-1])
         parts = [
-            torch.cat(
-                [
-                    features.new_zeros(longest - len(row), features.shape[-1]),
-                    picture,
-                    embed(row).to(features.dtype),
-                    slots,
-                ]
-            )
+            torch.cat([filling(row), picture, embed(row).to(features.dtype), slots])
             for picture, row in zip(features, rows)
         ]
         present = torch.stack(
@@ -197,11 +178,9 @@ class BackbonePolicy(TokenPolicy):
         )
         # PaliGemma reads what carries type 0 in both directions; all of it is given, nothing is
         # generated.
-        more = (
-            {"token_type_ids": torch.zeros_like(present, dtype=torch.long)}
-            if self.family.startswith("paligemma")
-            else {}
-        )
+        more = {}
+        if self.family.startswith("paligemma"):
+            more["token_type_ids"] = torch.zeros_like(present, dtype=torch.long)
         states = self.body(
             inputs_embeds=torch.stack(parts), attention_mask=present.long(), use_cache=False, **more
         ).last_hidden_state
@@ -220,20 +199,12 @@ class BackbonePolicy(TokenPolicy):
         # Buffers that are computed anew on loading (rotary frequencies, the scale of Gemma's
         # embeddings) are rounded where the whole model was in 16 bits once, and stay so.
         buffers = {n: v for n, v in self.body.named_buffers() if v.is_floating_point()}
-        own = {
-            "buffer_types": {
-                name: str(value.dtype).removeprefix("torch.") for name, value in buffers.items()
-            },
-            "buffer_values": {
-                name: value.double().tolist()
-                for name, value in buffers.items()
-                if value.numel() <= 4096 and value.isfinite().all()
-            },
-        }
-        files = {
-            **language_files(self),
-            "backbone.json": json.dumps({**self.body.config.to_dict(), **own}, default=str),
-        }
+        kinds = {n: str(v.dtype).removeprefix("torch.") for n, v in buffers.items()}
+        few = {n: v for n, v in buffers.items() if v.numel() <= 4096 and v.isfinite().all()}
+        values = {n: v.double().tolist() for n, v in few.items()}
+        own = {"buffer_types": kinds, "buffer_values": values}
+        described = json.dumps({**self.body.config.to_dict(), **own}, default=str)
+        files = {**language_files(self), "backbone.json": described}
         checkpoint.save_module(folder, self, self.config, provenance, files)
 
     @classmethod
@@ -254,9 +225,8 @@ class BackbonePolicy(TokenPolicy):
                 f"{folder}/backbone.json describes no image-text model of this version of"
                 f" transformers ({error}); train the policy again"
             ) from error
-        policy = checkpoint.load_state(
-            folder, cls(model, tokenizer, config, statistics), keep_dtype=True
-        )
+        policy = cls(model, tokenizer, config, statistics)
+        policy = checkpoint.load_state(folder, policy, keep_dtype=True)
         for name, value in policy.body.named_buffers():
             value.data = value.data.to(getattr(torch, types.get(name, ""), value.dtype))
             try:
@@ -305,5 +275,6 @@ class BackbonePolicy(TokenPolicy):
                 f"'{name}' is not an image-text model that this version of transformers knows"
                 f" ({str(error).splitlines()[0]})"
             ) from error
-        tokenizer.no_truncation(), tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         return cls(model, tokenizer, config, statistics)

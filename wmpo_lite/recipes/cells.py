@@ -117,14 +117,10 @@ def shipped_assets(task: str) -> dict:
     """The beginnings of the checksums of the weights that a run of `task` begins with."""
     from wmpo_lite.envs.tasks import folder_name
 
-    folders = {
-        "policy": ASSETS / folder_name(task) / "policy",
-        **{name: ASSETS / "tabletop" / name for name in ("autoencoder", "world_model")},
-    }
-    return {
-        name: checkpoint.checksum(folder / "model.safetensors")[:12]
-        for name, folder in folders.items()
-    }
+    folders = {"policy": ASSETS / folder_name(task) / "policy"}
+    folders |= {name: ASSETS / "tabletop" / name for name in ("autoencoder", "world_model")}
+    weights = {name: folder / "model.safetensors" for name, folder in folders.items()}
+    return {name: checkpoint.checksum(path)[:12] for name, path in weights.items()}
 
 
 def standing(book: Book) -> Ledger:
@@ -136,9 +132,8 @@ def standing(book: Book) -> Ledger:
     every = {key for name in EXPERIMENTS for key in keys(name)}
     bad |= {str(k): f"{k} is a cell of no experiment" for k in found.cells if k not in every}
     # a policy that is tried out has a cell of its own, which comes first
-    for key in sorted(
-        every & set(found.cells), key=lambda k: EXPERIMENTS[k.experiment].kind == "try"
-    ):
+    tried = lambda key: EXPERIMENTS[key.experiment].kind == "try"
+    for key in sorted(every & set(found.cells), key=tried):
         if said := stale(found.cells[key], book, cells):
             bad[str(key)] = said
         else:
@@ -204,15 +199,8 @@ def _of_demo(folder: Path, config: dict) -> dict:
     result = checkpoint.read_json(folder / "result.json", {"versions": dict, "commit": str})
     seen = checkpoint.read_json(folder / "seen.json", {"base": dict, "world_model": dict})
     origin = {name: result[name] for name in ("versions", "commit")}
-    return {
-        m: (
-            table[m]["success"],
-            table[m]["finish_step"],
-            seen[{"wmpo": "world_model"}.get(m, m)],
-            origin,
-        )
-        for m in METHODS
-    }
+    saw = {m: seen["world_model" if m == "wmpo" else m] for m in METHODS}
+    return {m: (table[m]["success"], table[m]["finish_step"], saw[m], origin) for m in METHODS}
 
 
 def _of_upper_bound(folder: Path, config: dict) -> dict:

@@ -55,9 +55,8 @@ def split_rollouts(outcomes, seed: int) -> tuple[list[int], list[int]]:
     """Which rollouts the reward model is fitted to, and which quarter its thresholds are chosen on:
     every success rate keeps its share in both.
     """
-    order = sorted(
-        np.random.default_rng([seed, 5]).permutation(len(outcomes)), key=lambda i: outcomes[i]
-    )
+    drawn = np.random.default_rng([seed, 5]).permutation(len(outcomes))
+    order = sorted(drawn, key=lambda i: outcomes[i])
     held = set(order[::4])
     return [i for i in range(len(outcomes)) if i not in held], sorted(held)
 
@@ -67,9 +66,8 @@ def require_outcomes(trajectories) -> None:
     rollouts.
     """
     outcomes = [t.success for t in trajectories]
-    held = [
-        outcomes[i] for i in split_rollouts(outcomes, 0)[1]
-    ]  # how many of each kind are held out does not depend on the seed
+    # how many of each kind are held out does not depend on the seed
+    held = [outcomes[i] for i in split_rollouts(outcomes, 0)[1]]
     if all(held) or not any(held):
         raise UserError(
             f"the base policy succeeded in {sum(outcomes)} of {len(outcomes)} rollouts, too"
@@ -102,10 +100,8 @@ def align_world_model(w: Workspace) -> dict:
     s = w.settings
     require_outcomes(w.rollouts())  # which a deployment may have recorded
     model = w.compute.prepare(w.pretrained_world_model().to(memory_format=torch.channels_last))
-    shown, windows = (
-        w.rollouts() + demonstrations(w),
-        WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4),
-    )
+    shown = w.rollouts() + demonstrations(w)
+    windows = WindowConfig(batch=s.align_batch, ramp=s.align_steps // 4)
     pool = Pool(recorded_episodes(w, shown), model, windows)
     records = fit(
         model,
@@ -136,15 +132,9 @@ def recordings(trajectories) -> dict:
     """What was recorded, in a few digits, for `fit`'s made_from. Not what models make of it: those
     numbers change with the number of threads.
     """
-    columns = {
-        name: [getattr(t, name) for t in trajectories]
-        for name in ("frames", "actions", "success", "finish_step", "instruction")
-    }
-    return {
-        "recordings": checkpoint.digest(
-            {name: np.stack(values) for name, values in columns.items()}
-        )
-    }
+    names = ("frames", "actions", "success", "finish_step", "instruction")
+    columns = {name: np.stack([getattr(t, name) for t in trajectories]) for name in names}
+    return {"recordings": checkpoint.digest(columns)}
 
 
 def recorded_episodes(w: Workspace, trajectories):
@@ -156,15 +146,12 @@ def recorded_episodes(w: Workspace, trajectories):
     from wmpo_lite.own_context import Episodes
 
     frames, actions = (
-        np.stack([getattr(t, name) for t in trajectories]) for name in ("frames", "actions")
+        torch.from_numpy(np.stack([getattr(t, name) for t in trajectories]))
+        for name in ("frames", "actions")
     )
-    last = [
-        min(t.finish_step + w.settings.after_success, len(t)) if t.success else len(t)
-        for t in trajectories
-    ]
-    return Episodes(
-        w.autoencoder().encode_uint8(torch.from_numpy(frames)), torch.from_numpy(actions), last
-    )
+    after = w.settings.after_success
+    last = [min(t.finish_step + after, len(t)) if t.success else len(t) for t in trajectories]
+    return Episodes(w.autoencoder().encode_uint8(frames), actions, last)
 
 
 def reward_episodes(trajectories, frames=None) -> dict:
@@ -204,10 +191,8 @@ def fit_reward(w: Workspace) -> dict:
     model = RewardModel.from_tower(w.base()).to(w.device)
     w.compute.prepare(model).freeze_lower(s.reward_frozen)
     seen = [trajectories[i] for i in fitted] + demonstrations(w)
-    real, env = (
-        np.stack([t.frames for t in seen]),
-        imagined_env(w, w.run.seed, stop=False, judged=False),
-    )
+    real = np.stack([t.frames for t in seen])
+    env = imagined_env(w, w.run.seed, stop=False, judged=False)
     imagined = replay_in(env, seen)
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
@@ -341,10 +326,8 @@ def real_success(w: Workspace, policy) -> dict:
 def train_online(w: Workspace) -> dict:
     """Baseline: the same GRPO in the real environment until P rollouts are spent."""
     from wmpo_lite.grpo import GRPOConfig
-    from wmpo_lite.train_grpo import optimize, save_policy_once
 
     s = w.settings
-    policy = w.compute.prepare(w.base())
     size = min(s.online_group_size, w.run.rollout_budget)
     groups = min(s.online_groups, w.run.rollout_budget // size)
     per_iteration = groups * size
@@ -358,29 +341,38 @@ def train_online(w: Workspace) -> dict:
         micro_batch=w.compute.micro_batch,
         temperature=s.temperature,
     )
-    states = w.states("rollouts", w.run.rollout_budget)
-    records = optimize(
-        policy,
-        lambda seed: w.env,
-        states,
-        config,
-        iterations=w.run.rollout_budget // per_iteration,
-        horizon=w.horizon,
-        seed=w.run.seed,
-        stage="grpo",
-        folder=w.folder / "fit_grpo",
-        on_log=w.log,
-        refill=0,
-        freeze_vision=s.freeze_vision,
-        tolerate_silence=True,
-    )
-    about = w.provenance(stage="grpo")
-    parallel.first(lambda: save_policy_once(w.folder / "policies" / "grpo", policy, about))
+    policy, states = w.compute.prepare(w.base()), w.states("rollouts", w.run.rollout_budget)
+    iterations = w.run.rollout_budget // per_iteration
+    records = practice_for_real(w, policy, states, config, "grpo", iterations)
     return {
         "iterations": len(records),
         "real_rollouts": sum(r["rollouts"] for r in records),
         "updates": sum("loss" in r for r in records),
     }
+
+
+def practice_for_real(w: Workspace, policy, states, config, stage: str, iterations: int) -> list:
+    """GRPO in the real environment; the policy is kept under the stage's name. The records."""
+    from wmpo_lite.train_grpo import optimize, save_policy_once
+
+    records = optimize(
+        policy,
+        lambda seed: w.env,
+        states,
+        config,
+        iterations=iterations,
+        horizon=w.horizon,
+        seed=w.run.seed,
+        stage=stage,
+        folder=w.folder / f"fit_{stage}",
+        on_log=w.log,
+        refill=0,
+        freeze_vision=w.settings.freeze_vision,
+        tolerate_silence=True,
+    )
+    about, folder = w.provenance(stage=stage), w.folder / "policies" / stage
+    parallel.first(lambda: save_policy_once(folder, policy, about))
+    return records
 
 
 def train_offline(w: Workspace) -> dict:
@@ -432,15 +424,10 @@ def evaluate(w: Workspace) -> dict:
     }
     lengths = {}
     for name in ("grpo", "dpo", "wmpo"):
-        both = [
-            (a, b)
-            for a, b in zip(trajectories["base"], trajectories[name])
-            if a.success and b.success
-        ]
+        pairs = zip(trajectories["base"], trajectories[name])
+        both = [pair for pair in pairs if pair[0].success and pair[1].success]
         if both:
-            lengths[name] = trajectory_length_ratio(
-                successful_lengths([a for a, _ in both]), successful_lengths([b for _, b in both])
-            )
+            lengths[name] = trajectory_length_ratio(*map(successful_lengths, zip(*both)))
     result = {
         "n": n,
         "from": w.settings.evaluation_from,
@@ -497,10 +484,7 @@ def record(w: Workspace, stages: dict) -> dict:
         "profile": w.run.profile,
         "rollout_budget": w.run.rollout_budget,
         "n": e["n"],
-        "base_success": e["base_success"],
-        "wmpo_success": e["wmpo_success"],
-        "grpo_success": e["grpo_success"],
-        "dpo_success": e["dpo_success"],
+        **{f"{name}_success": e[f"{name}_success"] for name in ("base", "wmpo", "grpo", "dpo")},
         "gain": gain["gain"],
         "gain_low": gain["low"],
         "gain_high": gain["high"],
@@ -533,9 +517,8 @@ def seen(w: Workspace) -> dict:
 
     count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]
     demos, budget = demonstrations(w), w.run.rollout_budget
-    cloned = count(
-        load_metadata(w.assets / "demos.hdf5").get("provenance", {}).get("of", len(demos))
-    )
+    about = load_metadata(w.assets / "demos.hdf5").get("provenance", {})
+    cloned = count(about.get("of", len(demos)))
     made = checkpoint.read_json(w.shared / "world_model" / "provenance.json")
     play = [made.get("play_episodes"), made.get("play_frames")] if "play_frames" in made else None
     parts = {
@@ -585,14 +568,8 @@ def finish(w: Workspace, stages: dict) -> dict:
     checkpoint.write_json(w.folder / "result.json", result)
     checkpoint.write_json(w.folder / "seen.json", seen(w))
     path = write_report(w.folder)
-    print(
-        describe(
-            result,
-            checkpoint.read_json(
-                w.folder / "evaluation.json", {"policies": dict, "comparisons": dict}
-            ),
-        )
-    )
+    shape = {"policies": dict, "comparisons": dict}
+    print(describe(result, checkpoint.read_json(w.folder / "evaluation.json", shape)))
     print(f"report: {path}   ({result['demo_s']:.0f} s)")
     return result
 

@@ -178,11 +178,8 @@ def _inputs(**modules) -> dict:
 
 def _part(config: PretrainConfig, *names: str) -> dict:
     """Some of the settings, as they are in provenance.json."""
-    return {
-        name: value
-        for name, value in checkpoint.plain(dataclasses.asdict(config)).items()
-        if name in names
-    }
+    plain = checkpoint.plain(dataclasses.asdict(config))
+    return {name: value for name, value in plain.items() if name in names}
 
 
 # -- shared by all tasks ---------------------------------------------------------------------------
@@ -192,24 +189,23 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int, device="cpu"
     """Autoencoder and world model of the table-top, from broad play."""
     home, work = folder / SHARED, folder / "work"
     paths = collect_play(config.play_shards, work / "play")
-    counted = {
-        "play_episodes": 32 * config.play_shards,
-        "play_frames": 32 * 49 * config.play_shards,
-    }
+    episodes = 32 * config.play_shards
     note = lambda asked, records, **more: {
         **asked,
         "settings": checkpoint.plain(dataclasses.asdict(config)),
         "final": records[-1],
-        **counted,
+        "play_episodes": episodes,
+        "play_frames": 49 * episodes,
         **more,
+    }
+    asks = lambda settings, **inputs: {
+        "seed": seed,
+        "settings": _part(config, *settings),
+        "inputs": _inputs(**inputs),
     }
 
     tower = Policy.load(folder / "place" / "policy").vision.to(device)
-    asked = {
-        "seed": seed,
-        "settings": _part(config, "autoencoder", "autoencoder_shards", "autoencoder_steps"),
-        "inputs": _inputs(tower=tower),
-    }
+    asked = asks(("autoencoder", "autoencoder_shards", "autoencoder_steps"), tower=tower)
     if not _made(home / "autoencoder", asked):
         if config.autoencoder.kind == "pixels":  # nothing to learn
             Autoencoder(config.autoencoder).save(home / "autoencoder", note(asked, [None]))
@@ -218,43 +214,39 @@ def make_shared(folder: Path, config: PretrainConfig, *, seed: int, device="cpu"
 
     autoencoder = Autoencoder.load(home / "autoencoder").to(device)
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
-    asked = {
-        "seed": seed,
-        "settings": _part(config, *names),
-        "inputs": _inputs(autoencoder=autoencoder),
-    }
+    asked = asks(names, autoencoder=autoencoder)
     if not _made(home / "world_model", asked):
-        _begin(work / "fit_world_model", asked)
-        episodes = play_episodes(autoencoder, paths[HELD_OUT:], work / "latents")
-        torch.manual_seed(seed)
-        model = WorldModel(config.world_model).to(device, memory_format=torch.channels_last)
-        pool = Pool(episodes, model, config.windows)
-        settings = FitConfig(
-            steps=config.world_model_steps,
-            lr=config.world_model_lr,
-            warmup=100,
-            decay=0.5,
-            ema=0.998,
-            save_every=500,
-        )
-        records = fit(
-            model,
-            pool.loss,
-            settings,
-            seed=seed,
-            name="world model",
-            folder=work / "fit_world_model",
-            extra=pool.tensors,
-            made_from=pool.origin(),
-            shared=True,
-        )
-        model.save(home / "world_model", note(asked, records))
+        _fit_world_model(home, work, paths, config, autoencoder, asked, note)
+
+
+def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note):
+    """Train the world model on play as the autoencoder sees it."""
+    seed, work = asked["seed"], work / "fit_world_model"
+    _begin(work, asked)
+    episodes = play_episodes(autoencoder, paths[HELD_OUT:], work.parent / "latents")
+    torch.manual_seed(seed)
+    device = next(autoencoder.parameters()).device
+    model = WorldModel(config.world_model).to(device, memory_format=torch.channels_last)
+    pool = Pool(episodes, model, config.windows)
+    more = {"warmup": 100, "decay": 0.5, "ema": 0.998, "save_every": 500}
+    records = fit(
+        model,
+        pool.loss,
+        FitConfig(steps=config.world_model_steps, lr=config.world_model_lr, **more),
+        seed=seed,
+        name="world model",
+        folder=work,
+        extra=pool.tensors,
+        made_from=pool.origin(),
+        shared=True,
+    )
+    model.save(home / "world_model", note(asked, records))
 
 
 def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
     """Train the autoencoder on pictures of play, looked at through the policy's image tower."""
-    seed = asked["seed"]
-    _begin(work / "fit_autoencoder", asked)
+    seed, work = asked["seed"], work / "fit_autoencoder"
+    _begin(work, asked)
     shown = paths[HELD_OUT : HELD_OUT + config.autoencoder_shards]
     frames = np.concatenate([read_arrays(path)["frames"][:, ::2] for path in shown])
     frames = frames.reshape(-1, *frames.shape[2:])
@@ -263,22 +255,14 @@ def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
     model = Autoencoder(config.autoencoder).to(device, memory_format=torch.channels_last)
     spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
     sample = to_float(torch.from_numpy(frames[spread_over]).to(device))
-    loss = autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512]))
-    settings = FitConfig(
-        steps=config.autoencoder_steps,
-        lr=2e-3,
-        warmup=100,
-        ema=0.995,
-        decay=0.5,
-        save_every=500,
-    )
+    more = {"warmup": 100, "decay": 0.5, "ema": 0.995, "save_every": 500}
     records = fit(
         model,
-        loss,
-        settings,
+        autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512])),
+        FitConfig(steps=config.autoencoder_steps, lr=2e-3, **more),
         seed=seed,
         name="autoencoder",
-        folder=work / "fit_autoencoder",
+        folder=work,
         made_from={"frames": checkpoint.digest({"frames": frames})},
     )
     model.measure_spread(sample)
@@ -306,9 +290,7 @@ def play_latents(autoencoder: Autoencoder, paths, folder: Path):
     """
     from safetensors.torch import save
 
-    weights = {
-        key: value.detach().cpu().contiguous() for key, value in autoencoder.state_dict().items()
-    }
+    weights = {k: v.detach().cpu().contiguous() for k, v in autoencoder.state_dict().items()}
     exact = hashlib.sha256(save(weights) + repr(autoencoder.config).encode()).hexdigest()
     folder = Path(folder) / checkpoint.fingerprint(autoencoder)
     parts = []
@@ -318,15 +300,11 @@ def play_latents(autoencoder: Autoencoder, paths, folder: Path):
         if not cache.exists() or _metadata(cache).get("made_from") != made:
             shard = read_arrays(path)
             latents = autoencoder.encode_uint8(torch.from_numpy(shard["frames"])).half()
-            tensors = {
-                "latents": latents.cpu().contiguous(),
-                "actions": torch.from_numpy(shard["actions"]),
-            }
+            actions = torch.from_numpy(shard["actions"])
+            tensors = {"latents": latents.cpu().contiguous(), "actions": actions}
             checkpoint.write_atomic(cache, save(tensors, metadata={"made_from": made}))
         parts.append(checkpoint.load_tensors(cache))
-    return torch.cat([part["latents"] for part in parts]), torch.cat(
-        [part["actions"] for part in parts]
-    )
+    return tuple(torch.cat([part[key] for part in parts]) for key in ("latents", "actions"))
 
 
 def _metadata(path: Path) -> dict:
@@ -350,74 +328,51 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
     web-scale pre-training of a big VLA and the only place where the simulator's labels are used.
     """
     from wmpo_lite.envs.tabletop.replay import env_args
-    from wmpo_lite.envs.tabletop.tasks import get_task
-    from wmpo_lite.recipes.pretrain_policy import clone, ground, reach, train_vision
     from wmpo_lite.trajectory import load_metadata, save_trajectories
 
-    home, work = folder / task, folder / "work" / task
+    home, work, kept = folder / task, folder / "work" / task, folder / task / "demos.hdf5"
     asked = {"task": task, "seed": seed, "settings": dataclasses.asdict(config)}
     if config.start is not None:
         asked["inputs"] = _inputs(start=Policy.load(_start(folder, config.start)))
     about = {"of": config.demos, "noise": config.noise, "burst": config.burst}
-    if (home / "demos.hdf5").exists():
-        require_same(home / "demos.hdf5", load_metadata(home / "demos.hdf5")["provenance"], about)
+    if kept.exists():
+        require_same(kept, load_metadata(kept)["provenance"], about)
     made = _made(home / "policy", asked)
-    if made and (home / "demos.hdf5").exists():
+    if made and kept.exists():
         return
     if not made:
         _begin(work, asked)
-    torch.manual_seed(seed)
-    policy = (
-        Policy() if config.start is None else Policy.load(_start(folder, config.start)).train()
-    ).to(device)
-    scenes = None
-    if not made:
+        torch.manual_seed(seed)
+        policy = Policy() if config.start is None else Policy.load(_start(folder, config.start))
         shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]
         scenes = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
     demos = collect_demonstrations(task, config.demos, work, noise=config.noise, burst=config.burst)
     if not made:
-        settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)
-        train_vision(
-            scenes,
-            policy.vision,
-            settings(config.vision_steps, 1.5e-3, warmup=200, ema=0.995, weight_decay=0.02),
-            seed=seed,
-            folder=work / "fit_vision",
-        )
-        ground(
-            policy,
-            scenes,
-            get_task(task).sentence,
-            settings(config.ground_steps, 1.5e-3, warmup=50, decay=0.5),
-            seed=seed,
-            folder=work / "fit_ground",
-        )
-        _, reached = reach(
-            policy,
-            scenes,
-            get_task(task),
-            settings(config.reach_steps, 1e-3, warmup=50, ema=0.99, decay=0.6, weight_decay=0.02),
-            seed=seed,
-            folder=work / "fit_reach",
-            hover=config.hover,
-        )
-        records = clone(
-            policy,
-            demos,
-            settings(config.clone_steps, 5e-4, warmup=30, ema=0.99, decay=0.6, weight_decay=0.05),
-            seed=seed,
-            folder=work / "fit_clone",
-            early=config.early,
-        )
-        note = asked | {"final": records[-1]}
-        policy.save(
-            home / "policy",
-            note | reached | {"demonstration_frames": int(demos["frames"][..., 0, 0, 0].size)},
-        )
-    kept = demonstration_trajectories(
-        {key: value[: config.shipped_demos] for key, value in demos.items()}
-    )
-    save_trajectories(home / "demos.hdf5", kept, env_args=env_args(task), provenance=about)
+        found = _teach(policy.train().to(device), task, scenes, demos, config, seed, work)
+        policy.save(home / "policy", asked | found)
+    shown = {key: value[: config.shipped_demos] for key, value in demos.items()}
+    trajectories = demonstration_trajectories(shown)
+    save_trajectories(kept, trajectories, env_args=env_args(task), provenance=about)
+
+
+def _teach(policy, task: str, scenes: dict, demos: dict, config: PolicyConfig, seed, work) -> dict:
+    """All that a policy learns before WMPO begins; what is noted of it."""
+    from wmpo_lite.envs.tabletop.tasks import get_task
+    from wmpo_lite.recipes.pretrain_policy import clone, ground, reach, train_vision
+
+    task = get_task(task)
+    settings = lambda steps, lr, **more: FitConfig(steps=steps, lr=lr, save_every=500, **more)
+    options = lambda name: {"seed": seed, "folder": work / f"fit_{name}"}
+    how = settings(config.vision_steps, 1.5e-3, warmup=200, ema=0.995, weight_decay=0.02)
+    train_vision(scenes, policy.vision, how, **options("vision"))
+    how = settings(config.ground_steps, 1.5e-3, warmup=50, decay=0.5)
+    ground(policy, scenes, task.sentence, how, **options("ground"))
+    how = settings(config.reach_steps, 1e-3, warmup=50, ema=0.99, decay=0.6, weight_decay=0.02)
+    _, reached = reach(policy, scenes, task, how, **options("reach"), hover=config.hover)
+    how = settings(config.clone_steps, 5e-4, warmup=30, ema=0.99, decay=0.6, weight_decay=0.05)
+    records = clone(policy, demos, how, **options("clone"), early=config.early)
+    frames = int(demos["frames"][..., 0, 0, 0].size)
+    return {"final": records[-1], **reached, "demonstration_frames": frames}
 
 
 def demonstration_trajectories(demos: dict) -> list:

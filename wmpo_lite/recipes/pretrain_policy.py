@@ -5,125 +5,102 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from wmpo_lite.common import parallel
+from wmpo_lite.common.checkpoint import digest
+from wmpo_lite.policy import cloning_loss
+from wmpo_lite.train import fit
 
 HELD_OUT_SCENES = 1024
+CENTER, SCALE = (0.19, 0.0, 0.05), (0.04, 0.07, 0.04)  # m: what places are measured from and in
 
 # ------------------------------------------------------------------------------------ vision tower
 
 
-def train_vision(
-    scenes: dict,
-    tower,
-    fit_config,
-    *,
-    seed: int,
-    folder: Path,
-    batch: int = 64,
-    center=(0.19, 0.0, 0.05),
-    scale=(0.04, 0.07, 0.04),
-):
+class Probe(nn.Module):
+    """A vision tower with throw-away heads: one query an object for positions, one linear map a
+    patch for masks.
+    """
+
+    def __init__(self, tower):
+        super().__init__()
+        width = tower.config.hidden_size
+        self.tower = tower
+        self.queries = nn.Parameter(torch.randn(5, width) * 0.02)
+        self.read = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.place = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5)
+        )  # x y z, presence, opening
+        self.masks = nn.Linear(width, 6 * 16)  # six classes on a 4 x 4 grid a patch
+        self.patches = tower.config.image_size // tower.config.patch_size
+
+    def forward(self, frames):
+        pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+        tokens = self.tower(pixel_values=pixels).last_hidden_state
+        queries = self.queries.expand(len(tokens), -1, -1)
+        found, _ = self.read(queries, tokens, tokens, need_weights=False)
+        return self.place(found), self.masks(tokens).unflatten(-1, (6, 4, 4))
+
+    def errors(self, scenes: dict, index):
+        """(loss, what is logged) on the scenes `index`."""
+        there = lambda array: torch.from_numpy(array).to(self.queries.device)
+        place, masks = self(there(scenes["frames"][index]))
+        present = there(scenes["present"][index])
+        center, scale = (torch.tensor(x, device=present.device) for x in (CENTER, SCALE))
+        points = (there(scenes["points"][index]) - center) / scale
+        mean = lambda errors: (errors * present).sum() / present.sum()  # over things that are there
+        distance = F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1)
+        off = ((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1).detach()
+        exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
+        opening = F.mse_loss(place[:, 4, 4], there(scenes["opening"][index]))
+        loss, record = (
+            2 * mean(distance) + exists + opening,
+            {"centimeters": float(mean(off) * 100)},
+        )
+        if "masks" not in scenes:
+            return loss, record
+        grid = there(scenes["masks"][:, 1::2, 1::2][index]).long()  # (B, 32, 32): every other pixel
+        cells = grid.unflatten(1, (self.patches, 4)).unflatten(3, (self.patches, 4))
+        target = cells.permute(0, 1, 3, 2, 4).flatten(1, 2)
+        mask = F.cross_entropy(masks.transpose(1, 2), target)
+        return loss + mask, {**record, "mask": float(mask.detach())}
+
+
+def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, batch: int = 64):
     """Pre-train a policy's vision `tower` on random scenes: where things are, which are there,
     which pixels they cover.
 
     scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them; without masks nothing is
-    asked of pixels. center, scale: meters, what places are measured from and in. Returns (records,
-    held-out errors).
+    asked of pixels. Returns (records, held-out errors).
     """
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    from wmpo_lite.common.checkpoint import digest
-    from wmpo_lite.train import fit
-
     torch.manual_seed(seed)
-    made_from = {
-        "scenes": digest(scenes),
-        "batch": batch,
-        "center": list(center),
-        "scale": list(scale),
-    }
-
-    class Probe(nn.Module):
-        """The tower with its throw-away heads: one query an object for positions, one linear map a
-        patch for masks.
-        """
-
-        def __init__(self):
-            super().__init__()
-            width = tower.config.hidden_size
-            self.tower = tower
-            self.queries = nn.Parameter(torch.randn(5, width) * 0.02)
-            self.read = nn.MultiheadAttention(width, 4, batch_first=True)
-            self.place = nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5)
-            )  # x y z, presence, opening
-            self.masks = nn.Linear(width, 6 * 16)  # six classes on a 4 x 4 grid a patch
-
-        def forward(self, frames):
-            tokens = self.tower(
-                pixel_values=frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-            ).last_hidden_state
-            found, _ = self.read(
-                self.queries.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False
-            )
-            return self.place(found), self.masks(tokens).unflatten(-1, (6, 4, 4))
-
-    device = next(tower.parameters()).device
-    probe = Probe().to(device)
+    probe = Probe(tower).to(next(tower.parameters()).device)
     total = len(scenes["frames"])
     known = total - min(HELD_OUT_SCENES, total // 5)
-    held_out = slice(known, total)
-    there = lambda array: torch.from_numpy(array).to(device)
-    center, scale = torch.tensor(center, device=device), torch.tensor(scale, device=device)
-    grid = (
-        scenes["masks"][:, 1::2, 1::2] if "masks" in scenes else None
-    )  # (N, 32, 32): every other pixel
-    patches = tower.config.image_size // tower.config.patch_size
-
-    def errors(index):
-        place, masks = probe(there(scenes["frames"][index]))
-        present = there(scenes["present"][index])
-        points = (there(scenes["points"][index]) - center) / scale
-        distance = (
-            F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1) * present
-        ).sum() / present.sum()
-        exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
-        opening = F.mse_loss(place[:, 4, 4], there(scenes["opening"][index]))
-        found = {
-            "centimeters": float(
-                (
-                    ((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1).detach() * present
-                ).sum()
-                / present.sum()
-                * 100
-            )
-        }
-        loss = 2 * distance + exists + opening
-        if grid is None:
-            return loss, found
-        target = (
-            there(grid[index])
-            .long()
-            .unflatten(1, (patches, 4))
-            .unflatten(3, (patches, 4))
-            .permute(0, 1, 3, 2, 4)
-            .flatten(1, 2)
-        )
-        mask = F.cross_entropy(masks.transpose(1, 2), target)
-        return loss + mask, {**found, "mask": float(mask.detach())}
 
     def loss_fn(generator, rng, step):
-        return errors(np.sort(rng.integers(known, size=batch)))
+        return probe.errors(scenes, np.sort(rng.integers(known, size=batch)))
 
+    made_from = {"scenes": digest(scenes), "batch": batch}
+    made_from |= {"center": list(CENTER), "scale": list(SCALE)}
     records = fit(
         probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder, made_from=made_from
     )
     with torch.no_grad():
-        _, held = errors(np.arange(total)[held_out])
+        _, held = probe.errors(scenes, np.arange(known, total))
     return records, held
+
+
+def _features(policy, frames):
+    """What the policy's tower makes of frames (N, H, W, 3), kept in 16 bits: half precision, unless
+    features come as bfloat16, whose range half precision does not have.
+    """
+    with torch.no_grad():
+        parts = (policy.features(part) for part in torch.as_tensor(frames).split(256))
+        return torch.cat([part if part.itemsize == 2 else part.half() for part in parts])
 
 
 def ground(
@@ -135,42 +112,28 @@ def ground(
     The grounded captions of a big VLM's pre-training, in miniature, on the random scenes (no
     motion, no goal relation). The head is thrown away.
     """
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.envs.tabletop.scenes import CLASSES
-    from wmpo_lite.train import fit
 
     torch.manual_seed(seed)
     device = next(policy.parameters()).device
     read = nn.Sequential(nn.LayerNorm(policy.config.width), nn.Linear(policy.config.width, 9))
     read = read.to(device)
     policy.vision.requires_grad_(False)
-    with torch.no_grad():
-        features = torch.cat(
-            [policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)]
-        )
-    center = torch.tensor([0.19, 0.0, 0.05], device=device)
-    scale = torch.tensor([0.04, 0.07, 0.04], device=device)
+    features = _features(policy, scenes["frames"])
+    center, scale = (torch.tensor(x, device=device) for x in (CENTER, SCALE))
     points = (torch.from_numpy(scenes["points"]).to(device) - center) / scale
 
     def loss_fn(generator, rng, step):
         index = np.sort(rng.integers(len(points), size=batch))
         named = np.array([rng.choice(np.flatnonzero(scenes["present"][i, :3])) for i in index])
         texts = [sentence(CLASSES[k]) for k in named]
-        found = read(policy.hidden(features[index].float(), texts).mean(dim=(1, 2))).unflatten(
-            1, (3, 3)
-        )
+        hidden = policy.hidden(features[index].float(), texts).mean(dim=(1, 2))
+        found = read(hidden).unflatten(1, (3, 3))
         target = torch.stack([points[index, named], points[index, 3], points[index, 4]], dim=1)
         error = F.smooth_l1_loss(found, target, reduction="none", beta=0.2)
         error[:, 1, 2] = 0  # the target stands on the table
-        return error.mean(), {
-            "centimeters": float(
-                ((found - target) * scale).detach()[:, 0, :2].norm(dim=-1).mean() * 100
-            )
-        }
+        off = ((found - target) * scale).detach()[:, 0, :2].norm(dim=-1)
+        return error.mean(), {"centimeters": float(off.mean() * 100)}
 
     return fit(
         nn.ModuleList([policy, read]),
@@ -202,41 +165,15 @@ def reach(
     things are and how to grasp, and has the task itself to learn. Returns (records, errors of a
     chunk's end on held-out scenes).
     """
-    import torch
-
-    from wmpo_lite.common.checkpoint import digest
     from wmpo_lite.envs.tabletop.env import MAX_STEP
-    from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
-    from wmpo_lite.envs.tabletop.scenes import CLASSES
-    from wmpo_lite.envs.tabletop.tasks import pair
-    from wmpo_lite.policy import cloning_loss
-    from wmpo_lite.train import fit
 
     policy.vision.requires_grad_(False)
-    with torch.no_grad():
-        features = torch.cat(
-            [policy.features(part).half() for part in torch.from_numpy(scenes["frames"]).split(256)]
-        )
-    target, hand = CLASSES.index("target"), CLASSES.index("hand")
+    features = _features(policy, scenes["frames"])
     total = len(features) - HELD_OUT_SCENES
-
-    def examples(index, rng):
-        named = np.array(
-            [rng.choice(np.flatnonzero(present[:target])) for present in scenes["present"][index]]
-        )
-        over = rng.random(len(index)) < hover
-        points = scenes["points"][index]
-        tip, goal = points[:, hand], points[np.arange(len(index)), np.where(over, target, named)]
-        actions = np.where(
-            over[:, None, None],
-            plan_hover(tip, goal, policy.config.chunk),
-            plan_grasp(tip, goal, policy.config.chunk),
-        )
-        texts = [
-            pair.move_to(task) if above else pair.pick_up(task, CLASSES[k])
-            for above, k in zip(over, named)
-        ]
-        return features[index].float(), texts, actions
+    examples = lambda index, rng: (
+        features[index].float(),
+        *_told(scenes, task, index, rng, hover, policy.config.chunk),
+    )
 
     def loss_fn(generator, rng, step):
         seen, texts, actions = examples(np.sort(rng.integers(total, size=batch)), rng)
@@ -252,9 +189,8 @@ def reach(
         made_from={"scenes": digest(scenes), "task": task.name, "batch": batch, "hover": hover},
     )
     with torch.no_grad():
-        seen, texts, actions = examples(
-            np.arange(total, len(features)), np.random.default_rng(seed)
-        )
+        held_out = np.arange(total, len(features))
+        seen, texts, actions = examples(held_out, np.random.default_rng(seed))
         chosen = policy.detokenize(policy.logits(None, texts, seen).argmax(-1)).cpu().numpy()
     off = np.linalg.norm((chosen - actions)[..., :2].sum(axis=1), axis=1) * MAX_STEP * 1000
     return records, {
@@ -263,14 +199,27 @@ def reach(
     }
 
 
+def _told(scenes: dict, task, index, rng, hover: float, chunk: int):
+    """Sentences about the scenes `index`, drawn, and the chunks (B, chunk, 4) that follow them."""
+    from wmpo_lite.envs.tabletop.expert import plan_grasp, plan_hover
+    from wmpo_lite.envs.tabletop.scenes import CLASSES
+    from wmpo_lite.envs.tabletop.tasks import pair
+
+    target, points = CLASSES.index("target"), scenes["points"][index]
+    there = (np.flatnonzero(present[:target]) for present in scenes["present"][index])
+    named = np.array([rng.choice(things) for things in there])
+    over = rng.random(len(index)) < hover
+    tip = points[:, CLASSES.index("hand")]
+    goal = points[np.arange(len(index)), np.where(over, target, named)]
+    plans = plan_hover(tip, goal, chunk), plan_grasp(tip, goal, chunk)
+    texts = [
+        pair.move_to(task) if above else pair.pick_up(task, CLASSES[k])
+        for above, k in zip(over, named)
+    ]
+    return texts, np.where(over[:, None, None], *plans)
+
+
 # ----------------------------------------------------------------------------------- cloned policy
-
-
-def _short(features):
-    """Features in 16 bits, to be kept: half precision, unless they come as bfloat16, whose range
-    half precision does not have.
-    """
-    return features if features.itemsize == 2 else features.half()
 
 
 def clone(
@@ -290,16 +239,10 @@ def clone(
 
     early: share of frames from the first three, where the instruction alone says which way to go;
     later the hand gives it away, and a policy that learns from those unlearns the words.
-    tune_vision=False: the vision tower stays as pre-trained and its features are computed once;
-    True: everything learns, slower. log_every: steps between records. A chunk's steps after a
-    disturbance are masked: the expert's correction of a stroke that the frame does not show yet is
-    noise to the policy.
+    tune_vision=False: the vision tower stays as pre-trained and its features are computed once. A
+    chunk's steps after a disturbance are masked: the expert's correction of a stroke that the frame
+    does not show yet is noise to the policy.
     """
-    import torch
-
-    from wmpo_lite.common.checkpoint import digest
-    from wmpo_lite.policy import cloning_loss
-    from wmpo_lite.train import fit
     from wmpo_lite.trajectory import outcomes
 
     episodes, steps = demos["intended"].shape[:2]
@@ -310,14 +253,9 @@ def clone(
     policy.train_vision(tune_vision)
     frames = torch.from_numpy(demos["frames"])
     success, finish = outcomes(demos["done"])
-    last = np.where(
-        success, np.minimum(finish + 4, steps), steps
-    )  # what follows success is standing still
+    last = np.where(success, np.minimum(finish + 4, steps), steps)  # then it stands still
     if not tune_vision:
-        with torch.no_grad():
-            features = torch.cat(
-                [_short(policy.features(part)) for part in frames.flatten(0, 1).split(256)]
-            ).unflatten(0, frames.shape[:2])
+        features = _features(policy, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def loss_fn(generator, rng, step):
         e = rng.integers(episodes, size=batch)

@@ -2,7 +2,6 @@
 they share. A demo of one task, budget and seed gives the cells of its four methods together.
 """
 
-import io
 import multiprocessing
 import os
 import time
@@ -82,15 +81,15 @@ def attempt(policy, task: str, world: dict, rows, every_frame: bool = False) -> 
         )
 
 
-def recoveries(error: str, book: Book, method: str = "wmpo") -> tuple[list, list]:
-    """Of one kind of injected error the first evaluation state that `method` alone recovers from,
-    and the first that the base policy alone does: their numbers, and for each the frames uint8
-    (T + 1, H, W, 3) of the base policy and of `method`.
+def recoveries(error: str, book: Book) -> tuple[list, list]:
+    """Of one kind of injected error the first evaluation state that WMPO's policy alone recovers
+    from, and the first that the base policy alone does: their numbers, and for each the frames
+    uint8 (T + 1, H, W, 3) of the base policy and of WMPO's.
     """
     cells = standing(book).cells
     base, other = (
         Key("self_correction", "place", *which, error)
-        for which in (("base", 0, 0), (method, 128, 0))
+        for which in (("base", 0, 0), ("wmpo", 128, 0))
     )
     if absent := [key for key in (base, other) if key not in cells]:
         raise UserError(f"{absent[0]} is not in the ledger; make it with `wmpo-lite reproduce`")
@@ -98,7 +97,7 @@ def recoveries(error: str, book: Book, method: str = "wmpo") -> tuple[list, list
     rows = [np.flatnonzero(only)[:1] + cells[base].evaluation_from for only in (b & ~a, a & ~b)]
     rows, films = np.concatenate(rows), []
     if not len(rows):
-        raise UserError(f"base and {method} recover from the same states of '{error}'; try another")
+        raise UserError(f"base and wmpo recover from the same states of '{error}'; try another")
     for key in (base, other):
         policy = find_policy(trained(key), book, cells[key].record["weights"])
         found = attempt(policy, "place", {"error": error}, rows, every_frame=True)
@@ -110,17 +109,9 @@ def picture(error: str, book: Book, folder: Path = ASSETS / "figures") -> Path:
     """recovery.png of `recoveries`: rows in pairs, the base policy above WMPO's, every fourth frame
     from the error on.
     """
-    from PIL import Image
+    from wmpo_lite.report.show import film_rows, write_png
 
-    strips = [
-        np.concatenate(list(film[::4]), axis=1)
-        for pair in recoveries(error, book)[1]
-        for film in pair
-    ]
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(strips)).save(buffer, "PNG", optimize=True)
-    checkpoint.write_atomic(Path(folder) / "recovery.png", buffer.getvalue())
-    return Path(folder) / "recovery.png"
+    return write_png(film_rows(recoveries(error, book)[1]), Path(folder) / "recovery.png")
 
 
 def make(group: list[Key], book: Book) -> None:

@@ -31,11 +31,9 @@ class Shipped:
     def __init__(self, task: str = "place", assets: Path = ASSETS):
         from wmpo_lite.envs.tasks import folder_name, get_task
 
-        self.task, self.home, self.shared = (
-            get_task(task),
-            Path(assets) / folder_name(task),
-            Path(assets) / "tabletop",
-        )
+        self.task = get_task(task)
+        self.home = Path(assets) / folder_name(task)
+        self.shared = Path(assets) / "tabletop"
         self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
             raise UserError(
@@ -60,9 +58,8 @@ class Shipped:
         from wmpo_lite.reward import RewardModel
 
         model = RewardModel.load(self._file("reward"))
-        model.threshold.fill_(
-            self.thresholds()["threshold"]
-        )  # weights are shipped in half precision, in which 0.9999 is 1
+        # weights are shipped in half precision, in which 0.9999 is 1
+        model.threshold.fill_(self.thresholds()["threshold"])
         return model
 
     def thresholds(self) -> dict:
@@ -94,20 +91,16 @@ class Shipped:
 
         settings = {"num_inference_steps": int, "reward_stride": int, "min_consecutive": int}
         config = checkpoint.read_json(self._file("config.json"), settings)
+        names = checkpoint.read_json(self.home / "policy" / "actions.json", {"names": [str]})
         options = {
             "threshold": self.thresholds()["imagined_threshold"],
             **{name: config[name] for name in settings},
-            "action_names": checkpoint.read_json(
-                self.home / "policy" / "actions.json", {"names": [str]}
-            )["names"],
+            "action_names": names["names"],
             **options,
         }
-        reward_model = (
-            options.pop("reward_model") if "reward_model" in options else self.reward_model()
-        )
-        return ImaginedEnv(
-            self.autoencoder(), self.world_model(), reward_model, seed=seed, **options
-        )
+        if "reward_model" not in options:
+            options["reward_model"] = self.reward_model()
+        return ImaginedEnv(self.autoencoder(), self.world_model(), seed=seed, **options)
 
     def read(self, name: str):
         """One of the shipped run's JSON files: 'evaluation', 'trust', 'result',
@@ -173,56 +166,51 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
     from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
 
     run = Path(run)
-    missing = [name for name in FILES if not (run / name).exists()]
-    if missing:
+    if missing := [name for name in FILES if not (run / name).exists()]:
         raise UserError(
             f"{run} is not a finished run ({', '.join(missing)} missing); run the same demo again"
             " to finish it"
         )
     config = checkpoint.read_json(run / "config.json", {"task": str, "assets": dict})
-    home = Path(assets) / folder_name(config["task"])
-    folders = {
-        name: Path(assets) / "tabletop" / name for name in ("autoencoder", "world_model")
-    } | {"policy": home / "policy"}
-    weights = {
-        name: folders[name] / "model.safetensors" for name in config["assets"] if name in folders
-    }
-    found = {
-        name: checkpoint.checksum(path)[:12] for name, path in weights.items() if path.is_file()
-    }
-    if found != config["assets"]:
-        raise UserError(
-            f"{run} began with other weights than {home} holds; run the demo again with the shipped"
-            " ones"
-        )
+    home, shared = Path(assets) / folder_name(config["task"]), Path(assets) / "tabletop"
+    _require_same_start(run, config["assets"], home, shared)
     for name in FILES:
         if name.endswith(".json"):
             checkpoint.read_json(run / name)
-    thresholds = checkpoint.read_json(run / "stages" / "reward.json", {"result": THRESHOLDS})[
-        "result"
-    ]
+    thresholds = checkpoint.read_json(run / "stages" / "reward.json", {"result": THRESHOLDS})
     recorded = load_trajectories(run / "rollouts.hdf5")
     if rollouts is not None:
         require_between("--rollouts", rollouts, 1, len(recorded))
-    changes = {"world_model": changed_weights(folders["world_model"], run / "world_model")}
-    changes |= {
-        name: changed_weights(home / "policy", run / "policies" / name) for name in POLICIES
-    }
+    changes = {"world_model": changed_weights(shared / "world_model", run / "world_model")}
+    for name in POLICIES:
+        changes[name] = changed_weights(home / "policy", run / "policies" / name)
     checkpoint.load_tensors(run / "reward" / "model.safetensors")
     with whole_folder(home / "run") as target:
         for name in FILES:
             checkpoint.write_atomic(target / name, (run / name).read_bytes())
         if rollouts is not None:
-            save_trajectories(
-                target / "rollouts.hdf5",
-                recorded[:rollouts],
-                **load_metadata(run / "rollouts.hdf5"),
-            )
-        checkpoint.write_json(target / "reward.json", thresholds)
+            about = load_metadata(run / "rollouts.hdf5")
+            save_trajectories(target / "rollouts.hdf5", recorded[:rollouts], **about)
+        checkpoint.write_json(target / "reward.json", thresholds["result"])
         _copy_half(run / "reward", checkpoint.make_folder(target / "reward"))
         for name, tensors in changes.items():
             checkpoint.save_tensors(target / f"{name}.safetensors", tensors)
     return home / "run"
+
+
+def _require_same_start(run: Path, began_with: dict, home: Path, shared: Path) -> None:
+    """UserError unless a run began with the weights that are shipped. began_with: the beginnings of
+    their checksums.
+    """
+    folders = {name: shared / name for name in ("autoencoder", "world_model")}
+    folders["policy"] = home / "policy"
+    weights = {n: folders[n] / "model.safetensors" for n in began_with if n in folders}
+    found = {n: checkpoint.checksum(path)[:12] for n, path in weights.items() if path.is_file()}
+    if found != began_with:
+        raise UserError(
+            f"{run} began with other weights than {home} holds; run the demo again with the shipped"
+            " ones"
+        )
 
 
 def changed_weights(before: Path, after: Path) -> dict:

@@ -7,6 +7,7 @@ import numpy as np
 
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError, require_between
+from wmpo_lite.recipes.main_job import practice_for_real
 from wmpo_lite.recipes.workspace import Run, Workspace, greedy
 
 
@@ -16,58 +17,31 @@ def upper_bound(run: Run, folder: Path, iterations: int, device: str = "auto") -
     """
     require_between("--iterations", iterations, 1, 1_000_000)
     done = Path(folder) / "stages" / "upper.json"
-    if (
-        done.exists()
-        and (
-            found := checkpoint.read_json(done, {"result": {"iterations": int}})["result"][
-                "iterations"
-            ]
-        )
-        != iterations
-    ):
-        raise UserError(
-            f"{folder} holds an upper bound of {found} iterations and {iterations} are asked for;"
-            " choose another --name, or remove the folder"
-        )
+    if done.exists():
+        found = checkpoint.read_json(done, {"result": {"iterations": int}})["result"]["iterations"]
+        if found != iterations:
+            raise UserError(
+                f"{folder} holds an upper bound of {found} iterations and {iterations} are asked"
+                " for; choose another --name, or remove the folder"
+            )
     with closing(Workspace(run, folder, device)) as w:
         return _upper_bound(w, iterations)
 
 
 def _upper_bound(w: Workspace, iterations: int) -> dict:
     from wmpo_lite.evaluate import success_rate
-    from wmpo_lite.train_grpo import optimize, save_policy_once
 
     run, s = w.run, w.settings
 
     def train():
-        policy = w.base()
-        config = s.wmpo_update()
-        records = optimize(
-            policy,
-            lambda seed: w.env,
-            w.states("upper_bound", 4096),
-            config,
-            iterations=iterations,
-            horizon=w.horizon,
-            seed=run.seed,
-            stage="upper",
-            folder=w.folder / "fit_upper",
-            on_log=w.log,
-            refill=0,
-            freeze_vision=s.freeze_vision,
-            tolerate_silence=True,
-        )
-        save_policy_once(w.folder / "policies" / "upper", policy, w.provenance(stage="upper"))
+        states = w.states("upper_bound", 4096)
+        records = practice_for_real(w, w.base(), states, s.wmpo_update(), "upper", iterations)
         return {"iterations": len(records), "real_rollouts": sum(r["rollouts"] for r in records)}
 
     def measure():
-        found = greedy(
-            w,
-            w.policy(w.folder / "policies" / "upper"),
-            w.states("evaluation", s.evaluation_states, s.evaluation_from),
-            desc="evaluate upper",
-        )
-        return {"success": [t.success for t in found]}
+        policy = w.policy(w.folder / "policies" / "upper")
+        states = w.states("evaluation", s.evaluation_states, s.evaluation_from)
+        return {"success": [t.success for t in greedy(w, policy, states, desc="evaluate upper")]}
 
     trained, measured = w.stage("upper", train), w.stage("evaluate_upper", measure)
     result = {

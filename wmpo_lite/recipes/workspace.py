@@ -99,10 +99,8 @@ class Workspace:
                 f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this"
                 " version does not have; choose place or square"
             )
-        self.assets, self.shared = (
-            Path(run.assets) / folder_name(run.task),
-            Path(run.assets) / "tabletop",
-        )
+        self.assets = Path(run.assets) / folder_name(run.task)
+        self.shared = Path(run.assets) / "tabletop"
         if not self.assets.exists():
             raise UserError(
                 f"there are no trained assets for task '{run.task}' ({self.assets}); train them"
@@ -151,34 +149,24 @@ class Workspace:
         """Load what later stages need, so that a broken file is found before the first one."""
         from wmpo_lite.trajectory import load_metadata
 
-        (
-            self.base(),
-            self.autoencoder(),
-            self.pretrained_world_model(),
-            load_metadata(self.assets / "demos.hdf5"),
-        )
+        self.base()
+        self.autoencoder()
+        self.pretrained_world_model()
+        load_metadata(self.assets / "demos.hdf5")
 
     def _fingerprint(self) -> dict:
         """Which trained assets the run starts from: the beginning of each
         weight file's checksum.
         """
-        folders = {"policy": self.assets / "policy"} | {
-            name: self.shared / name for name in ("autoencoder", "world_model")
-        }
-        missing = [
-            str(folder)
-            for folder in folders.values()
-            if not (folder / "model.safetensors").is_file()
-        ]
-        if missing:
+        folders = {"policy": self.assets / "policy"}
+        folders |= {name: self.shared / name for name in ("autoencoder", "world_model")}
+        weights = {name: folder / "model.safetensors" for name, folder in folders.items()}
+        if missing := [str(path.parent) for path in weights.values() if not path.is_file()]:
             raise UserError(
                 f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or"
                 " train them with --from-scratch"
             )
-        return {
-            name: checkpoint.checksum(folder / "model.safetensors")[:12]
-            for name, folder in folders.items()
-        }
+        return {name: checkpoint.checksum(path)[:12] for name, path in weights.items()}
 
     def stage(self, name: str, fn, shared: bool = False):
         """shared: `fn` shares its work out over all processes; else the first one does it."""
@@ -323,13 +311,11 @@ def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True
     """
     from wmpo_lite.imagined_env import ImaginedEnv
 
-    threshold = (
-        checkpoint.read_json(
-            w.folder / "stages" / "reward.json", {"result": {"imagined_threshold": float}}
-        )["result"]["imagined_threshold"]
-        if judged
-        else None
-    )
+    threshold = None
+    if judged:
+        shape = {"result": {"imagined_threshold": float}}
+        chosen = checkpoint.read_json(w.folder / "stages" / "reward.json", shape)
+        threshold = chosen["result"]["imagined_threshold"]
     return ImaginedEnv(
         w.autoencoder(),
         world_model or w.world_model(),
@@ -347,33 +333,18 @@ def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True
 def greedy(w: Workspace, policy, states, **options):
     from wmpo_lite.rollout import rollout
 
-    return rollout(
-        policy,
-        w.env,
-        states,
-        horizon=w.horizon,
-        every_frame=options.pop("every_frame", False),
-        batch=64,
-        **options,
-    )
+    options = {"every_frame": False, "batch": 64, **options}
+    return rollout(policy, w.env, states, horizon=w.horizon, **options)
 
 
 def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1) -> np.ndarray:
     import torch
 
-    return np.concatenate(
-        [
-            model.score(
-                torch.from_numpy(films[i : i + 16]),
-                list(starts.instructions[i : i + 16]),
-                stride,
-                min_consecutive,
-            )
-            .cpu()
-            .numpy()
-            for i in range(0, len(films), 16)
-        ]
-    )
+    scores = []
+    for i in range(0, len(films), 16):
+        frames, texts = torch.from_numpy(films[i : i + 16]), list(starts.instructions[i : i + 16])
+        scores.append(model.score(frames, texts, stride, min_consecutive).cpu().numpy())
+    return np.concatenate(scores)
 
 
 def save_arrays(path: Path, **arrays):

@@ -1,6 +1,5 @@
 """`wmpo-lite doctor runs/<name>`: reads what is there of a run folder and makes the checks."""
 
-import json
 from pathlib import Path
 
 from wmpo_lite.common.errors import UserError
@@ -15,7 +14,7 @@ from wmpo_lite.report.checks import (
     about_windows,
     check,
 )
-from wmpo_lite.report.run_files import load_object, read_metrics
+from wmpo_lite.report.run_files import RunFolder
 
 FILES = {
     "config.json": "the run's settings",
@@ -33,38 +32,36 @@ def diagnose(run_folder) -> list[Check]:
 
     Raises UserError if the folder does not exist or holds none of a run's files.
     """
-    run = Path(run_folder)
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder; name a run, such as runs/place-laptop-0")
-    missing = [name for name in FILES if not (run / name).is_file()]
+    run = RunFolder(run_folder)
+    if not run.path.is_dir():
+        raise UserError(f"{run.path} is not a folder; name a run, such as runs/place-laptop-0")
+    missing = [
+        f"{name} ({what})" for name, what in FILES.items() if not (run.path / name).is_file()
+    ]
     if len(missing) == len(FILES):
         raise UserError(
-            f"{run} holds none of {', '.join(FILES)}; name the folder that `wmpo-lite demo` wrote,"
-            " such as runs/place-laptop-0"
+            f"{run.path} holds none of {', '.join(FILES)}; name the folder that `wmpo-lite demo`"
+            " wrote, such as runs/place-laptop-0"
         )
-    what = ", ".join(f"{name} ({FILES[name]})" for name in missing)
     advice = "the run has not come so far; start the same command again and it resumes"
-    rows = [Check("files", f"{what} missing", "", advice, "note")] * bool(missing)
+    rows = [Check("files", f"{', '.join(missing)} missing", "", advice, "note")] * bool(missing)
     config, trust, evaluation = (
-        _read(run, name, rows) for name in ("config.json", "trust.json", "evaluation.json")
+        run.json(f"{name}.json") for name in ("config", "trust", "evaluation")
     )
-    records = [] if "metrics.jsonl" in missing else read_metrics(run / "metrics.jsonl")
-    rows += _broken_lines(run / "metrics.jsonl")
-    rollouts = _read_rollouts(run / "rollouts.hdf5", rows)
-    clip = _clip(run, config)
+    records, rollouts = run.metrics(), run.rollouts()
+    advice = "delete it, or its broken lines, and run the stage again"
+    rows += [Check("files", text, "", advice) for text in run.broken]
+    clip, budget = _clip(run.path, config), config.get("rollout_budget")
     for files, look in (
         ("config.json", lambda: about_rollouts(rollouts, config, clip)),
         ("config.json or trust.json", lambda: about_windows(rollouts, config, clip, trust)),
-        (
-            "config.json or metrics.jsonl",
-            lambda: about_updates(records, config.get("rollout_budget")),
-        ),
+        ("config.json or metrics.jsonl", lambda: about_updates(records, budget)),
         ("trust.json", lambda: about_trust(trust)),
         ("evaluation.json", lambda: about_evaluation(evaluation, records)),
         ("config.json or evaluation.json", lambda: about_states(rollouts, config, evaluation)),
-        ("a policy's actions.json", lambda: _statistics(run)),
-        ("a provenance.json", lambda: _versions(run)),
-        ("rollouts.hdf5", lambda: _replayed(run / "rollouts.hdf5", rollouts, config)),
+        ("a policy's actions.json", lambda: _statistics(run.path)),
+        ("a provenance.json", lambda: _versions(run.path)),
+        ("rollouts.hdf5", lambda: _replayed(run.path / "rollouts.hdf5", rollouts, config)),
     ):
         try:
             rows += look()
@@ -74,44 +71,10 @@ def diagnose(run_folder) -> list[Check]:
     return rows
 
 
-def _read(run: Path, name: str, rows: list) -> dict:
-    """A JSON object, or {} where it is missing; a broken one is a row."""
-    wrong = []
-    found = load_object(run, name, wrong) if (run / name).is_file() else None
-    rows += [Check("files", text, "", "delete it and run the stage again") for text in wrong]
-    return found or {}
-
-
-def _broken_lines(path: Path) -> list[Check]:
-    """A cut last line (a kill in mid-write) is passed over, another is a row."""
-    broken, text = 0, path.read_text("utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines()[:-1]:
-        try:
-            broken += bool(line.strip()) and not isinstance(json.loads(line), dict)
-        except (ValueError, RecursionError):
-            broken += 1
-    value = f"{path.name} has {broken} lines that are not JSON objects"
-    return [Check("files", value, "", "delete them, or run the stage again")] * bool(broken)
-
-
-def _read_rollouts(path: Path, rows: list) -> list:
-    from wmpo_lite.trajectory import load_trajectories
-
-    try:
-        return load_trajectories(path) if path.is_file() else []
-    except UserError as error:
-        rows.append(Check("files", str(error), "", "record them again"))
-        return []
-
-
 def _checkpoints(run: Path):
     """(folder, class name) of every checkpoint in the run folder."""
     for path in sorted(run.glob("**/config.json")):
-        try:
-            kind = json.loads(path.read_text(encoding="utf-8")).get("class")
-        except (ValueError, OSError, AttributeError):
-            continue
-        if kind:
+        if kind := RunFolder(path.parent).json(path.name).get("class"):
             yield path.parent, kind
 
 
@@ -122,7 +85,7 @@ def _clip(run: Path, config: dict) -> int:
     from wmpo_lite.reward import RewardConfig
 
     models = [folder for folder, kind in _checkpoints(run) if kind == "RewardModel"]
-    clip = (_read(models[0], "config.json", []) if models else config).get("clip")
+    clip = (RunFolder(models[0]).json("config.json") if models else config).get("clip")
     return clip if isinstance(clip, int) else RewardConfig().clip
 
 
@@ -131,19 +94,12 @@ def _statistics(run: Path) -> list[Check]:
     rows = []
     for folder, kind in _checkpoints(run):
         if kind == "Policy":
-            values = _read(folder, "actions.json", [])
+            values = RunFolder(folder).json("actions.json")
             names, low, high = (values.get(key) or () for key in ("names", "low", "high"))
             good = names and len(names) == len(low) == len(high)
-            rows.append(
-                check(
-                    good and all(a < b for a, b in zip(low, high)),
-                    "action statistics",
-                    f"policy {folder.relative_to(run)} has {len(low)} action ranges for"
-                    f" {len(names)} names",
-                    "a range that is not empty for each, or its tokens mean no motion",
-                    "save it again with Policy.save, from the right data",
-                )
-            )
+            good = good and all(a < b for a, b in zip(low, high))
+            said = f"policy {folder.relative_to(run)} has {len(low)} action ranges for {len(names)}"
+            rows.append(check("action statistics", good, f"{said} names"))
     return rows
 
 
@@ -161,26 +117,26 @@ def _replayed(path: Path, rollouts: list, config: dict) -> list[Check]:
         f"{equal} of {count} rollouts come out as recorded (mujoco {made}) when carried out anew"
     )
     advice = f"success rates measured now do not compare with the run's; install mujoco {made}"
-    return [check(equal == count, "replay", value, "all", advice)]
+    return [check("replay", equal == count, value, aim="all", advice=advice)]
 
 
 def _versions(run: Path) -> list[Check]:
     """Was the run made with the pinned simulator and libraries?"""
     pins, seen = {name: version for name, (version, _) in pinned_versions().items()}, {}
     for path in [run / "result.json", run / "config.json", *sorted(run.glob("**/provenance.json"))]:
-        versions = _read(path.parent, path.name, []).get("versions")
+        versions = RunFolder(path.parent).json(path.name).get("versions")
         for name, version in (versions if isinstance(versions, dict) else {}).items():
             seen.setdefault(name, set()).add(str(version).partition("+")[0])
     other = [name for name in seen if name in pins and seen[name] != {pins[name]}]
     made = ", ".join(f"{name} {'/'.join(sorted(seen[name]))}" for name in seen if name in pins)
+    advice = "success rates of another simulator version do not compare; install the pinned"
     return [
         check(
-            seen and not other,
             "versions",
+            seen and not other,
             f"the run was made with {made or 'packages that it does not name'}",
-            ", ".join(f"{name} {pins[name]}" for name in other) or "package versions",
-            "success rates of another simulator version do not compare; install the pinned versions"
-            " and run it again",
-            "problem" if "mujoco" in other else "note",
+            aim=", ".join(f"{name} {pins[name]}" for name in other) or "package versions",
+            advice=f"{advice} versions and run it again",
+            level="problem" if "mujoco" in other else "note",
         )
     ]

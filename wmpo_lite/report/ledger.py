@@ -21,25 +21,10 @@ from wmpo_lite.common.files import ASSETS
 LEDGER = ASSETS / "results" / "ledger"
 VERSION = 1
 SHAPE = {
-    "ledger": int,
-    "experiment": str,
-    "task": str,
-    "method": str,
-    "rollout_budget": int,
-    "seed": int,
-    "variant": str,
-    "n": int,
-    "evaluation_from": int,
-    "successes": int,
-    "outcomes": str,
-    "finish_steps": str,
-    "inputs": dict,
-    "weights": str,
-    "episodes": dict,
-    "frames_seen": dict,
-    "versions": dict,
-    "commit": str,
-    "seal": str,
+    **dict.fromkeys(("experiment", "task", "method", "variant"), str),
+    **dict.fromkeys(("ledger", "rollout_budget", "seed", "n", "evaluation_from", "successes"), int),
+    **dict.fromkeys(("outcomes", "finish_steps", "weights", "commit", "seal"), str),
+    **dict.fromkeys(("inputs", "episodes", "frames_seen", "versions"), dict),
 }
 
 

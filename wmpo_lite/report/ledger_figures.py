@@ -30,11 +30,8 @@ def bars(cells: dict, experiment: str, title: str = "success (%)"):
             x, rates[0], 0.8 / len(shown), color=plots.policy_color(method), label=NAMES[method]
         )
         axes.vlines(x, rates[1], rates[2], color="#23262b", lw=1)
-    labels = [
-        f"{line.variant.replace('_', ' ') or line.task}\n"
-        f"{f'P = {line.budget}' if line.budget else ''}"
-        for line in found
-    ]
+    budget = lambda line: f"P = {line.budget}" if line.budget else ""
+    labels = [f"{x.variant.replace('_', ' ') or x.task}\n{budget(x)}" for x in found]
     axes.set_xticks(range(len(found)), labels, fontsize=8)
     axes.set_ylim(0, 100)
     figure.legend(fontsize=7, frameon=False, loc="outside right upper")
@@ -55,17 +52,8 @@ def curves(cells: dict, panels: dict, x_label: str, log: bool = False):
             if have:
                 x, mean, low, high = np.array(have).T
                 gaps = 100 * np.maximum(0, [mean - low, high - mean])
-                axes.errorbar(
-                    x,
-                    100 * mean,
-                    gaps,
-                    color=plots.policy_color(method),
-                    marker="o",
-                    ms=3.5,
-                    lw=1.3,
-                    capsize=2,
-                    label=NAMES[method],
-                )
+                look = {"color": plots.policy_color(method), "label": NAMES[method]}
+                axes.errorbar(x, 100 * mean, gaps, marker="o", ms=3.5, lw=1.3, capsize=2, **look)
         if log:
             axes.set_xscale("log", base=2)
         axes.set_xticks([x for x, _ in points], [str(x) for x, _ in points])

@@ -10,6 +10,7 @@ import numpy as np
 from wmpo_lite.common.checkpoint import write_atomic
 from wmpo_lite.evaluate import mean_over_seeds, paired_comparison, wilson_interval
 from wmpo_lite.report import plots
+from wmpo_lite.report.markdown import markdown
 
 METHODS = ("base", "grpo", "dpo", "wmpo", "oracle")
 NAMES = {**plots.NAMES, "oracle": "GRPO in the simulator"}
@@ -82,18 +83,18 @@ def gain(line: Line, method: str, over: str) -> tuple[float, float, float] | Non
     return found.mean, found.low, found.high
 
 
-def relative_length(line: Line, method: str, over: str = "base", resamples: int = 2000):
-    """(mean, low, high, episodes): mean finish step of `method` where `over` took 100, of episodes
-    that both solve, with a bootstrap interval over them; None where there are fewer than two.
+def relative_length(line: Line, method: str):
+    """(mean, low, high, episodes): mean finish step of `method` where the base policy took 100, of
+    episodes that both solve, with a bootstrap interval over them; None for fewer than two.
     """
     steps = [
         np.stack([a.finish_steps, b.finish_steps])[:, a.success & b.success]
-        for a, b in pairs(line, method, over)
+        for a, b in pairs(line, method, "base")
     ]
     before, after = np.concatenate(steps, axis=1) if steps else np.zeros((2, 0))
     if len(before) < 2:
         return None
-    drawn = np.random.default_rng(0).integers(len(before), size=(resamples, len(before)))
+    drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
     ratios = 100 * after[drawn].sum(axis=1) / before[drawn].sum(axis=1)
     return 100 * after.sum() / before.sum(), *np.percentile(ratios, (2.5, 97.5)), len(before)
 
@@ -150,12 +151,11 @@ def as_markdown(table: list[dict], lengths: bool = False) -> str:
         columns += [(f"WMPO - {NAMES[m]}", m, _gain) for m in compared]
     place = lambda row: (row["task"], row["rollout_budget"] or "-", row["variant"] or "-", row["n"])
     found = {(place(row), row["method"]): row for row in table}
-    texts = [["task", "P", "variant", "n", *(name for name, _, _ in columns)]]
+    texts = []
     for at in dict.fromkeys(map(place, table)):
         rest = [form(found[at, m]) if (at, m) in found else "-" for _, m, form in columns]
-        texts.append([*map(str, at), *rest])
-    lined = [f"| {' | '.join(row)} |" for row in texts]
-    return "\n".join([lined[0], "|---" * len(texts[0]) + "|", *lined[1:]])
+        texts.append([*at, *rest])
+    return markdown(["task", "P", "variant", "n", *(name for name, _, _ in columns)], texts)
 
 
 def _rate(row: dict) -> str:

@@ -104,8 +104,8 @@ def needs(module: str, how: str) -> bool:
 # -------------------------------------------------------------------------------------- about them
 
 
-def paths(folder: Path = FOLDER) -> list[Path]:
-    return sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
+def paths() -> list[Path]:
+    return sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 
 
 def fingerprint(notebook) -> str:

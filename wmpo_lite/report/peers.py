@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from wmpo_lite.grpo import group_advantages, policy_loss
+from wmpo_lite.report.markdown import markdown
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 # Name, key in the file, setting: its default, and of RLinf its chunk level.
@@ -30,24 +31,22 @@ def table() -> str:
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     peers, given = json.loads((GOLDEN / "grpo_peers.json").read_text()), made.inputs()
-    lines = [
-        "| program | one success of four | four of eight | eight equal 0.7 | same tokens' loss |"
-    ]
-    lines.append("|---|---|---|---|---|")
+    header = "program|one success of four|four of eight|eight equal 0.7|same tokens' loss"
+    rows = []
     for name, key, setting in PROGRAMS:
         found = peers[key]
         gets = [found["advantages"][rewards][0] for rewards in COLUMNS]
         loss = found["losses"][setting]["loss"]
-        lines.append(_row(f"{name} {found['version']}", gets, f"{loss:.4f} ({setting})"))
+        rows.append(_row(f"{name} {found['version']}", gets, f"{loss:.4f} ({setting})"))
     for std in ("population", "unbiased"):
         groups = [torch.tensor([made.REWARDS[rewards]]) for rewards in COLUMNS]
         gets = [float(group_advantages(group, std)[0, 0]) for group in groups]
         loss, _ = policy_loss(
             *(given[k] for k in ("new", "old", "advantages", "mask")), made.CLIP_LOW, made.CLIP_HIGH
         )
-        lines.append(_row(f"this kit, std={std}", gets, f"{float(loss):.4f} (trajectory)"))
-    return "\n".join(lines)
+        rows.append(_row(f"this kit, std={std}", gets, f"{float(loss):.4f} (trajectory)"))
+    return markdown(header.split("|"), rows)
 
 
-def _row(name: str, gets: list, loss: str) -> str:
-    return f"| {name} | {' | '.join(f'{value:.4f}' for value in gets)} | {loss} |"
+def _row(name: str, gets: list, loss: str) -> list[str]:
+    return [name, *(f"{value:.4f}" for value in gets), loss]

@@ -43,10 +43,8 @@ def ordered_policies(evaluation: dict) -> list[str]:
     any others.
     """
     policies = evaluation.get("policies") or {}
-    names = [
-        *(name for name in COLORS if name in policies),
-        *(name for name in policies if name not in COLORS),
-    ]
+    names = [name for name in COLORS if name in policies]
+    names += [name for name in policies if name not in COLORS]
     return [name for name in names if policies[name].get("success")]
 
 
@@ -64,31 +62,16 @@ def success_bars(evaluation: dict):
         )
     rates = [success_rate(evaluation["policies"][name]["success"]) for name in names]
     figure = _figure(1.6 + 1.25 * len(names), 3.4)
-    axes = figure.subplots()
-    values = 100 * np.array([rate.rate for rate in rates])
-    low, high = (
-        100 * np.array([getattr(rate, side) for rate in rates]) for side in ("low", "high")
-    )
-    axes.bar(range(len(names)), values, width=0.62, color=[policy_color(name) for name in names])
+    axes, places = figure.subplots(), range(len(names))
+    values, low, high = 100 * np.array([(rate.rate, rate.low, rate.high) for rate in rates]).T
+    axes.bar(places, values, width=0.62, color=[policy_color(name) for name in names])
     # Rounding may leave a bound a hair on the wrong side at 0 and 100 %, which errorbar refuses.
-    axes.errorbar(
-        range(len(names)),
-        values,
-        np.maximum(0, [values - low, high - values]),
-        fmt="none",
-        ecolor="#23262b",
-        capsize=4,
-        lw=1.2,
-    )
-    for i in range(len(rates)):
+    gaps = np.maximum(0, [values - low, high - values])
+    axes.errorbar(places, values, gaps, fmt="none", ecolor="#23262b", capsize=4, lw=1.2)
+    for i in places:
         axes.text(i, high[i] + 1, f"{values[i]:.1f} %", ha="center", va="bottom", fontsize=9)
-    axes.set_xticks(
-        range(len(names)),
-        [
-            f"{NAMES.get(name, name)}\n{rate.successes} of {rate.n}"
-            for name, rate in zip(names, rates)
-        ],
-    )
+    labels = [f"{NAMES.get(n, n)}\n{r.successes} of {r.n}" for n, r in zip(names, rates)]
+    axes.set_xticks(places, labels)
     axes.set_ylim(0, min(112, max(20, 1.25 * high.max())))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.grid(axis="y", color="#e6e8eb", lw=0.7)
@@ -114,15 +97,8 @@ def _curve(axes, records, key: str, color: str, label: str, factor: float = 1.0)
     x, y = _series(records, key)
     width = min(9, len(y) // 5)
     if width < 2:
-        axes.plot(
-            x,
-            factor * y,
-            color=color,
-            lw=1.6,
-            marker="o" if len(y) < 4 else None,
-            ms=4,
-            label=label if len(y) else None,
-        )
+        few = {"marker": "o" if len(y) < 4 else None, "label": label if len(y) else None}
+        axes.plot(x, factor * y, color=color, lw=1.6, ms=4, **few)
         return
     half = width // 2
     mean = [y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))]
@@ -163,30 +139,28 @@ def learning_curves(records: Sequence[dict]):
     for axes in flat[panels:]:
         axes.set_axis_off()
     if updates:
-        for name in updates:
-            label = {"wmpo": "WMPO (imagined)", "grpo": "online GRPO (real)"}[name]
-            _curve(flat[0], stages[name], "success", COLORS[name], label, 100)
-            _curve(flat[1], stages[name], "entropy", COLORS[name], NAMES[name])
-            _curve(flat[2], stages[name], "approx_kl", COLORS[name], NAMES[name])
-        _real_success(flat[0], stages.get("real", []))
-        flat[0].set_ylim(0, 100)
-        flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
-        if flat[0].lines or flat[0].containers:
-            flat[0].legend(fontsize=7, frameon=False, loc="upper left")
-        for axes, title in zip(
-            flat,
-            (
-                "Success of sampled trajectories (%)",
-                "Policy entropy (nats a token)",
-                "Approximate KL to the sampler",
-            ),
-        ):
-            _clean(axes, title, "iteration")
-        _group_fates(flat[3], stages[updates[0]], NAMES[updates[0]])
+        _update_panels(flat, stages, updates)
     for axes, name in zip(flat[4 if updates else 0 :], fits):
         _curve(axes, stages[name], "loss", "#4b5563", "loss")
         _clean(axes, f"Loss: {name}", "step")
     return figure
+
+
+def _update_panels(flat, stages, updates) -> None:
+    for name in updates:
+        label = {"wmpo": "WMPO (imagined)", "grpo": "online GRPO (real)"}[name]
+        _curve(flat[0], stages[name], "success", COLORS[name], label, 100)
+        _curve(flat[1], stages[name], "entropy", COLORS[name], NAMES[name])
+        _curve(flat[2], stages[name], "approx_kl", COLORS[name], NAMES[name])
+    _real_success(flat[0], stages.get("real", []))
+    flat[0].set_ylim(0, 100)
+    flat[2].set_ylim(bottom=min(0, flat[2].get_ylim()[0]))
+    if flat[0].lines or flat[0].containers:
+        flat[0].legend(fontsize=7, frameon=False, loc="upper left")
+    _clean(flat[0], "Success of sampled trajectories (%)", "iteration")
+    _clean(flat[1], "Policy entropy (nats a token)", "iteration")
+    _clean(flat[2], "Approximate KL to the sampler", "iteration")
+    _group_fates(flat[3], stages[updates[0]], NAMES[updates[0]])
 
 
 def _real_success(axes, records) -> None:
@@ -197,21 +171,11 @@ def _real_success(axes, records) -> None:
         return
     from wmpo_lite.evaluate import wilson_interval  # loads scipy
 
-    rates = np.array([record["success"] for record in records])
-    ends = np.array(
-        [wilson_interval(round(record["success"] * record["n"]), record["n"]) for record in records]
-    )
-    axes.errorbar(
-        [record["step"] for record in records],
-        100 * rates,
-        100 * np.abs(ends.T - rates),
-        color="#23262b",
-        marker="o",
-        ms=3.5,
-        lw=1,
-        capsize=2,
-        label="WMPO, greedy (real)",
-    )
+    steps, rates, counts = np.array([(r["step"], r["success"], r["n"]) for r in records]).T
+    ends = np.array([wilson_interval(round(p * n), int(n)) for p, n in zip(rates, counts)])
+    gaps, look = 100 * np.abs(ends.T - rates), {"color": "#23262b", "marker": "o", "ms": 3.5}
+    label = "WMPO, greedy (real)"
+    axes.errorbar(steps, 100 * rates, gaps, lw=1, capsize=2, label=label, **look)
 
 
 def _group_fates(axes, records, name: str) -> None:
@@ -229,12 +193,8 @@ def _group_fates(axes, records, name: str) -> None:
         return _say(axes, "groups: not recorded")
     known = [record for record in records if record.get("kept") is not None]
     shares = np.array([[float(record.get(key) or 0) for record in known] for key in fates])
-    axes.stackplot(
-        x,
-        shares,
-        labels=[label for label, _ in fates.values()],
-        colors=[color for _, color in fates.values()],
-    )
+    labels, colors = zip(*fates.values())
+    axes.stackplot(x, shares, labels=labels, colors=colors)
     axes.set_ylim(0, 1.35 * max(1.0, shares.sum(axis=0).max()))  # room for the legend
     axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
     _clean(axes, f"Groups of trajectories ({name})", "iteration")
@@ -274,14 +234,8 @@ def _psnr_panel(axes, trust):
         ("model", "world model", COLORS["wmpo"]),
         ("copy_last", "last known frame repeated", COLORS["base"]),
     ):
-        axes.plot(
-            curves["horizons"],
-            np.array(curves[key], float),
-            marker="o",
-            ms=4,
-            color=color,
-            label=label,
-        )
+        y = np.array(curves[key], float)
+        axes.plot(curves["horizons"], y, marker="o", ms=4, color=color, label=label)
     axes.set_xticks(curves["horizons"])
     axes.legend(fontsize=8, frameon=False)
     axes.grid(color="#eceef0", lw=0.7)
@@ -300,22 +254,11 @@ def _sensitivity_panel(axes, trust):
     part = trust["sensitivity"]
     kinds = [key for key in ("shuffled", "zero", "delayed") if key in part]
     values = np.array([part[key] for key in ("true", *kinds)], float)
-    labels = ["true\nactions"] + [
-        (
-            f"{key}\n({part[key + '_cost']:.1f} dB worse)"
-            if part[key + "_cost"] >= 0
-            else f"{key}\n(no worse)"
-        )
-        for key in kinds
-    ]
-    _bars(
-        axes,
-        labels,
-        values,
-        [COLORS["wmpo"], *[COLORS["base"]] * len(kinds)],
-        "{:.1f}",
-        (0, 1.15 * values.max()),
-    )
+    costs = {key: part[f"{key}_cost"] for key in kinds}
+    worse = lambda cost: f"({cost:.1f} dB worse)" if cost >= 0 else "(no worse)"
+    labels = ["true\nactions", *(f"{key}\n{worse(cost)}" for key, cost in costs.items())]
+    colors = [COLORS["wmpo"], *[COLORS["base"]] * len(kinds)]
+    _bars(axes, labels, values, colors, "{:.1f}", (0, 1.15 * values.max()))
     _clean(axes, "Does it listen to the actions?", y="PSNR (dB)")
 
 
@@ -370,22 +313,42 @@ def _confusion_panel(axes, trust):
     counts = np.array(trust["agreement"]["confusion"], int).reshape(2, 2)  # [real][imagined]
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15)
-    for i in range(2):
-        for j in range(2):
-            axes.text(
-                j,
-                i,
-                f"{counts[i, j]}\n{100 * shares[i, j]:.0f} %",
-                ha="center",
-                va="center",
-                fontsize=10,
-                color="white" if shares[i, j] > 0.6 else "#23262b",
-            )
+    for i, j in np.ndindex(2, 2):
+        said = f"{counts[i, j]}\n{100 * shares[i, j]:.0f} %"
+        color = "white" if shares[i, j] > 0.6 else "#23262b"
+        axes.text(j, i, said, ha="center", va="center", fontsize=10, color=color)
     axes.set_xticks([0, 1], ["failure", "success"])
     axes.set_yticks([0, 1], ["failure", "success"], rotation=90, va="center")
     _clean(axes, "Does it judge outcomes rightly?", "imagined", "real")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+
+
+REAL, DREAM, LEARN = "#f6dcc0", "#cfe2f3", "#dcebd9"
+# The method's boxes: left and lower edge, text, color; its arrows: from, to, bend.
+BOXES = {
+    "demos": (0.1, 2.6, "demonstrations", REAL),
+    "base": (2.05, 2.6, "base policy\n(cloned)", LEARN),
+    "rollouts": (4.0, 2.6, "P real rollouts,\nonce", REAL),
+    "world": (5.95, 3.15, "world model\n(aligned)", LEARN),
+    "judge": (5.95, 2.05, "reward\nmodel", LEARN),
+    "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", DREAM),
+    "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", DREAM),
+    "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", DREAM),
+    "deploy": (0.1, 0.5, "better policy,\nreal again", REAL),
+}
+ARROWS = (
+    ((1.66, 2.96), (1.99, 2.96), 0),
+    ((3.61, 2.96), (3.94, 2.96), 0),
+    ((5.56, 3.1), (5.89, 3.45), 0),
+    ((5.56, 2.8), (5.89, 2.45), 0),
+    ((7.53, 3.45), (8.55, 1.3), -0.35),
+    ((6.3, 2.0), (5.9, 1.3), 0),
+    ((7.49, 0.86), (6.63, 0.86), 0),
+    ((4.99, 0.86), (4.13, 0.86), 0),
+    ((2.49, 0.86), (1.66, 0.86), 0),
+    ((3.3, 0.42), (8.2, 0.42), 0.16),
+)
 
 
 def method_loop(*here: str):
@@ -395,82 +358,59 @@ def method_loop(*here: str):
     here: names of the boxes that a notebook is about, drawn in strong colors and the others pale;
     without any all are strong. Raises UserError for a name that no box has.
     """
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
+    if unknown := sorted(set(here) - set(BOXES)):
+        raise UserError(
+            f"the method's picture has no box '{unknown[0]}'; use some of {', '.join(BOXES)}"
+        )
     figure = _figure(9.2, 3.9)
     axes = figure.subplots()
-    axes.set_xlim(0, 9.2), axes.set_ylim(-0.35, 4.0), axes.set_axis_off()
-    real, dream, learn = "#f6dcc0", "#cfe2f3", "#dcebd9"
-    boxes = {
-        "demos": (0.1, 2.6, "demonstrations", real),
-        "base": (2.05, 2.6, "base policy\n(cloned)", learn),
-        "rollouts": (4.0, 2.6, "P real rollouts,\nonce", real),
-        "world": (5.95, 3.15, "world model\n(aligned)", learn),
-        "judge": (5.95, 2.05, "reward\nmodel", learn),
-        "imagine": (7.55, 0.5, "imagined episodes\nfrom recorded\nfirst frames", dream),
-        "score": (5.05, 0.5, "success or failure\nof each, in\ngroups of G", dream),
-        "update": (2.55, 0.5, "GRPO: groups say\nwhat was better\nthan usual", dream),
-        "deploy": (0.1, 0.5, "better policy,\nreal again", real),
-    }
-    if unknown := sorted(set(here) - set(boxes)):
-        raise UserError(
-            f"the method's picture has no box '{unknown[0]}'; use some of {', '.join(boxes)}"
-        )
-    for name, (x, y, text, color) in boxes.items():
+    axes.set(xlim=(0, 9.2), ylim=(-0.35, 4.0))
+    axes.set_axis_off()
+    for name, (x, y, text, color) in BOXES.items():
         strong = name in here or not here
-        axes.add_patch(
-            FancyBboxPatch(
-                (x, y),
-                1.5,
-                0.72,
-                boxstyle="round,pad=0.04,rounding_size=0.08",
-                facecolor=color if strong else "white",
-                edgecolor="#23262b" if name in here else "#5b6068" if strong else "#c9ccd2",
-                lw=2.4 if name in here else 1,
-            )
+        edge = "#23262b" if name in here else "#5b6068" if strong else "#c9ccd2"
+        _box(
+            axes,
+            x,
+            y,
+            1.5,
+            0.72,
+            0.04,
+            color if strong else "white",
+            edge,
+            1 + 1.4 * (name in here),
         )
         ink = "black" if strong else "#7d838c"
         axes.text(x + 0.75, y + 0.36, text, ha="center", va="center", fontsize=8.5, color=ink)
-
-    def arrow(start, end, bend=0.0, text="", at=None):
-        axes.add_patch(
-            FancyArrowPatch(
-                start,
-                end,
-                arrowstyle="-|>",
-                mutation_scale=11,
-                lw=1.2,
-                color="#3a3f47",
-                connectionstyle=f"arc3,rad={bend}",
-            )
-        )
-        if text:
-            axes.text(*at, text, fontsize=8, ha="center", color="#3a3f47")
-
-    arrow((1.66, 2.96), (1.99, 2.96)), arrow((3.61, 2.96), (3.94, 2.96))
-    arrow((5.56, 3.1), (5.89, 3.45)), arrow((5.56, 2.8), (5.89, 2.45))
-    arrow((7.53, 3.45), (8.55, 1.3), -0.35), arrow((6.3, 2.0), (5.9, 1.3))
-    (
-        arrow((7.49, 0.86), (6.63, 0.86)),
-        arrow((4.99, 0.86), (4.13, 0.86)),
-        arrow((2.49, 0.86), (1.66, 0.86)),
-    )
-    arrow(
-        (3.3, 0.42),
-        (8.2, 0.42),
-        0.16,
-        "the changed policy imagines again, a few dozen times",
-        (5.75, -0.3),
-    )
+    for start, end, bend in ARROWS:
+        _arrow(axes, start, end, bend, mutation_scale=11, lw=1.2)
+    again = "the changed policy imagines again, a few dozen times"
+    axes.text(5.75, -0.3, again, fontsize=8, ha="center", color="#3a3f47")
     return figure
+
+
+def _box(axes, x, y, width, height, pad, face, edge, line) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    style = f"round,pad={pad},rounding_size={2 * pad}"
+    axes.add_patch(
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, lw=line
+        )
+    )
+
+
+def _arrow(axes, start, end, bend=0.0, **look) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    style = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "color": "#3a3f47"}
+    axes.add_patch(FancyArrowPatch(start, end, **style, **look))
 
 
 def shape_diagram(rows: Sequence[Sequence[tuple[str, object]]]):
     """Figure: how tensors go through a network. rows: for each line of the drawing its steps from
     left to right, each (what is done, shape of the result); a line ends where the next begins.
     """
-    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
     columns, wide = max(len(row) for row in rows), 1.9
     figure = _figure(max(4.0, 1.55 * columns), 0.25 + 1.0 * len(rows))
     axes = figure.subplots()
@@ -478,29 +418,13 @@ def shape_diagram(rows: Sequence[Sequence[tuple[str, object]]]):
     axes.set_axis_off()
     for y, row in enumerate(rows):
         for x, (text, shape) in enumerate(row):
-            axes.add_patch(
-                FancyBboxPatch(
-                    (wide * x, 0.08 - y),
-                    wide - 0.42,
-                    0.48,
-                    boxstyle="round,pad=0.03,rounding_size=0.06",
-                    facecolor="#dcebd9" if x else "#cfe2f3",
-                    edgecolor="#5b6068",
-                    lw=0.8,
-                )
-            )
-            middle = wide * x + (wide - 0.42) / 2
-            axes.text(middle, 0.32 - y, text, ha="center", va="center", fontsize=7.5)
+            left, face = wide * x, LEARN if x else DREAM
+            _box(axes, left, 0.08 - y, wide - 0.42, 0.48, 0.03, face, "#5b6068", 0.8)
             label = "x".join(map(str, shape)) if isinstance(shape, tuple | list) else str(shape)
-            axes.text(middle, -0.13 - y, label, ha="center", va="center", fontsize=7.5)
+            for height, words in ((0.32, text), (-0.13, label)):
+                middle = left + (wide - 0.42) / 2
+                axes.text(middle, height - y, words, ha="center", va="center", fontsize=7.5)
             if x + 1 < len(row):
-                axes.add_patch(
-                    FancyArrowPatch(
-                        (wide * x + wide - 0.4, 0.32 - y),
-                        (wide * (x + 1) - 0.02, 0.32 - y),
-                        arrowstyle="-|>",
-                        mutation_scale=8,
-                        color="#3a3f47",
-                    )
-                )
+                start, end = (left + wide - 0.4, 0.32 - y), (left + wide - 0.02, 0.32 - y)
+                _arrow(axes, start, end, mutation_scale=8)
     return figure

@@ -6,6 +6,7 @@ from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.files import ASSETS, read_arrays
 from wmpo_lite.evaluate import wilson_interval
+from wmpo_lite.report.markdown import markdown
 
 RESULTS = ASSETS / "results"
 PATH = RESULTS / "main_job.json"
@@ -25,12 +26,8 @@ PANEL = {
     "psnr": {"horizons": [int], "model": [float]},
     "sensitivity": {"shuffled_cost": float},
 }
-MEASURED = (
-    "upper_bound_success",
-    "unet_ratio",
-    "demo_ratio",
-    "peak_ratio",
-)  # apart from the run, and kept when it is replaced
+# apart from the run, and kept when it is replaced
+MEASURED = ("upper_bound_success", "unet_ratio", "demo_ratio", "peak_ratio")
 
 
 def collect(runs, folder: Path = RESULTS):
@@ -57,31 +54,28 @@ def collect(runs, folder: Path = RESULTS):
                 f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are"
                 " collected for its task, a smoke run proves nothing"
             )
-    for name, belongs in (
-        ("main_job.json", lambda r: "/" not in r["task"]),
-        ("libero.json", lambda r: "/" in r["task"]),
-    ):
-        if not any(map(belongs, new + bounds)):
+    for name, libero in (("main_job.json", False), ("libero.json", True)):
+        here = [[r for r in part if ("/" in r["task"]) == libero] for part in (new, bounds)]
+        if not any(here):
             continue
-        path = folder / name
-        records = {
-            _key(r): r
-            for r in (
-                checkpoint.read_json(path, [{"task": str, "seed": int}]) if path.exists() else []
-            )
-        }
-        for r in filter(belongs, new):
+        records = {_key(r): r for r in _stored(folder / name, {"task": str, "seed": int})}
+        for r in here[0]:
             old = records.get(_key(r), {})
-            records[_key(r)] = {
-                **{key: old[key] for key in MEASURED if key in old},
-                **r,
-                **(of_the_suite(r["task"], folder) if "/" in r["task"] else {}),
-            }
-        for bound in filter(belongs, bounds):
+            kept = {key: old[key] for key in MEASURED if key in old}
+            records[_key(r)] = kept | r | (of_the_suite(r["task"], folder) if libero else {})
+        for bound in here[1]:
             for row in records.values():
                 if row["task"] == bound["task"]:
                     row["upper_bound_success"] = bound["upper_bound_success"]
-        checkpoint.write_json(path, [records[key] for key in sorted(records)])
+        checkpoint.write_json(folder / name, [records[key] for key in sorted(records)])
+
+
+def _key(record: dict):
+    return record["task"], record.get("rollout_budget", 0), record["seed"]
+
+
+def _stored(path: Path, shape: dict) -> list[dict]:
+    return checkpoint.read_json(path, [shape]) if path.exists() else []
 
 
 def collect_panels(runs, folder: Path = RESULTS):
@@ -89,22 +83,17 @@ def collect_panels(runs, folder: Path = RESULTS):
     as aligned, one record per task and variant.
     """
     path = folder / "world_model.json"
-    records = {
-        (r["task"], r["variant"]): r
-        for r in (
-            checkpoint.read_json(path, [{"task": str, "variant": str}]) if path.exists() else []
-        )
-    }
+    stored = _stored(path, {"task": str, "variant": str})
+    records = {(r["task"], r["variant"]): r for r in stored}
     for run in map(Path, runs):
         if not (run / "trust.json").exists():
             continue
-        trust = checkpoint.read_json(
-            run / "trust.json", {"n": int, **PANEL, "before_alignment": PANEL}
-        )
-        config = checkpoint.read_json(
-            run / "config.json", {"task": str, "align_steps": int, "align_batch": int}
-        )
+        shape = {"n": int, **PANEL, "before_alignment": PANEL}
+        trust = checkpoint.read_json(run / "trust.json", shape)
+        shape = {"task": str, "align_steps": int, "align_batch": int}
+        config = checkpoint.read_json(run / "config.json", shape)
         weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
+        frames = 2 * config["align_steps"] * config["align_batch"]
         for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
             records[config["task"], variant] = {
                 "task": config["task"],
@@ -112,11 +101,7 @@ def collect_panels(runs, folder: Path = RESULTS):
                 "n": trust["n"],
                 **panel_record(panel),
                 "parameters": sum(w.numel() for w in weights.values()),
-                "frames": (
-                    0
-                    if variant == NOT_ALIGNED
-                    else 2 * config["align_steps"] * config["align_batch"]
-                ),
+                "frames": frames if variant == ALIGNED else 0,
             }
     if records:
         checkpoint.write_json(path, [records[key] for key in sorted(records)])
@@ -140,42 +125,22 @@ def panel_record(panel: dict) -> dict:
     }
 
 
+FLAT = "auc auc_low auc_high tpr tnr psnr_8 psnr_24 psnr_end shuffled_db valid_frames".split()
+
+
 def panel_table(path: Path = RESULTS / "world_model.json") -> str:
     """world_model.json as a Markdown table."""
-    rows = [
-        (
-            "| task | world model | n | AUC | true-positive / true-negative rate | PSNR after 8 /"
-            " 24 / all frames (dB) | shuffled actions cost (dB) | valid frames |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    shape = dict.fromkeys(
-        (
-            "auc",
-            "auc_low",
-            "auc_high",
-            "tpr",
-            "tnr",
-            "psnr_8",
-            "psnr_24",
-            "psnr_end",
-            "shuffled_db",
-            "valid_frames",
-        ),
-        float,
+    header = (
+        "task|world model|n|AUC|true-positive / true-negative rate|PSNR after 8 / 24 / all frames"
+        " (dB)|shuffled actions cost (dB)|valid frames"
     )
-    for r in checkpoint.read_json(path, [{"task": str, "variant": str, "n": int, **shape}]):
-        rows.append(
-            f"| {r['task']} | {r['variant']} | {r['n']} | {r['auc']:.3f} [{r['auc_low']:.3f},"
-            f" {r['auc_high']:.3f}] | {r['tpr']:.2f} / {r['tnr']:.2f} | {r['psnr_8']:.1f} /"
-            f" {r['psnr_24']:.1f} / {r['psnr_end']:.1f} | {r['shuffled_db']:.1f} |"
-            f" {r['valid_frames']:.1f} |"
-        )
-    return "\n".join(rows)
-
-
-def _key(record: dict):
-    return record["task"], record.get("rollout_budget", 0), record["seed"]
+    cells = (
+        "{task}|{variant}|{n}|{auc:.3f} [{auc_low:.3f}, {auc_high:.3f}]|{tpr:.2f} / {tnr:.2f}|"
+        "{psnr_8:.1f} / {psnr_24:.1f} / {psnr_end:.1f}|{shuffled_db:.1f}|{valid_frames:.1f}"
+    )
+    shape = {"task": str, "variant": str, "n": int, **dict.fromkeys(FLAT, float)}
+    records = checkpoint.read_json(path, [shape])
+    return markdown(header.split("|"), [cells.format(**r).split("|") for r in records])
 
 
 def of_the_suite(task: str, folder: Path) -> dict:
@@ -202,10 +167,9 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     first frame and actions (even rows). Of `place` it is real_and_imagined.png in `folder`; other
     names say their task, or that it is one of LIBERO's.
     """
-    import io
-
-    import numpy as np
     from PIL import Image
+
+    from wmpo_lite.report.show import film_rows, write_png
 
     films = run / "trust_films.npz"
     if not films.exists():
@@ -216,58 +180,35 @@ def picture(run: Path, folder: Path = RESULTS.parent / "figures"):
     data = read_arrays(films)
     if absent := sorted({"real", "imagined"} - set(data)):
         raise UserError(f"{films} lacks '{absent[0]}'; delete it and run the same demo again")
-    rows = [
-        np.concatenate(list(film[::4]), axis=1)
-        for pair in zip(data["real"][[0, 1, -2, -1]], data["imagined"][[0, 1, -2, -1]])
-        for film in pair
-    ]
-    buffer = io.BytesIO()
-    grid, task = (
-        np.concatenate(rows),
-        checkpoint.read_json(run / "config.json", {"task": str})["task"],
-    )
+    grid = film_rows(zip(*(data[name][[0, 1, -2, -1]] for name in ("real", "imagined"))))
+    size = [side * 3 // 2 for side in grid.shape[1::-1]]
+    grid = Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
+    task = checkpoint.read_json(run / "config.json", {"task": str})["task"]
     which = "_libero" if "/" in task else "" if task == "place" else f"_{task}"
-    path = Path(folder) / f"real_and_imagined{which}.png"
-    Image.fromarray(grid).resize(
-        (grid.shape[1] * 3 // 2, grid.shape[0] * 3 // 2), Image.Resampling.NEAREST
-    ).save(buffer, "PNG", optimize=True)
-    checkpoint.write_atomic(path, buffer.getvalue())
+    write_png(grid, Path(folder) / f"real_and_imagined{which}.png")
 
 
 def table(path: Path = PATH) -> str:
     """The records of either file as a Markdown table; success in percent with 95 % Wilson
     intervals, the gain with its paired bootstrap interval.
     """
-    records = checkpoint.read_json(
-        path,
-        [
-            {
-                **RECORD,
-                "gain": float,
-                "gain_low": float,
-                "gain_high": float,
-                "agreement_auc": float,
-                "rollout_budget": int,
-            }
-        ],
-    )
+    figures = dict.fromkeys(("gain", "gain_low", "gain_high", "agreement_auc"), float)
     rate = lambda p, n: "{:.1f} [{:.0f}, {:.0f}]".format(
         100 * p, *(100 * x for x in wilson_interval(round(p * n), n))
     )
-    rows = [
-        "| task | seed | P | n | base | online GRPO | DPO | WMPO | WMPO - base | AUC |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
-        cells = [rate(r[f"{name}_success"], r["n"]) for name in ("base", "grpo", "dpo", "wmpo")]
-        gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-            100 * r["gain"], 100 * r["gain_low"], 100 * r["gain_high"]
-        )
+    rows = []
+    for r in checkpoint.read_json(path, [{**RECORD, **figures, "rollout_budget": int}]):
+        gain = (100 * r[key] for key in ("gain", "gain_low", "gain_high"))
         rows.append(
-            f"| {r['task']} | {r['seed']} | {r['rollout_budget']} | {r['n']} | {' | '.join(cells)}"
-            f" | {gain} | {r['agreement_auc']:.3f} |"
+            [
+                *(r[key] for key in ("task", "seed", "rollout_budget", "n")),
+                *(rate(r[f"{name}_success"], r["n"]) for name in ("base", "grpo", "dpo", "wmpo")),
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*gain),
+                f"{r['agreement_auc']:.3f}",
+            ]
         )
-    return "\n".join(rows)
+    header = "task|seed|P|n|base|online GRPO|DPO|WMPO|WMPO - base|AUC"
+    return markdown(header.split("|"), rows)
 
 
 SPEEDS = {
@@ -295,20 +236,10 @@ def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
     found = checkpoint.read_json(
         path, {name: suite for name, value in found.items() if isinstance(value, dict)}
     )
-    suites = [name for name in found if isinstance(found[name], dict)]
-    rows = [
-        f"| rendered simulator steps a second | {' | '.join(suites)} |",
-        "|---" * (1 + len(suites)) + "|",
-    ]
-    for name, words in SPEEDS.items():
-        rows.append(
-            f"| {words} | "
-            + " | ".join(
-                f"{found[s][name]['steps_s']:.0f} ({found[s][name]['times_default']:.1f} x)"
-                for s in suites
-            )
-            + " |"
-        )
+    suites = [value for value in found.values() if isinstance(value, dict)]
+    names = [name for name, value in found.items() if isinstance(value, dict)]
+    speed = "{steps_s:.0f} ({times_default:.1f} x)"
+    rows = [[words, *(speed.format(**s[look]) for s in suites)] for look, words in SPEEDS.items()]
     for key, words in (
         (
             "simulator_frames_s",
@@ -317,12 +248,8 @@ def speed_table(path: Path = RESULTS / "libero_speed.json") -> str:
         ("frames_s", "the same, imagined and judged"),
         ("ratio", "imagination, times the simulator"),
     ):
-        rows.append(
-            f"| {words} | "
-            + " | ".join(f"{found[s]['imagination'][key]:.3g}" for s in suites)
-            + " |"
-        )
-    return "\n".join(rows)
+        rows.append([words, *(f"{s['imagination'][key]:.3g}" for s in suites)])
+    return markdown(["rendered simulator steps a second", *names], rows)
 
 
 def scale_table(path: Path = RESULTS / "scale.json") -> str:
@@ -361,12 +288,8 @@ def scale_table(path: Path = RESULTS / "scale.json") -> str:
         (f"seconds grow as {name} to the power", f"{k:.2f}")
         for name, k in found["exponents"].items()
     ]
-    ratio, error = found.get("two_rank_ratio"), found.get("two_rank_error")
-    lines += [
-        ("two_rank_ratio", "not measured" if ratio is None else f"{ratio:.2f}"),
-        ("two_rank_error", "not measured" if error is None else f"{error:.1e}"),
-        ("gpu_run", str(found["gpu_run"]).lower()),
-    ]
-    return "\n".join(
-        ["| measured | |", "|---|---|", *(f"| {what} | {value} |" for what, value in lines)]
-    )
+    for name, form in (("two_rank_ratio", "{:.2f}"), ("two_rank_error", "{:.1e}")):
+        value = found.get(name)
+        lines.append((name, "not measured" if value is None else form.format(value)))
+    lines.append(("gpu_run", str(found["gpu_run"]).lower()))
+    return markdown(["measured", ""], lines)

@@ -1,4 +1,4 @@
-"""The sections of a report: each takes what was read of a run, None where it is missing, and
+"""The sections of a report: each takes what was read of a run, empty where it is missing, and
 returns HTML.
 """
 
@@ -10,69 +10,11 @@ import numpy as np
 from wmpo_lite.common import checkpoint
 from wmpo_lite.evaluate import success_rate
 from wmpo_lite.report import plots, show
+from wmpo_lite.report.checks import FIGURES
 from wmpo_lite.report.page import film_figures, folded, note, pairs, picture, table, text
-from wmpo_lite.report.run_files import load_object
+from wmpo_lite.report.run_files import RunFolder
 
 FILM_WIDTH = 192  # pixels a film is enlarged to before encoding, at least about
-
-# What an imagination worth training in should reach. key: (label, aim, how to print, why it
-# matters)
-TRUST_AIMS = {
-    "auc": (
-        "AUC of imagined against real success",
-        0.92,
-        "{:.3f}",
-        "a real success scores above a real failure this often; 0.5 is guessing",
-    ),
-    "success_agreement": (
-        "Real successes imagined as successes",
-        0.85,
-        "{:.2f}",
-        "low: the imagination loses objects at contact",
-    ),
-    "failure_agreement": (
-        "Real failures imagined as failures",
-        0.85,
-        "{:.2f}",
-        "low: the imagination flatters the policy",
-    ),
-    "before_auc": (
-        "AUC before alignment",
-        None,
-        "{:.3f}",
-        "what the P rollouts were good for, beside the first row",
-    ),
-    "before_success": (
-        "Real successes imagined as successes, before alignment",
-        None,
-        "{:.2f}",
-        "beside the second row",
-    ),
-    "valid_frames": (
-        "Frames until a thing is off by its own width (mean)",
-        None,
-        "{:.1f}",
-        "how long an imagined episode can be believed in detail",
-    ),
-    "shuffled_cost": (
-        "Cost of shuffled actions (dB)",
-        6.0,
-        "{:.1f}",
-        "near zero: the world model ignores the actions",
-    ),
-    "reward_f1_real": (
-        "F1 of the reward model on real video",
-        0.95,
-        "{:.3f}",
-        "whether it is right where it was trained",
-    ),
-    "reward_f1_imagined": (
-        "F1 of the reward model on imagined video",
-        None,
-        "{:.3f}",
-        "whether it still is right on imagined frames",
-    ),
-}
 
 SEEN_WORDS = {
     "base": "base policy (all methods start from it)",
@@ -100,35 +42,25 @@ def head(name: str, config: dict, task: str | None, evaluation: dict, trust: dic
         for policy in plots.ordered_policies(evaluation)
     }
     comparison = evaluation.get("comparisons", {}).get("wmpo_vs_base")
-    tiles = []
-    for policy in ("base", "wmpo"):
-        if policy in outcomes:
-            rate = outcomes[policy]
-            tiles.append(
-                (
-                    f"{100 * rate.rate:.1f} %",
-                    f"{plots.NAMES[policy]}: success [{100 * rate.low:.1f}, {100 * rate.high:.1f}]",
-                )
-            )
+    tiles = [
+        (f"{100 * rate.rate:.1f} %", f"{plots.NAMES[policy]}: success {_interval(rate)}")
+        for policy, rate in outcomes.items()
+        if policy in ("base", "wmpo")
+    ]
     if comparison:
-        tiles.append(
-            (
-                f"{100 * comparison['gain']:+.1f}",
-                f"points gained [{100 * comparison['low']:.1f}, {100 * comparison['high']:.1f}]",
-            )
-        )
-    auc = (trust.get("agreement") or {}).get("auc")
-    if auc is not None:
+        gain, _, interval = _points(comparison).partition(" points ")
+        tiles.append((gain, f"points gained {interval}"))
+    if (auc := (trust.get("agreement") or {}).get("auc")) is not None:
         tiles.append((f"{auc:.3f}", "AUC: imagined against real success"))
-    tiles = "".join(
-        f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles
+    shown = "".join(f'<div class="tile"><b>{x}</b><span>{label}</span></div>' for x, label in tiles)
+    title = "World-model-based policy optimization" + (
+        f": {html.escape(str(task))}" if task else ""
     )
     return (
-        "<header><h1>World-model-based policy"
-        f" optimization{f': {html.escape(str(task))}' if task else ''}</h1>"
-        f'<p class="sub">run {html.escape(name)}{facts}</p><p'
+        f'<header><h1>{title}</h1><p class="sub">run {html.escape(name)}{facts}</p><p'
         f' class="headline">{_headline(config, outcomes, comparison)}</p>'
-        f'{f"""<div class="tiles">{tiles}</div>""" if tiles else ""}</header>'
+        + (f'<div class="tiles">{shown}</div>' if tiles else "")
+        + "</header>"
     )
 
 
@@ -166,6 +98,11 @@ def _headline(config: dict, outcomes: dict, comparison: dict | None) -> str:
     )
 
 
+def _interval(rate) -> str:
+    """In percent, of a `SuccessRate`."""
+    return f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
 def _points(comparison: dict) -> str:
     """'+23.1 points [17.2, 29.0]'; the gain of a comparison is a fraction."""
     return (
@@ -174,15 +111,15 @@ def _points(comparison: dict) -> str:
     )
 
 
-def success(evaluation: dict | None) -> str:
-    names = plots.ordered_policies(evaluation) if evaluation else []
+def success(evaluation: dict) -> str:
+    names = plots.ordered_policies(evaluation)
     if not names:
         return note("The evaluation (evaluation.json)")
     ratios, rows = evaluation.get("length_ratio") or {}, []
     for name in names:
         policy = evaluation["policies"][name]
         rate = success_rate(policy["success"])
-        lengths = [
+        steps = [
             step for step, won in zip(policy.get("finish_step") or [], policy["success"]) if won
         ]
         ratio = ratios.get(name, 100.0 if name == "base" and ratios else None)
@@ -190,23 +127,18 @@ def success(evaluation: dict | None) -> str:
             [
                 html.escape(plots.NAMES.get(name, name)),
                 f"{100 * rate.rate:.1f}",
-                f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]",
+                _interval(rate),
                 f"{rate.successes} / {rate.n}",
-                f"{np.mean(lengths):.1f}" if lengths else "-",
+                f"{np.mean(steps):.1f}" if steps else "-",
                 f"{ratio:.1f}" if ratio is not None else "-",
             ]
         )
-    header = [
-        "policy",
-        "success (%)",
-        "95 % interval",
-        "solved",
-        "mean length of successes",
-        "length, base = 100",
-    ]
+    header = "policy|success (%)|95 % interval|solved|mean length of successes|length, base = 100"
     compared = [
         [
-            html.escape(_versus(key)),
+            html.escape(
+                " against ".join(plots.NAMES.get(name, name) for name in key.split("_vs_"))
+            ),
             _points(value),
             str(value.get("won", "-")),
             str(value.get("lost", "-")),
@@ -224,7 +156,7 @@ def success(evaluation: dict | None) -> str:
         picture(
             plots.success_bars(evaluation), "Bars of the success rate of each policy with intervals"
         )
-        + table(header, rows, (1, 2, 3, 4, 5))
+        + table(header.split("|"), rows, (1, 2, 3, 4, 5))
         + '<p class="sub">Greedy policies, all on the same held-out initial states. Intervals are'
         " Wilson intervals; one policy's interval says nothing about pairs, for which see the"
         " next table. Length, base = 100: on the states that the base and the policy both"
@@ -236,7 +168,7 @@ def success(evaluation: dict | None) -> str:
     )
 
 
-def seen(counts: dict | None) -> str:
+def seen(counts: dict) -> str:
     """counts: seen.json of the run."""
     if not counts:
         return note("The list of what each method has seen (seen.json)")
@@ -258,61 +190,47 @@ def seen(counts: dict | None) -> str:
     )
 
 
-def _versus(key: str) -> str:
-    return " against ".join(plots.NAMES.get(name, name) for name in key.split("_vs_"))
-
-
-def _captions(films: dict, count: int) -> list[str]:
-    words = films.get("instructions")
-    return [
-        str(words[i]) if words is not None and len(words) == count else f"episode {i}"
-        for i in range(count)
-    ]
-
-
-def _scale(films: np.ndarray) -> int:
-    return max(1, -(-FILM_WIDTH // films.shape[3]))
-
-
 def _word(won) -> str:
     return "success" if won else "failure"
 
 
-def episodes(films: dict | None, budget: list[int]) -> str:
-    """budget: [bytes of film left], taken from here too."""
-    if films is None:
-        return note("episodes.npz (films of the policy before and after)")
-    before, after, first, second = (
-        films[key] for key in ("before", "after", "before_success", "after_success")
-    )
+def _pairs_of_films(left, right, words, borders, films: dict, budget: list[int]) -> str:
+    """Two films side by side for each episode; words, borders: of the left and the right one."""
+    scale, count = max(1, -(-FILM_WIDTH // left.shape[3])), len(left)
+    said = films.get("instructions")
+    known = said is not None and len(said) == count
+    captions = [str(said[i]) if known else f"episode {i}" for i in range(count)]
     beside = (
-        show.side_by_side(
-            [before[i], after[i]],
-            [f"before: {_word(first[i])}", f"after WMPO: {_word(second[i])}"],
-            _scale(before),
-            [bool(first[i]), bool(second[i])],
-        )
-        for i in range(len(before))
+        show.side_by_side([left[i], right[i]], words[i], scale, borders[i]) for i in range(count)
     )
+    return film_figures(beside, captions, budget)
+
+
+def episodes(films: dict, budget: list[int]) -> str:
+    """budget: [bytes of film left], taken from here too."""
+    if not films:
+        return note("episodes.npz (films of the policy before and after)")
+    won = list(zip(films["before_success"].astype(bool), films["after_success"].astype(bool)))
+    words = [(f"before: {_word(a)}", f"after WMPO: {_word(b)}") for a, b in won]
     return (
         "<p>The base policy and the WMPO policy from the same initial states, in the real"
         " environment. Green border: solved; red: not.</p>"
-        + film_figures(beside, _captions(films, len(before)), budget)
+        + _pairs_of_films(films["before"], films["after"], words, won, films, budget)
     )
 
 
-def trust(measured: dict | None, films: dict | None, budget: list[int]) -> str:
+def trust(measured: dict, films: dict, budget: list[int]) -> str:
     """measured: trust.json; budget: [bytes of film left], taken from here too."""
-    count = f", on {measured['n']} held-out real rollouts" if measured and measured.get("n") else ""
+    count = f", on {measured['n']} held-out real rollouts" if measured.get("n") else ""
     figures = (
-        note("The measurement of the world model (trust.json)")
-        if measured is None
-        else _trust_figures(measured)
+        _trust_figures(measured)
+        if measured
+        else note("The measurement of the world model (trust.json)")
     )
     beside = (
-        note("trust_films.npz (films of real beside imagined episodes)")
-        if films is None
-        else _trust_films((measured or {}).get("threshold"), films, budget)
+        _trust_films(measured.get("threshold"), films, budget)
+        if films
+        else note("trust_films.npz (films of real beside imagined episodes)")
     )
     return (
         f"<p>The same actions were run in the real environment and in imagination{count}. A world"
@@ -322,31 +240,16 @@ def trust(measured: dict | None, films: dict | None, budget: list[int]) -> str:
 
 
 def _trust_figures(measured: dict) -> str:
-    values, rows = (
-        {
-            **measured,
-            **(measured.get("sensitivity") or {}),
-            **(measured.get("agreement") or {}),
-        },
-        [],
-    )
-    before = (measured.get("before_alignment") or {}).get("agreement") or {}
-    values |= {"before_auc": before.get("auc"), "before_success": before.get("success_agreement")}
-    for key, (label, aim, form, why) in TRUST_AIMS.items():
-        value, met = values.get(key), ""
-        if value is not None and aim is not None:
-            met = (
-                '<span class="yes">met</span>'
-                if value >= aim
-                else '<span class="no">not met</span>'
-            )
+    rows, met = [], ('<span class="no">not met</span>', '<span class="yes">met</span>')
+    for figure in FIGURES:
+        value, aim = figure.of(measured), figure.aim
         rows.append(
             [
-                label,
-                "not measured" if value is None else form.format(value),
-                "" if aim is None else form.format(aim),
-                met,
-                f'<span class="why">{why}</span>',
+                figure.label,
+                "not measured" if value is None else figure.form.format(value),
+                "" if aim is None else figure.form.format(aim),
+                "" if value is None or aim is None else met[value >= aim],
+                f'<span class="why">{figure.why}</span>',
             ]
         )
     return table(
@@ -359,30 +262,24 @@ def _trust_figures(measured: dict) -> str:
 
 
 def _trust_films(threshold: float | None, films: dict, budget: list[int]) -> str:
-    real, imagined, won, scores = (
-        films[key] for key in ("real", "imagined", "real_success", "scores")
-    )
+    won, scores = films["real_success"].astype(bool), films["scores"]
     judged = [None if threshold is None else bool(score >= threshold) for score in scores]
-    verdict = [
-        f"imagined: {'' if ok is None else _word(ok) + ', '}score {score:.2f}"
-        for ok, score in zip(judged, scores)
-    ]
-    beside = (
-        show.side_by_side(
-            [real[i], imagined[i]],
-            [f"real: {_word(won[i])}", verdict[i]],
-            _scale(real),
-            [bool(won[i]), judged[i]],
+    words = [
+        (
+            f"real: {_word(real)}",
+            f"imagined: {'' if ok is None else _word(ok) + ', '}score {score:.2f}",
         )
-        for i in range(len(real))
-    )
-    wrong = sum(judged[i] is not None and judged[i] != bool(won[i]) for i in range(len(real)))
-    misjudged = f" ({wrong} of these {len(real)})" if threshold is not None else ""
+        for real, ok, score in zip(won, judged, scores)
+    ]
+    wrong = sum(ok is not None and ok != real for ok, real in zip(judged, won))
+    misjudged = f" ({wrong} of these {len(won)})" if threshold is not None else ""
     return (
         "<p>Left: what the simulator did. Right: what the world model imagined from the first"
         " frame and the same actions. Borders: green for success, red for failure; where the"
         f" colors differ, the imagination misjudged{misjudged}.</p>"
-        + film_figures(beside, _captions(films, len(real)), budget)
+        + _pairs_of_films(
+            films["real"], films["imagined"], words, list(zip(won, judged)), films, budget
+        )
     )
 
 
@@ -398,11 +295,11 @@ def curves(figure) -> str:
     )
 
 
-def swap(evaluation: dict | None) -> str:
-    """Optional part of the evaluation; its rates, fractions of `n` episodes,
-    get their intervals.
+def swap(evaluation: dict) -> str:
+    """Optional part of the evaluation; its rates, fractions of `n` episodes, get their
+    intervals.
     """
-    found = (evaluation or {}).get("instruction_swap")
+    found = evaluation.get("instruction_swap")
     if not isinstance(found, dict) or not found:
         return ""
     n, rows = found.get("n"), []
@@ -418,39 +315,31 @@ def swap(evaluation: dict | None) -> str:
     )
 
 
-def configuration(config: dict | None) -> str:
+def configuration(config: dict) -> str:
     return pairs(config) if config else note("config.json")
 
 
-def provenance(run: Path, result: dict | None) -> str:
-    result = result or {}
+def provenance(run: Path, result: dict) -> str:
     made = result.get("versions") if isinstance(result.get("versions"), dict) else None
     facts = ({"commit": result["commit"]} if result.get("commit") else {}) | (made or {})
     content = (
         pairs(facts)
         if facts
-        else (
-            note("result.json with the versions of the run")
-            + '<p class="sub">The report itself was written with:</p>'
-            + pairs({"commit": checkpoint.commit(), **checkpoint.versions()})
-        )
+        else note("result.json with the versions of the run")
+        + '<p class="sub">The report itself was written with:</p>'
+        + pairs({"commit": checkpoint.commit(), **checkpoint.versions()})
     )
     record = {key: value for key, value in result.items() if key not in ("versions", "commit")}
     if record:
         content += folded("The record of this run (result.json)", pairs(record))
+    read = lambda path: RunFolder(path.parent).json(path.name)
     stages = sorted((run / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    clocks = [
-        (path.stem, (load_object(path.parent, path.name, []) or {}).get("seconds"))
-        for path in stages
-    ]
-    times = [
-        [html.escape(name), f"{seconds:.1f}"] for name, seconds in clocks if seconds is not None
-    ]
+    clocks = [(path.stem, read(path).get("seconds")) for path in stages]
+    times = [[html.escape(name), f"{x:.1f}"] for name, x in clocks if x is not None]
     if times:
         content += folded("Time of each stage", table(["stage", "seconds"], times, (1,)))
     for path in sorted(run.rglob("provenance.json")):
-        found = load_object(path.parent, path.name, [])
-        if found:
+        if found := read(path):
             content += folded(str(path.parent.relative_to(run)), pairs(found))
     files = [
         [html.escape(str(path.relative_to(run))), f"{path.stat().st_size / 1e3:,.1f}"]

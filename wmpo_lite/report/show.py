@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.files import write_atomic
 
-SUCCESS, FAILURE, NEUTRAL = (
-    (34, 150, 87),
-    (205, 62, 70),
-    (190, 194, 201),
-)  # RGB of borders; labels say it in words too
+# RGB of borders; labels say it in words too
+SUCCESS, FAILURE, NEUTRAL = ((34, 150, 87), (205, 62, 70), (190, 194, 201))
 LABEL_HEIGHT, BORDER, GAP = 20, 4, 8  # pixels
 
 
@@ -96,9 +94,8 @@ def film_grid(
     bar = LABEL_HEIGHT if labels is not None else 0
     cell_height, cell_width = bar + height + 2 * BORDER, width + 2 * BORDER
     rows = -(-len(films) // columns)
-    page = np.full(
-        (rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP, 3), 255, np.uint8
-    )
+    size = rows * (cell_height + GAP) - GAP, columns * (cell_width + GAP) - GAP
+    page = np.full((*size, 3), 255, np.uint8)
     corners = [
         ((i // columns) * (cell_height + GAP), (i % columns) * (cell_width + GAP))
         for i in range(len(films))
@@ -111,12 +108,9 @@ def film_grid(
             _write_text(page, str(labels[i]), top, left, cell_width)
     grid = np.repeat(page[None], length, axis=0)
     for film, (top, left) in zip(films, corners):
+        y, x = top + bar + BORDER, left + BORDER
         film = np.concatenate([film, film[-1:].repeat(length - len(film), axis=0)])
-        grid[
-            :,
-            top + bar + BORDER : top + bar + BORDER + height,
-            left + BORDER : left + BORDER + width,
-        ] = film
+        grid[:, y : y + height, x : x + width] = film
     return grid
 
 
@@ -140,66 +134,45 @@ def film_strip(frames, every: int = 8, scale: int = 2) -> np.ndarray:
     if every < 1:
         raise UserError(f"every is {every}; expected 1 or more")
     steps = sorted({*range(0, len(frames), every), len(frames) - 1})
-    return side_by_side(
-        [frames[step][None] for step in steps], [str(step) for step in steps], scale
-    )[0]
+    return side_by_side([frames[[step]] for step in steps], [str(step) for step in steps], scale)[0]
 
 
-def to_mp4(frames, fps: float = 5, crf: int = 24) -> bytes:
+# Of crf 0 (lossless) to 51, 24 is small and looks clean. Untagged colors are guessed at by each
+# player; one thread and no encoder tags make the bytes reproducible.
+ENCODER = (
+    "-crf 24 -preset medium -threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart"
+    " -vf scale=out_color_matrix=bt709 -colorspace bt709 -color_primaries bt709 -color_trc bt709"
+)
+
+
+def to_mp4(frames, fps: float = 5) -> bytes:
     """A film as MP4 (H.264, yuv420p), which every browser plays; the same film gives the same
     bytes.
 
-    Odd sizes are padded by one pixel. crf: 0 (lossless) to 51; 24 is small and looks clean. yuv420p
-    halves the resolution of color: enlarge small films first.
+    Odd sizes are padded by one pixel. yuv420p halves the resolution of color: enlarge small films
+    first.
     """
     import imageio_ffmpeg
 
     frames = check_film(frames)
-    frames = np.pad(
-        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
-    )
-    # Untagged colors are guessed at by each player; one thread and no encoder tags make the bytes
-    # reproducible.
-    colors = [
-        "-vf",
-        "scale=out_color_matrix=bt709",
-        "-colorspace",
-        "bt709",
-        "-color_primaries",
-        "bt709",
-        "-color_trc",
-        "bt709",
-    ]
-    options = [
-        "-crf",
-        str(crf),
-        "-preset",
-        "medium",
-        "-threads",
-        "1",
-        "-fflags",
-        "+bitexact",
-        "-flags:v",
-        "+bitexact",
-        "-movflags",
-        "+faststart",
-    ]
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
+    frames = np.ascontiguousarray(np.pad(frames, ((0, 0), *odd, (0, 0)), mode="edge"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         writer = imageio_ffmpeg.write_frames(
             str(path),
-            (frames.shape[2], frames.shape[1]),
+            frames.shape[2:0:-1],
             fps=fps,
             codec="libx264",
             quality=None,
             pix_fmt_out="yuv420p",
             macro_block_size=1,
             ffmpeg_log_level="error",
-            output_params=colors + options,
+            output_params=ENCODER.split(),
         )
         writer.send(None)
         for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
+            writer.send(frame)
         writer.close()
         if not path.is_file() or not path.stat().st_size:
             raise UserError(
@@ -217,27 +190,16 @@ def to_gif(frames, fps: float = 5) -> bytes:
 
     frames = check_film(frames)
     sample = frames[np.unique(np.linspace(0, len(frames) - 1, 16).astype(int))]
-    palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(
-        256, dither=Image.Dither.NONE
-    )
-    pictures = [
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        for frame in frames
-    ]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=round(1000 / fps),
-        loop=0,
-        optimize=False,
-    )
+    plain = {"dither": Image.Dither.NONE}
+    palette = Image.fromarray(sample.reshape(-1, *sample.shape[2:])).quantize(256, **plain)
+    first, *rest = (Image.fromarray(frame).quantize(palette=palette, **plain) for frame in frames)
+    buffer, options = io.BytesIO(), {"duration": round(1000 / fps), "loop": 0, "optimize": False}
+    first.save(buffer, "GIF", save_all=True, append_images=rest, **options)
     return buffer.getvalue()
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as an address that carries them; kind: such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -245,7 +207,7 @@ def mp4_html(data: bytes, alt: str = "film") -> str:
     """MP4 bytes as an HTML <video> that carries its data with it."""
     return (
         f'<video controls autoplay loop muted playsinline aria-label="{html.escape(alt)}" '
-        f'src="{_data_uri(data, "video/mp4")}"></video>'
+        f'src="{data_uri(data, "video/mp4")}"></video>'
     )
 
 
@@ -254,6 +216,23 @@ def video_html(frames, fps: float = 5, alt: str = "film") -> str:
     `IPython.display.HTML(video_html(film))`.
     """
     return mp4_html(to_mp4(frames, fps), alt)
+
+
+def film_rows(pairs) -> np.ndarray:
+    """Every fourth frame of each film in a row, the films of each pair one below the other: image
+    uint8 (H', W', 3).
+    """
+    return np.concatenate([np.concatenate(list(f[::4]), axis=1) for pair in pairs for f in pair])
+
+
+def write_png(image, path) -> Path:
+    """Write an image, uint8 (H, W, 3) or PIL's, as a PNG file, whole or not at all."""
+    from PIL import Image
+
+    buffer, image = io.BytesIO(), Image.fromarray(image) if hasattr(image, "shape") else image
+    image.save(buffer, "PNG", optimize=True)
+    write_atomic(Path(path), buffer.getvalue())
+    return Path(path)
 
 
 def image_html(image, alt: str = "picture") -> str:
@@ -271,4 +250,4 @@ def image_html(image, alt: str = "picture") -> str:
     else:
         made = Image.fromarray(check_film(np.asarray(image)[None])[0])
     made.save(buffer, "PNG", optimize=True)
-    return f'<img alt="{html.escape(alt)}" src="{_data_uri(buffer.getvalue(), "image/png")}">'
+    return f'<img alt="{html.escape(alt)}" src="{data_uri(buffer.getvalue(), "image/png")}">'

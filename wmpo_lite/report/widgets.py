@@ -3,7 +3,6 @@ there is none, or WMPO_STATIC is set, a notebook shows a static picture instead 
 """
 
 import asyncio
-import base64
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.report.show import data_uri
 
 # Command of each button: (dx, dy, dz) as the camera sees it, which looks at the arm from the front:
 # +x comes nearer, +y goes to the right.
@@ -24,6 +24,7 @@ MOVES = {
     "down": (0, 0, -1),
     "wait": (0, 0, 0),
 }
+BUTTONS = (*MOVES, "grip", "restart")
 KEYS = {
     "ArrowLeft": "left",
     "ArrowRight": "right",
@@ -66,12 +67,10 @@ class Driver:
         self.restart()
 
     def restart(self):
-        self.frames, self.actions, self.done, self.closed = (
-            [self.env.reset(self.states)[0]],
-            [],
-            [],
-            False,
-        )
+        self.frames = [self.env.reset(self.states)[0]]
+        self.actions = []
+        self.done = []
+        self.closed = False
 
     @property
     def frame(self) -> np.ndarray:
@@ -90,10 +89,8 @@ class Driver:
         """Do what the button `name` says ('left', ..., 'grip', 'restart'); returns the newest
         picture. A press after the end changes nothing.
         """
-        if name not in (*MOVES, "grip", "restart"):
-            raise UserError(
-                f"there is no button '{name}'; use one of {', '.join([*MOVES, 'grip', 'restart'])}"
-            )
+        if name not in BUTTONS:
+            raise UserError(f"there is no button '{name}'; use one of {', '.join(BUTTONS)}")
         if name == "restart":
             self.restart()
         elif not self.over:
@@ -109,13 +106,9 @@ class Driver:
 
     def caption(self) -> str:
         """What stands under the picture."""
-        end = (
-            "success!"
-            if self.success
-            else "time is up"
-            if self.over
-            else f"gripper {'closed' if self.closed else 'open'}"
-        )
+        end = f"gripper {'closed' if self.closed else 'open'}"
+        if self.over:
+            end = "success!" if self.success else "time is up"
         return f"{self.states.instructions[0]} - step {len(self.actions)} of {self.horizon}, {end}"
 
     def trajectory(self):
@@ -142,13 +135,13 @@ class Driver:
         )
 
 
-def png(frame: np.ndarray, scale: int = 5) -> str:
+def png(frame: np.ndarray) -> str:
     """A picture uint8 (H, W, 3), every pixel enlarged, as a base64 data address."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(frame.repeat(scale, axis=0).repeat(scale, axis=1)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(frame.repeat(5, axis=0).repeat(5, axis=1)).save(buffer, "PNG")
+    return data_uri(buffer.getvalue(), "image/png")
 
 
 PAD_JS = """
@@ -211,9 +204,8 @@ def pad(driver: Driver):
         try:
             driver.press(name)
             widget.picture, widget.caption = png(driver.frame), driver.caption()
-        except (
-            Exception
-        ) as error:  # a front end shows no traceback of a message, so the caption has to say it
+        except Exception as error:
+            # a front end shows no traceback of a message, so the caption has to say it
             widget.caption = str(error) or type(error).__name__
 
     # Recent kernels hear messages in threads of their own, and an OpenGL context belongs to the
@@ -243,12 +235,8 @@ def drive(driver: Driver, presses: str = ""):
 
     for name in presses.split():
         driver.press(name)
-    return HTML(
-        image_html(
-            film_strip(np.stack(driver.frames), every=max(1, len(driver.frames) // 8), scale=2),
-            driver.caption(),
-        )
-    )
+    strip = film_strip(np.stack(driver.frames), every=max(1, len(driver.frames) // 8), scale=2)
+    return HTML(image_html(strip, driver.caption()))
 
 
 def explore(figure: Callable, **sliders):
@@ -269,30 +257,15 @@ def explore(figure: Callable, **sliders):
 
     controls = {}
     for name, spec in sliders.items():
+        look = {"description": name, "style": {"description_width": "initial"}}
         if len(spec) == 2:
-            controls[name] = ipywidgets.Dropdown(
-                value=spec[0],
-                options=spec[1],
-                description=name,
-                style={"description_width": "initial"},
-            )
+            controls[name] = ipywidgets.Dropdown(value=spec[0], options=spec[1], **look)
+            continue
+        look |= dict(zip(("value", "min", "max", "step"), spec)) | {"continuous_update": False}
+        if all(isinstance(x, int) for x in spec):
+            controls[name] = ipywidgets.IntSlider(**look)
         else:
-            kind = (
-                ipywidgets.IntSlider
-                if all(isinstance(x, int) for x in spec)
-                else ipywidgets.FloatSlider
-            )
-            controls[name] = kind(
-                value=spec[0],
-                min=spec[1],
-                max=spec[2],
-                step=spec[3],
-                description=name,
-                continuous_update=False,
-                style={"description_width": "initial"},
-            )
-            if kind is ipywidgets.FloatSlider:
-                controls[name].readout_format = ".3f"
+            controls[name] = ipywidgets.FloatSlider(**look, readout_format=".3f")
     output = ipywidgets.Output()
 
     def redraw(_=None):

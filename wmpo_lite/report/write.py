@@ -5,13 +5,15 @@ A run may have been killed or may have skipped a stage: the report shows what is
 its place, what is missing.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.evaluate import paired_comparison
 from wmpo_lite.report import plots, sections
 from wmpo_lite.report.page import page
-from wmpo_lite.report.run_files import load_films, load_object, read_metrics, with_comparisons
+from wmpo_lite.report.run_files import RunFolder
 
 # of MP4 in one report, a third more as base64: with the plots the file stays below 6 MB
 FILM_BYTES = 3_800_000
@@ -21,25 +23,26 @@ def write_report(run: Path) -> Path:
     """Write report.html from the files of the folder `run`; returns its path. UserError if `run` is
     no folder.
     """
-    run = Path(run)
-    if not run.is_dir():
-        raise UserError(f"{run} is not a run folder; name one that `wmpo-lite demo` has written")
-    missing: list[str] = []
-    names = ("config.json", "evaluation.json", "trust.json", "result.json", "seen.json")
-    config, evaluation, trust, result, seen = (load_object(run, name, missing) for name in names)
-    evaluation = evaluation and with_comparisons(evaluation)
-    trust_films = load_films(
-        run, "trust_films.npz", ("real", "imagined", "real_success", "scores"), missing
+    run = RunFolder(run)
+    if not run.path.is_dir():
+        raise UserError(
+            f"{run.path} is not a run folder; name one that `wmpo-lite demo` has written"
+        )
+    config, trust, result, seen = (
+        run.json(f"{n}.json") for n in ("config", "trust", "result", "seen")
     )
-    episodes = load_films(
-        run, "episodes.npz", ("before", "after", "before_success", "after_success"), missing
-    )
-    try:
-        curves = plots.learning_curves(read_metrics(run / "metrics.jsonl"))
-    except UserError:
-        curves = None
-        missing.append("metrics.jsonl is not there or holds nothing to draw")
-    task = (config or {}).get("task") or (result or {}).get("task")
+    evaluation = with_comparisons(run.json("evaluation.json"))
+    pair = ("real", "imagined", "real_success", "scores")
+    trust_films = run.films("trust_films.npz", pair)
+    pair = ("before", "after", "before_success", "after_success")
+    episodes = run.films("episodes.npz", pair)
+    curves = None
+    if records := run.metrics():
+        with suppress(UserError):  # nothing to draw
+            curves = plots.learning_curves(records)
+    if curves is None and (run.path / "metrics.jsonl").exists():
+        run.broken.append("metrics.jsonl holds nothing to draw")
+    task = config.get("task") or result.get("task")
     budget = [FILM_BYTES]  # what is left of it: the first films come first
     parts = {
         "Success in the real environment": sections.success(evaluation),
@@ -49,9 +52,26 @@ def write_report(run: Path) -> Path:
         "Learning curves": sections.curves(curves),
         "Instruction swap": sections.swap(evaluation),
         "Configuration": sections.configuration(config),
-        "Provenance": sections.provenance(run, result),
+        "Provenance": sections.provenance(run.path, result),
     }
-    path = run / "report.html"
-    head = sections.head(run.name, config or {}, task, evaluation or {}, trust or {})
-    checkpoint.write_atomic(path, page(f"WMPO: {task or run.name}", head, missing, parts).encode())
+    path = run.path / "report.html"
+    head = sections.head(run.path.name, config, task, evaluation, trust)
+    text = page(f"WMPO: {task or run.path.name}", head, run.absent + run.broken, parts)
+    checkpoint.write_atomic(path, text.encode())
     return path
+
+
+def with_comparisons(evaluation: dict) -> dict:
+    """The evaluation with every comparison of WMPO that its outcomes allow; the run's own
+    comparisons are kept.
+    """
+    comparisons = dict(evaluation.get("comparisons") or {})
+    outcomes = {
+        name: evaluation["policies"][name]["success"] for name in plots.ordered_policies(evaluation)
+    }
+    wmpo = outcomes.pop("wmpo", ())
+    for name, success in outcomes.items():
+        key = f"wmpo_vs_{name}"
+        if key not in comparisons and len(success) == len(wmpo):
+            comparisons[key] = vars(paired_comparison(success, wmpo))
+    return {**evaluation, "comparisons": comparisons}

@@ -37,29 +37,21 @@ def read_arm(controller, force: bool = False):
     sim = controller.sim
     sim.forward()
     model, data = sim.model._model, sim.data._data
-    site, joints, turns = (
-        sim.model.site_name2id(controller.eef_name),
-        controller.qpos_index,
-        controller.qvel_index,
-    )
-    along, around, mass = (
-        np.zeros((3, model.nv)),
-        np.zeros((3, model.nv)),
-        np.zeros((model.nv, model.nv)),
-    )
+    site = sim.model.site_name2id(controller.eef_name)
+    joints = controller.qpos_index
+    turns = controller.qvel_index
+    along = np.zeros((3, model.nv))
+    around = np.zeros((3, model.nv))
+    mass = np.zeros((model.nv, model.nv))
     mujoco.mj_jacSite(model, data, along, around, site)
     try:
         mujoco.mj_fullM(model, data, mass)
     except TypeError:  # before MuJoCo 3.4
         mujoco.mj_fullM(model, mass, data.qM)
-    controller.ee_pos, controller.ee_ori_mat = (
-        data.site_xpos[site].copy(),
-        data.site_xmat[site].reshape(3, 3).copy(),
-    )
-    controller.ee_pos_vel, controller.ee_ori_vel = (
-        np.dot(along, data.qvel),
-        np.dot(around, data.qvel),
-    )
+    controller.ee_pos = data.site_xpos[site].copy()
+    controller.ee_ori_mat = data.site_xmat[site].reshape(3, 3).copy()
+    controller.ee_pos_vel = np.dot(along, data.qvel)
+    controller.ee_ori_vel = np.dot(around, data.qvel)
     controller.joint_pos, controller.joint_vel = data.qpos[joints], data.qvel[turns]
     controller.J_pos, controller.J_ori = along[:, turns], around[:, turns]
     controller.J_full = np.vstack([controller.J_pos, controller.J_ori])

@@ -37,46 +37,19 @@ def load_demonstrations(
         raise UserError(
             f"{path} has actions of {found} numbers; demonstrations of LIBERO have {ACTIONS}"
         )
-    with h5py.File(path, "r") as file:
-        data = file["data"]
-        convention = foreign.text(
-            data.attrs.get("macros_image_convention", ""), f"macros_image_convention of {path}"
-        )
-        names = demo_names(data)
-        states = [data[name]["states"][()] if "states" in data[name] else None for name in names]
-        left_out = [len(data[name]["actions"]) - len(t) for name, t in zip(names, trajectories)]
-    if convention not in ("", "opengl", "opencv"):
-        raise UserError(
-            f"{path} has the macros_image_convention '{convention}'; expected 'opengl' (upside"
-            " down) or 'opencv' (upright)"
-        )
-    upside_down = convention == "opengl"
+    upside_down, states, recorded = _recorded(path)
+    left_out = [count - len(t) for count, t in zip(recorded, trajectories)]
     if env is not None:
-        if env.task.instruction.lower() != trajectories[0].instruction.lower():
-            raise UserError(
-                f"{path} shows '{trajectories[0].instruction}' and the environment is for"
-                f" '{env.task.instruction}'; take the file of its task"
-            )
-        if any(
-            rows is None or len(rows) < len(t) + cut
-            for rows, t, cut in zip(states, trajectories, left_out)
-        ):
-            raise UserError(
-                f"{path} holds no recorded states to draw from, one for each action; load it"
-                " without `env`, or take an official file"
-            )
+        _require_states(path, env, trajectories, states, left_out)
     out = []
     for trajectory, rows, cut in zip(trajectories, states, left_out):
-        steps = len(trajectory)
-        ends = np.append(np.arange(0, steps, stride), steps)  # of T + 1 frames
+        ends = np.append(np.arange(0, len(trajectory), stride), len(trajectory))  # of T + 1 frames
         if env is not None:
-            frames = env.pictures(
-                rows[np.minimum(ends + cut, len(rows) - 1)]
-            )  # the state after the last action is mostly not in the file
+            # the state after the last action is mostly not in the file
+            frames = env.pictures(rows[np.minimum(ends + cut, len(rows) - 1)])
         else:
-            frames = _resize(
-                trajectory.frames[ends][:, ::-1] if upside_down else trajectory.frames[ends], size
-            )
+            frames = trajectory.frames[ends]
+            frames = _resize(frames[:, ::-1] if upside_down else frames, size)
         out.append(
             dataclasses.replace(
                 trajectory,
@@ -88,6 +61,41 @@ def load_demonstrations(
             )
         )
     return out
+
+
+def _recorded(path) -> tuple[bool, list, list[int]]:
+    """Whether the file's frames are upside down, and of each demonstration the simulator's states,
+    None without any, and how many actions it has.
+    """
+    with h5py.File(path, "r") as file:
+        data = file["data"]
+        convention = foreign.text(
+            data.attrs.get("macros_image_convention", ""), f"macros_image_convention of {path}"
+        )
+        demos = [data[name] for name in demo_names(data)]
+        states = [demo["states"][()] if "states" in demo else None for demo in demos]
+        counts = [len(demo["actions"]) for demo in demos]
+    if convention not in ("", "opengl", "opencv"):
+        raise UserError(
+            f"{path} has the macros_image_convention '{convention}'; expected 'opengl' (upside"
+            " down) or 'opencv' (upright)"
+        )
+    return convention == "opengl", states, counts
+
+
+def _require_states(path, env, trajectories, states, left_out) -> None:
+    """UserError unless the file is of the environment's task and has a state for each action."""
+    if env.task.instruction.lower() != trajectories[0].instruction.lower():
+        raise UserError(
+            f"{path} shows '{trajectories[0].instruction}' and the environment is for"
+            f" '{env.task.instruction}'; take the file of its task"
+        )
+    rows = zip(states, trajectories, left_out)
+    if any(known is None or len(known) < len(t) + cut for known, t, cut in rows):
+        raise UserError(
+            f"{path} holds no recorded states to draw from, one for each action; load it"
+            " without `env`, or take an official file"
+        )
 
 
 def thin(actions: np.ndarray, stride: int) -> np.ndarray:
@@ -105,9 +113,5 @@ def _resize(frames: np.ndarray, size: int | None) -> np.ndarray:
         return frames
     from PIL import Image
 
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BOX))
-            for frame in frames
-        ]
-    )
+    small = lambda frame: Image.fromarray(frame).resize((size, size), Image.Resampling.BOX)
+    return np.stack([np.asarray(small(frame)) for frame in frames])

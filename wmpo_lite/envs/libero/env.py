@@ -16,13 +16,13 @@ from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import (
     LiberoTask,
     as_states,
-    check,
     evaluation_rows,
     instructions,
     of_the_benchmark,
     seed_of,
 )
 from wmpo_lite.envs.libero.worker import Worker, WorkerGone
+from wmpo_lite.envs.tabletop.env import check_numbers
 from wmpo_lite.trajectory import InitialStates
 
 # robosuite's OSC_POSE: change of the hand's position (x, y, z) and orientation (axis-angle), and
@@ -92,14 +92,12 @@ class LiberoEnv:
         ):
             if value < least:
                 raise UserError(f"LiberoEnv.{name} is {value}; expected at least {least}")
-        self.task, self.size, self.look, self.has_wrist, self.stride, self.settle = (
-            task,
-            size,
-            look,
-            wrist,
-            stride,
-            settle,
-        )
+        self.task = task
+        self.size = size
+        self.look = look
+        self.has_wrist = wrist
+        self.stride = stride
+        self.settle = settle
         count = workers or min(cores(), 8)
         self._workers: list[Worker] = []
         self._closer = weakref.finalize(self, _close, self._workers)
@@ -121,17 +119,13 @@ class LiberoEnv:
         except BaseException:
             self.close()
             raise
-        self.row_size, self.objects, self._placement = (
-            answers[0][0]["row_size"],
-            tuple(answers[0][0]["objects"]),
-            answers[0][1]["placement"],
-        )
-        self.camera = answers[0][1][
-            "camera"
-        ]  # (3, 4): point of the room -> picture, see `Simulation`
-        self.goal = tuple(
-            tuple(part) for part in answers[0][0]["goal"]
-        )  # such as ("on", "akita_black_bowl_1", "plate_1")
+        self.row_size = answers[0][0]["row_size"]
+        self.objects = tuple(answers[0][0]["objects"])
+        self._placement = answers[0][1]["placement"]
+        # (3, 4): point of the room -> picture, see `Simulation`
+        self.camera = answers[0][1]["camera"]
+        # such as ("on", "akita_black_bowl_1", "plate_1")
+        self.goal = tuple(tuple(part) for part in answers[0][0]["goal"])
         self._other_tasks = set(instructions(task.suite)) - {task.instruction}
         self._batch, self.instructions, self.premises = 0, [], []
         self.initial, self.wrist, self.now = None, None, {}
@@ -145,28 +139,24 @@ class LiberoEnv:
         benchmark's have, each with a seed of its own, and kept only if their premise holds once
         they have settled. Of the benchmark's some may not: see `sound`.
         """
-        indices = check(split, indices)
+        indices = check_numbers(split, indices)
         bundled = evaluation_rows(self.task)
+        width = self.row_size + len(self._placement)
         if split == "evaluation" and (own := indices < len(bundled)).any():
-            rows = np.zeros((len(indices), self.row_size + len(self._placement)))
-            rows[own] = np.concatenate(
-                [bundled[indices[own]], np.tile(self._placement, (own.sum(), 1))], axis=1
-            )
+            rows = np.zeros((len(indices), width))
+            placed = np.tile(self._placement, (own.sum(), 1))
+            rows[own] = np.concatenate([bundled[indices[own]], placed], axis=1)
             if not own.all():
                 rows[~own] = self.initial_states(split, indices[~own]).states
             return as_states(self.task, split, indices, rows)
-        parts = [part for part in np.array_split(indices, len(self._crew)) if len(part)]
-        seeds = [
-            [[seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)] for i in part]
-            for part in parts
-        ]
+        seeds = lambda i: [seed_of(self.task, split, int(i), n) for n in range(ATTEMPTS)]
         answers = self._exchange(
-            [({"do": "draw", "seeds": one}, {"taken": bundled}) for one in seeds]
+            [
+                ({"do": "draw", "seeds": [seeds(i) for i in part]}, {"taken": bundled})
+                for part in self._shares(indices)
+            ]
         )
-        rows = np.concatenate(
-            [np.zeros((0, self.row_size + len(self._placement)))]
-            + [arrays["rows"] for _, arrays in answers]
-        )
+        rows = np.concatenate([np.zeros((0, width)), *(arrays["rows"] for _, arrays in answers)])
         return as_states(self.task, split, indices, rows)
 
     def premises_of(self, states: InitialStates) -> list[Premise]:
@@ -175,11 +165,11 @@ class LiberoEnv:
         """
         if not len(states):
             return []
-        parts = [part for part in np.array_split(states.states, len(self._crew)) if len(part)]
-        answers = self._exchange(
-            [({"do": "premises", "settle": self.settle}, {"rows": part}) for part in parts]
+        head = {"do": "premises", "settle": self.settle}
+        shares = self._shares(states.states)
+        return _premises(
+            states.indices, self._exchange([(head, {"rows": part}) for part in shares])
         )
-        return _premises(states.indices, answers)
 
     def sound(self, states: InitialStates) -> tuple[InitialStates, list[Premise]]:
         """The states whose premise holds, to train on or to count, and the premises of the others.
@@ -200,22 +190,14 @@ class LiberoEnv:
             raise UserError("there are no initial states to reset to; give at least one")
         self._refuse_others(states)
         self._batch = 0  # where a worker refuses its states, no episode is under way
-        self._parts = [
-            part for part in np.array_split(np.arange(len(states)), len(self._crew)) if len(part)
-        ]
-        answers = self._exchange(
-            [
-                ({"do": "reset", "settle": self.settle}, {"rows": states.states[part]})
-                for part in self._parts
-            ]
-        )
+        self._parts = self._shares(np.arange(len(states)))
+        head = {"do": "reset", "settle": self.settle}
+        answers = self._exchange([(head, {"rows": states.states[part]}) for part in self._parts])
         self.premises = _premises(states.indices, answers)
-        self._batch, self.initial, self.instructions, self.done = (
-            len(states),
-            states,
-            list(states.instructions),
-            np.zeros(len(states), dtype=bool),
-        )
+        self._batch = len(states)
+        self.initial = states
+        self.instructions = list(states.instructions)
+        self.done = np.zeros(len(states), dtype=bool)
         self.now = _joined(answers)
         frames = self.now.pop("frames")
         self.wrist = frames[:, 1] if self.has_wrist else None
@@ -234,12 +216,8 @@ class LiberoEnv:
         that camera is on.
         """
         actions = np.clip(check_actions(actions, self._batch, ACTION_DIM), -1, 1)
-        answers = self._exchange(
-            [
-                ({"do": "step", "every_frame": every_frame}, {"actions": actions[part]})
-                for part in self._parts
-            ]
-        )
+        head = {"do": "step", "every_frame": every_frame}
+        answers = self._exchange([(head, {"actions": actions[part]}) for part in self._parts])
         info = _joined(answers)
         frames, done = info.pop("frames"), info.pop("done")
         self.now = {name: values[:, -1] for name, values in info.items()}
@@ -252,19 +230,9 @@ class LiberoEnv:
         """The agent view (N, H, W, 3) of recorded states (N, 1 + nq + nv); episodes under way are
         not touched.
         """
-        parts = [
-            part
-            for part in np.array_split(np.asarray(rows, dtype=np.float64), len(self._crew))
-            if len(part)
-        ]
-        return np.concatenate(
-            [
-                arrays["frames"]
-                for _, arrays in self._exchange(
-                    [({"do": "pictures"}, {"rows": part}) for part in parts]
-                )
-            ]
-        )
+        shares = self._shares(np.asarray(rows, dtype=np.float64))
+        answers = self._exchange([({"do": "pictures"}, {"rows": part}) for part in shares])
+        return np.concatenate([arrays["frames"] for _, arrays in answers])
 
     def close(self):
         self._closer()
@@ -280,6 +248,10 @@ class LiberoEnv:
         if not self._workers:
             raise UserError("this LIBERO environment is closed; build a new one")
         return self._workers
+
+    def _shares(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows in equal parts, one for each of the workers that get any."""
+        return [part for part in np.array_split(rows, len(self._crew)) if len(part)]
 
     def _refuse_others(self, states: InitialStates):
         """States of a task of the same suite may have as many numbers; their instruction tells."""

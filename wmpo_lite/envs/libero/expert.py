@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.envs.tabletop.expert import record
 
 ABOVE, DOWN, CLOSE, LIFT, CARRY, LOWER, OPEN, AWAY = range(8)
 FULL = 0.10  # meters of error that ask for the full action
@@ -80,21 +81,15 @@ class PickAndPlace:
         self.pick_offset, self.place_offset = (
             np.broadcast_to(x, (self.batch, 2)).copy() for x in (pick_offset, place_offset)
         )
-        self.things, self.spots = (
-            (np.full(self.batch, thing) if things is None else np.array(things)),
-            spots,
-        )
+        self.things = np.full(self.batch, thing) if things is None else np.array(things)
+        self.spots = spots
         self.carry, self.low = GOALS[kind(env.objects[self.place])] if spots is None else TABLE
         self.keeps, self.wander = np.broadcast_to(keeps, self.batch), wander
         self.dwell = max(2, 12 // env.stride)
         self.phase, self.timer = np.full(self.batch, ABOVE), np.zeros(self.batch, dtype=int)
         self.stood, self.held = self._thing(env).copy(), np.zeros((self.batch, 3))
-        self.grasps = np.array(
-            [
-                [*grasp.aside, grasp.height]
-                for grasp in (GRASPS.get(kind(name), Grasp()) for name in env.objects)
-            ]
-        )
+        grasps = (GRASPS.get(kind(name), Grasp()) for name in env.objects)
+        self.grasps = np.array([[*grasp.aside, grasp.height] for grasp in grasps])
 
     def _thing(self, env):
         return env.now["objects"][np.arange(self.batch), self.things]
@@ -107,9 +102,8 @@ class PickAndPlace:
         # Once, as the fingers have closed: a hand that lifts nothing would chase its own distance
         # from it.
         self.held = np.where(((phase == LIFT) & (self.timer == 0))[:, None], tip - thing, self.held)
-        there = (
-            env.now["objects"][:, self.place, :2] if self.spots is None else self.spots
-        ) + self.place_offset
+        there = env.now["objects"][:, self.place, :2] if self.spots is None else self.spots
+        there = there + self.place_offset
         aim, up = np.concatenate([there, self.stood[:, 2:]], axis=1) + self.held, [0, 0, self.carry]
         goals = np.select(
             [(phase == p)[:, None] for p in range(8)],
@@ -126,9 +120,8 @@ class PickAndPlace:
         )
         if self.keeps.any():
             on = self.keeps & (phase == AWAY)
-            goals[on] = self.wander[
-                np.minimum(self.timer // 8, len(self.wander) - 1), np.arange(self.batch)
-            ][on]
+            point = np.minimum(self.timer // 8, len(self.wander) - 1)
+            goals[on] = self.wander[point, np.arange(self.batch)][on]
         error = goals - tip
         reached = np.linalg.norm(error, axis=1) < np.select(
             [phase == ABOVE, phase == DOWN, phase == LIFT], [0.008, 0.01, 0.04], 0.015
@@ -138,22 +131,14 @@ class PickAndPlace:
         waited = self.timer >= np.select(
             [phase == CLOSE, phase == OPEN, phase == ABOVE], [self.dwell, 1, 14], 8
         )
-        advance = np.where((phase == CLOSE) | (phase == OPEN), waited, reached | waited) & (
-            phase < AWAY
-        )
+        still = (phase == CLOSE) | (phase == OPEN)
+        advance = np.where(still, waited, reached | waited) & (phase < AWAY)
         closed = (phase >= CLOSE) & ((phase <= LOWER) | self.keeps)
-        action = np.concatenate(
-            [
-                np.clip(error / FULL, -1, 1),
-                np.zeros((self.batch, 3)),
-                np.where(closed, 1.0, -1.0)[:, None],
-            ],
-            axis=1,
-        )
-        self.phase, self.timer = (
-            np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance),
-            np.where(advance, 0, self.timer + 1),
-        )
+        hand = np.where(closed, 1.0, -1.0)[:, None]
+        move = np.clip(error / FULL, -1, 1)
+        action = np.concatenate([move, np.zeros((self.batch, 3)), hand], axis=1)
+        self.phase = np.where(advance & self.keeps & (phase == CARRY), AWAY, phase + advance)
+        self.timer = np.where(advance, 0, self.timer + 1)
         return action
 
     def restart(self, which: np.ndarray):
@@ -164,35 +149,26 @@ def _record(env, states, rng, noise, burst, make, each_step=None) -> dict:
     """Episodes of the expert `make()`; Gaussian noise (in action units) is added to the motion that
     is executed, in each step with probability `burst`.
     """
-    frames, executed, intended, done = [env.reset(states)], [], [], []
-    expert, seen = make(), [env.now]
-    for _ in range(env.task.horizon):
-        if each_step:
-            each_step(expert)
-        wanted = expert.act(env)
-        action, struck = (
-            wanted.astype(np.float32),
-            rng.random((len(wanted), 1)) < burst,
-        )  # single precision, as it is recorded: a replay is then exact
-        action[:, :3] = np.clip(
-            wanted[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
-        )
-        image, finished, _ = env.step_chunk(action[:, None])
-        (
-            frames.append(image[:, 0]),
-            executed.append(action),
-            intended.append(wanted),
-            done.append(finished[:, 0]),
-            seen.append(env.now),
-        )
-    stack = lambda parts: np.stack(parts, axis=1)
-    return {
-        "frames": stack(frames),
-        "executed": stack(executed),
-        "intended": stack(intended).astype(np.float32),
-        "done": stack(done),
-        **{name: stack([now[name] for now in seen]) for name in ("tip", "objects", "opening")},
-    }
+    seen = []
+
+    def begin():
+        expert = make()
+
+        def act():
+            seen.append(env.now)
+            if each_step:
+                each_step(expert)
+            return expert.act(env)
+
+        return act
+
+    # single precision, as it is recorded: a replay is then exact
+    how = {"horizon": env.task.horizon, "executed": np.float32}
+    found = record(env, states, begin, rng, noise, burst, **how)
+    seen.append(env.now)
+    for name in ("tip", "objects", "opening"):
+        found[name] = np.stack([now[name] for now in seen], axis=1)
+    return found
 
 
 def demonstrate(
@@ -221,9 +197,8 @@ def attempt(env, states, rng: np.random.Generator) -> dict:
 
     def make():
         place = env.now["objects"][:, goal_of(env)[1]]
-        wander = place + rng.uniform(
-            (-0.15, -0.15, 0.12), (0.15, 0.15, 0.55), (env.task.horizon // 8, len(states), 3)
-        )
+        count = env.task.horizon // 8, len(states), 3
+        wander = place + rng.uniform((-0.15, -0.15, 0.12), (0.15, 0.15, 0.55), count)
         return PickAndPlace(
             env,
             pick_offset=off(0.03, 0.5),
@@ -270,11 +245,9 @@ def play(env, states, rng: np.random.Generator) -> dict:
     def anew(expert):
         over = np.flatnonzero((expert.phase == AWAY) & (expert.timer >= 2))
         if len(over):
-            expert.things[over], expert.spots[over], expert.pick_offset[over] = (
-                rng.choice(movable, len(over)),
-                spots(over),
-                miss(len(over)),
-            )
+            expert.things[over] = rng.choice(movable, len(over))
+            expert.spots[over] = spots(over)
+            expert.pick_offset[over] = miss(len(over))
             expert.restart(over)
 
     return _record(env, states, rng, noise, 0.4, make, anew)

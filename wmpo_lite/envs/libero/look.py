@@ -47,27 +47,22 @@ class Painter:
         import mujoco
 
         model.vis.quality.offsamples = look.samples
-        model.vis.global_.offwidth, model.vis.global_.offheight = (
-            max(size, model.vis.global_.offwidth),
-            max(size, model.vis.global_.offheight),
-        )
+        model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(size, model.vis.global_.offheight)
         grain = 0.25 / size if look.grain is None else look.grain
         names = ("mesh_face", "mesh_facenormal", "mesh_facetexcoord", "mesh_facenum")
         kept = {name: getattr(model, name).copy() for name in names}
         if grain:
             coarsen(model, grain)
         try:
-            self.renderer = Renderer(
-                model, size
-            )  # the meshes go to the graphics memory here, and only here
+            # the meshes go to the graphics memory here, and only here
+            self.renderer = Renderer(model, size)
         finally:
             for name, value in kept.items():
                 getattr(model, name)[:] = value
         self.option = mujoco.MjvOption()
-        self.option.geomgroup[0], self.option.geomgroup[1] = (
-            0,
-            1,
-        )  # collision shapes hidden, visual ones shown
+        # collision shapes hidden, visual ones shown
+        self.option.geomgroup[0], self.option.geomgroup[1] = 0, 1
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows
         self.renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = look.reflections
 

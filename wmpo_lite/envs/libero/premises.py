@@ -96,13 +96,10 @@ def load_table(path: Path) -> dict:
     found = read_json(path, {"versions": dict, "settle": int, "suites": dict})
     if found["versions"] != installed.versions() or found["settle"] != SETTLE:
         return {}
+    whole = lambda row: isinstance(row, dict) and row.keys() >= ROW.keys()
     return {
-        suite: {
-            number: row
-            for number, row in read_rows.items()
-            if isinstance(row, dict) and row.keys() >= ROW.keys()
-        }
-        for suite, read_rows in found["suites"].items()
+        suite: {number: row for number, row in rows.items() if whole(row)}
+        for suite, rows in found["suites"].items()
     }
 
 
@@ -123,12 +120,9 @@ def table(suites, states: int, cache: Path | None, say=print) -> dict:
             mine = known.setdefault(suite, {})
             if row["states"] >= mine.get(number, row)["states"]:
                 mine[number] = row
-    wanted = [task for suite in suites for task in tasks(suite)] if states else []
-    wanted = [
-        task
-        for task in wanted
-        if known.get(task.suite, {}).get(str(task.number), {"states": 0})["states"] < states
-    ]
+    count = lambda t: known.get(t.suite, {}).get(str(t.number), {"states": 0})["states"]
+    every = [task for suite in suites for task in tasks(suite)] if states else []
+    wanted = [task for task in every if count(task) < states]
 
     def measure(task):
         return task, check_task(task, states)

@@ -20,13 +20,9 @@ SETTLE = 10
 # rad, standard deviation of each arm joint in an initial state: the noise with which the
 # benchmark's states were made (robosuite's own; LIBERO's class for evaluation turns it off)
 ARM_NOISE = 0.02
-DRIFT, TILT, SPEED = (
-    0.03,
-    30.0,
-    0.1,
-    # meters over ground and degrees that an object may move while its initial state settles, m/s
-    # that it may have then
-)
+# meters over ground and degrees that an object may move while its initial state settles, m/s that
+# it may have then
+DRIFT, TILT, SPEED = 0.03, 30.0, 0.1
 
 
 class Simulation:
@@ -58,16 +54,10 @@ class Simulation:
             )
         self._spec = mujoco.mjtState.mjSTATE_INTEGRATION
         self._size = mujoco.mj_stateSize(self.model, self._spec)
-        self.fixtures = [
-            self.model.body(self.env.fixtures_dict[name].root_body).id
-            for name in sorted(self.env.fixtures_dict)
-            if mujoco.mj_name2id(
-                self.model,
-                mujoco.mjtObj.mjOBJ_BODY,
-                getattr(self.env.fixtures_dict[name], "root_body", ""),
-            )
-            >= 0
-        ]
+        fixtures = [self.env.fixtures_dict[name] for name in sorted(self.env.fixtures_dict)]
+        number = lambda body: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, body)
+        numbers = [number(getattr(fixture, "root_body", "")) for fixture in fixtures]
+        self.fixtures = [body for body in numbers if body >= 0]
         self.objects = tuple(sorted(self.env.objects_dict))
         self.goal = [[str(word) for word in part] for part in self.env.parsed_problem["goal_state"]]
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
@@ -146,9 +136,8 @@ class Simulation:
             if self.model.body_jntnum[body]
         ]
         both = np.array([[c, c + 1] for c in columns])  # x and y
-        return float(
-            np.linalg.norm(taken[:, both] - row[both], axis=-1).max(axis=1).min(initial=np.inf)
-        )
+        far = np.linalg.norm(taken[:, both] - row[both], axis=-1).max(axis=1)
+        return float(far.min(initial=np.inf))
 
     def put(self, row: np.ndarray):
         """Put an initial state into the simulation, with or without fixtures; nothing of an earlier
@@ -167,14 +156,11 @@ class Simulation:
         if not np.isfinite(row).all():
             raise UserError("an initial state holds NaN or infinity; take it from `initial_states`")
         placement = row[self.row_size :] if len(row) > self.row_size else self.placement
-        for body, pose in zip(self.fixtures, placement.reshape(-1, 7)):
-            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
+        self._place(placement)
         self._mujoco.mj_resetData(self.model, self.data)
-        self.data.time, self.data.qpos[:], self.data.qvel[:] = (
-            row[0],
-            row[1 : 1 + self.model.nq],
-            row[1 + self.model.nq : self.row_size],
-        )
+        self.data.time = row[0]
+        self.data.qpos[:] = row[1 : 1 + self.model.nq]
+        self.data.qvel[:] = row[1 + self.model.nq : self.row_size]
         self._mujoco.mj_forward(self.model, self.data)
         self._as_after_reset()
         self.robot.gripper.current_action = np.zeros(self.robot.gripper.dof)
@@ -193,15 +179,12 @@ class Simulation:
         }
 
     def load(self, saved: dict):
-        for body, pose in zip(self.fixtures, saved["placement"].reshape(-1, 7)):
-            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
+        self._place(saved["placement"])
         self._mujoco.mj_setState(self.model, self.data, saved["state"], self._spec)
         self._as_after_reset()
         self.robot.controller.new_update = not saved["fresh"]
-        self.robot.controller.goal_ori, self.robot.gripper.current_action = (
-            saved["goal"].copy(),
-            saved["gripper"].copy(),
-        )
+        self.robot.controller.goal_ori = saved["goal"].copy()
+        self.robot.gripper.current_action = saved["gripper"].copy()
 
     def _read_at_rest(self) -> dict:
         """What the controller reads (pose of the hand, joints, Jacobians, mass matrix) where the
@@ -226,11 +209,14 @@ class Simulation:
         controller.initial_joint = controller.joint_pos.copy()
         controller.reset_goal()
 
+    def _place(self, placement: np.ndarray):
+        """Put every fixture where `placement` (7 numbers each) says."""
+        for body, pose in zip(self.fixtures, placement.reshape(-1, 7)):
+            self.model.body_pos[body], self.model.body_quat[body] = pose[:3], pose[3:]
+
     def _placed(self) -> np.ndarray:
-        return np.concatenate(
-            [np.append(self.model.body_pos[b], self.model.body_quat[b]) for b in self.fixtures]
-            + [np.zeros(0)]
-        )
+        pos, quat = self.model.body_pos[self.fixtures], self.model.body_quat[self.fixtures]
+        return np.concatenate([pos, quat], axis=1).ravel()
 
     def _projection(self, camera: str) -> np.ndarray:
         """Homogeneous point of the room -> homogeneous picture coordinates (right, down, 1), both
@@ -240,9 +226,8 @@ class Simulation:
         right, up, back = self.data.cam_xmat[number].reshape(3, 3).T
         zoom = 1 / np.tan(np.radians(self.model.cam_fovy[number] / 2))
         rows = np.stack([zoom * right, -zoom * up, -back])
-        return np.concatenate([rows, -(rows @ self.data.cam_xpos[number])[:, None]], axis=1).astype(
-            np.float32
-        )
+        offset = -(rows @ self.data.cam_xpos[number])[:, None]
+        return np.concatenate([rows, offset], axis=1).astype(np.float32)
 
     # -- motion ------------------------------------------------------------------------------------
 
@@ -287,10 +272,8 @@ class Simulation:
         return bool(self.env._check_success())
 
     def frames(self) -> list[np.ndarray]:
-        return [
-            self.painter.draw(self.data, camera)
-            for camera in ((AGENT, WRIST) if self.wrist else (AGENT,))
-        ]
+        cameras = (AGENT, WRIST) if self.wrist else (AGENT,)
+        return [self.painter.draw(self.data, camera) for camera in cameras]
 
     def measures(self) -> dict:
         """What experts and tests may look at: joint state, finger-tip position (3,), object
@@ -311,20 +294,15 @@ class Simulation:
         """Let the present initial state come to rest; returns what of its premise is broken then,
         in words, empty if it holds.
         """
-        before, turned = (
-            self.data.xpos[self._bodies].copy(),
-            self.data.xmat[self._bodies].reshape(-1, 3, 3).copy(),
-        )
+        before = self.data.xpos[self._bodies].copy()
+        turned = self.data.xmat[self._bodies].reshape(-1, 3, 3).copy()
         for _ in range(steps):
             self.step(STILL)
         broken = []
         for name, body, was, frame in zip(self.objects, self._bodies, before, turned):
             drift = np.linalg.norm((self.data.xpos[body] - was)[:2])
-            tilt = np.degrees(
-                np.arccos(
-                    np.clip((self.data.xmat[body].reshape(3, 3).T @ frame).trace() / 2 - 0.5, -1, 1)
-                )
-            )
+            turn = (self.data.xmat[body].reshape(3, 3).T @ frame).trace() / 2 - 0.5
+            tilt = np.degrees(np.arccos(np.clip(turn, -1, 1)))
             if drift > DRIFT or tilt > TILT:
                 broken.append(f"{name} slid {100 * drift:.1f} cm and turned {tilt:.0f} degrees")
             elif (speed := np.linalg.norm(self._velocity(body))) > SPEED:
@@ -347,18 +325,14 @@ class Simulation:
         table is not asked: the drift tells.
         """
         known = self.env.object_states_dict
-        if (
-            any(name not in known for name in premise[1:])
-            or len(premise) == 3
-            and premise[1] in self.env.fixtures_dict
-        ):
+        if any(name not in known for name in premise[1:]):
             return True
-        if (
-            premise[0] == "on"
-            and known[premise[2]].object_state_type == "site"
-            and known[premise[2]].parent_name not in known
-        ):
+        if len(premise) == 3 and premise[1] in self.env.fixtures_dict:
             return True
+        if premise[0] == "on":
+            place = known[premise[2]]
+            if place.object_state_type == "site" and place.parent_name not in known:
+                return True
         return bool(self.env._eval_predicate(premise))
 
 

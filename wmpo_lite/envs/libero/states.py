@@ -57,16 +57,8 @@ def get_task(suite: str, number: int) -> LiberoTask:
             f"{suite}/{number} has no files in the installed LIBERO ({installed.distribution()}):"
             f" {absent[0]} is missing; install it again, or choose another task"
         )
-    task, (stride, horizon) = found.get_task(number), SUITES[suite]
-    return LiberoTask(
-        suite,
-        number,
-        task.name,
-        task.language,
-        str(found.get_task_bddl_file_path(number)),
-        stride,
-        horizon,
-    )
+    task, bddl = found.get_task(number), str(found.get_task_bddl_file_path(number))
+    return LiberoTask(suite, number, task.name, task.language, bddl, *SUITES[suite])
 
 
 def tasks(suite: str) -> list[LiberoTask]:
@@ -116,34 +108,12 @@ def seed_of(task: LiberoTask, split: str, index: int, attempt: int) -> int:
     """The seed with which state `index` of a split is drawn; every (task, split, index, attempt)
     has its own.
     """
-    return int(
-        np.random.SeedSequence([SPLITS[split], index, attempt, *task.name.encode()]).generate_state(
-            1
-        )[0]
-    )
-
-
-def check(split: str, indices) -> np.ndarray:
-    """The indices (B,) as an array, or a UserError for an unknown split or a negative index."""
-    if split not in SPLITS:
-        raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
-    indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-    if (indices < 0).any():
-        raise UserError(
-            f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative"
-            " indices"
-        )
-    return indices
+    parts = [SPLITS[split], index, attempt, *task.name.encode()]
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def as_states(task: LiberoTask, split: str, indices: np.ndarray, rows: np.ndarray) -> InitialStates:
-    return InitialStates(
-        states=rows,
-        frames=None,
-        instructions=(task.instruction,) * len(indices),
-        split=split,
-        indices=indices,
-    )
+    return InitialStates(rows, None, (task.instruction,) * len(indices), split, indices)
 
 
 def all_suites() -> dict:

@@ -30,11 +30,8 @@ NO_GL = (
 
 def send(line: Connection, head: dict, **arrays):
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    line.send_bytes(
-        json.dumps(
-            {"head": head, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}
-        ).encode()
-    )
+    shapes = [[name, a.dtype.str, a.shape] for name, a in arrays.items()]
+    line.send_bytes(json.dumps({"head": head, "arrays": shapes}).encode())
     for array in arrays.values():
         if array.nbytes:
             line.send_bytes(memoryview(array).cast("B"))
@@ -43,10 +40,9 @@ def send(line: Connection, head: dict, **arrays):
 def receive(line: Connection) -> tuple[dict, dict]:
     message, arrays = json.loads(line.recv_bytes()), {}
     for name, kind, shape in message["arrays"]:
-        empty = np.empty(shape, kind)
-        arrays[name] = (
-            np.frombuffer(line.recv_bytes(), kind).reshape(shape).copy() if empty.nbytes else empty
-        )
+        arrays[name] = np.empty(shape, kind)
+        if arrays[name].nbytes:
+            arrays[name] = np.frombuffer(line.recv_bytes(), kind).reshape(shape).copy()
     return message["head"], arrays
 
 
@@ -138,40 +134,27 @@ class Host:
 
             installed.check_meshes()
             importlib.import_module("libero.libero.envs.env_wrapper")  # and robosuite
-            self.simulation = Simulation(
-                head["bddl"], head["size"], Look(**head["look"]), head["wrist"]
-            )
+            look = Look(**head["look"])
+            self.simulation = Simulation(head["bddl"], head["size"], look, head["wrist"])
         except ModuleNotFoundError as error:
             raise UserError(installed.MISSING.format(error)) from error
         except UserError:
             raise
         except Exception as error:  # what an unsuitable version raises can be anything
-            if any(
-                word in f"{error!r}{traceback.format_exc()}".lower()
-                for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")
-            ):
+            said = f"{error!r}{traceback.format_exc()}".lower()
+            if any(word in said for word in ("egl", "opengl", "osmesa", "framebuffer", "glfw")):
                 raise UserError(NO_GL.format(_first(error))) from error
             if installed.is_tested():
                 raise  # no fault of the versions
             raise UserError(installed.cannot(_first(error))) from error
         self.stride, self.stop, self.cache = head["stride"], head["stop"], collections.OrderedDict()
-        return {
-            "head": {
-                "row_size": self.simulation.row_size,
-                "objects": self.simulation.objects,
-                "goal": self.simulation.goal,
-            },
-            "placement": self.simulation.placement,
-            "camera": self.simulation.camera,
-        }
+        made = self.simulation
+        about = {name: getattr(made, name) for name in ("row_size", "objects", "goal")}
+        return {"head": about, "placement": made.placement, "camera": made.camera}
 
     def draw(self, head: dict, arrays: dict) -> dict:
-        return {
-            "head": {},
-            "rows": np.stack(
-                [self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]]
-            ),
-        }
+        rows = [self.simulation.draw(seeds, arrays["taken"]) for seeds in head["seeds"]]
+        return {"head": {}, "rows": np.stack(rows)}
 
     def pictures(self, head: dict, arrays: dict) -> dict:
         frames = []
@@ -182,16 +165,9 @@ class Host:
 
     def reset(self, head: dict, arrays: dict) -> dict:
         """One episode for each of `rows`; equal rows (a group) are settled once."""
-        self.episodes, self.done, self.shown, broken, now = [], [], [], [], []
-        for row in arrays["rows"]:
-            saved, frames, found, measures = self._settled(row, head["settle"])
-            (
-                self.episodes.append(saved),
-                self.shown.append(frames),
-                broken.append(found),
-                self.done.append(False),
-                now.append(measures),
-            )
+        settled = [self._settled(row, head["settle"]) for row in arrays["rows"]]
+        self.episodes, self.shown, broken, now = map(list, zip(*settled))
+        self.done = [False] * len(settled)
         return {
             "head": {"broken": broken},
             "frames": np.array(self.shown),
@@ -208,14 +184,10 @@ class Host:
         """(saved state, frames, broken premises, measures) of an initial state after `steps`."""
         key = row.tobytes()
         if key not in self.cache:
-            self.simulation.put(row)
-            found = self.simulation.settle(steps)
-            self.cache[key] = (
-                self.simulation.save(),
-                self.simulation.frames(),
-                found,
-                self.simulation.measures(),
-            )
+            sim = self.simulation
+            sim.put(row)
+            broken = sim.settle(steps)
+            self.cache[key] = (sim.save(), sim.frames(), broken, sim.measures())
             if len(self.cache) > 64:
                 self.cache.popitem(last=False)
         return self.cache[key]
@@ -233,26 +205,23 @@ class Host:
             for k, action in enumerate(actions[b]):
                 moved = not (self.done[b] and self.stop)
                 if moved:
-                    self.done[b] = (
-                        self.simulation.hold(action, self.stride, self.stop) or self.done[b]
-                    )
-                done.append(self.done[b]), measures.append(self.simulation.measures())
+                    self.done[b] |= self.simulation.hold(action, self.stride, self.stop)
+                done.append(self.done[b])
+                measures.append(self.simulation.measures())
                 if moved and (every or k == len(actions[b]) - 1 or self.done[b] and self.stop):
                     self.shown[b] = self.simulation.frames()
                 frames.append(self.shown[b])
             self.episodes[b] = self.simulation.save()
-            out["frames"].append(frames if every else frames[-1:]), out["done"].append(done)
+            out["frames"].append(frames if every else frames[-1:])
+            out["done"].append(done)
             for name in measures[0]:
                 out[name].append([measure[name] for measure in measures])
         return {"head": {}, **{name: np.array(value) for name, value in out.items()}}
 
 
 def _first(error) -> str:
-    return (
-        str(error).strip().splitlines()[0].rstrip(".")
-        if str(error).strip()
-        else type(error).__name__
-    )
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0].rstrip(".")
 
 
 def main(descriptor: int):

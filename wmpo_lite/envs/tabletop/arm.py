@@ -21,14 +21,10 @@ LIMITS = np.array(
     ]
 )  # rad
 
-SHOULDER_FORWARD, SHOULDER_UP = (
-    0.0304,
-    0.1166,
-)  # m, shoulder_lift axis from the pan axis at table height
-UPPER_ARM = (
-    0.1126,
-    0.0280,
-)  # m, (along, forward offset) at zero pose: straight up and a little forward
+# m, shoulder_lift axis from the pan axis at table height
+SHOULDER_FORWARD, SHOULDER_UP = 0.0304, 0.1166
+# m, (along, forward offset) at zero pose: straight up and a little forward
+UPPER_ARM = (0.1126, 0.0280)
 FOREARM = (0.1349, 0.0052)  # m, (along, upward offset) at zero pose: forward and a little up
 HAND = 0.1592  # m, wrist_flex axis to the point between the finger tips
 # m, the base stands on a block: without it a straight-down gripper leaves the reachable set when it
@@ -36,9 +32,8 @@ HAND = 0.1592  # m, wrist_flex axis to the point between the finger tips
 RISER = 0.07
 
 L1, L2 = float(np.hypot(*UPPER_ARM)), float(np.hypot(*FOREARM))
-A1 = float(
-    np.arctan2(UPPER_ARM[1], UPPER_ARM[0])
-)  # forward lean of the upper arm's axis at zero, rad
+# forward lean of the upper arm's axis at zero, rad
+A1 = float(np.arctan2(UPPER_ARM[1], UPPER_ARM[0]))
 A2 = float(np.arctan2(FOREARM[1], FOREARM[0]))  # upward tilt of the forearm's axis at zero, rad
 
 
@@ -52,16 +47,14 @@ def inverse_kinematics(position: np.ndarray) -> np.ndarray:
     """
     x, y, z = np.moveaxis(np.asarray(position, dtype=np.float64), -1, 0)
     pan = np.arctan2(y, x)
-    reach = (
-        np.hypot(x, y) - SHOULDER_FORWARD
-    )  # wrist relative to the shoulder, in the arm's vertical plane
+    # wrist relative to the shoulder, in the arm's vertical plane
+    reach = np.hypot(x, y) - SHOULDER_FORWARD
     height = z + HAND - RISER - SHOULDER_UP
     distance = np.clip(np.hypot(reach, height), abs(L1 - L2) + 1e-4, L1 + L2 - 1e-4)
     elevation = np.arctan2(height, reach)
     shoulder_angle = np.arccos(np.clip((L1**2 + distance**2 - L2**2) / (2 * L1 * distance), -1, 1))
-    upper = (
-        elevation + shoulder_angle
-    )  # elbow-up branch; angle of the upper arm above the horizontal
+    # elbow-up branch; angle of the upper arm above the horizontal
+    upper = elevation + shoulder_angle
     forearm = upper - (
         np.pi - np.arccos(np.clip((L1**2 + L2**2 - distance**2) / (2 * L1 * L2), -1, 1))
     )

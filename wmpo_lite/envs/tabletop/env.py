@@ -14,16 +14,14 @@ from wmpo_lite.envs.renderer import Renderer
 from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.trajectory import InitialStates
 
-ACTION_DIM = (
-    4  # dx, dy, dz of the finger tips and the gripper (-1 open, +1 closed), each in [-1, 1]
-)
+# dx, dy, dz of the finger tips and the gripper (-1 open, +1 closed), each in [-1, 1]
+ACTION_DIM = 4
 ACTION_NAMES = ("dx", "dy", "dz", "gripper")
 MAX_STEP = 0.030  # m per control step at |action| = 1
 CONTROL_PERIOD = 0.2  # s: 5 Hz
 SUBSTEPS = round(CONTROL_PERIOD / scene.TIMESTEP)
-WORKSPACE = np.array(
-    [[0.125, 0.255], [-0.12, 0.12], [0.012, 0.125]]
-)  # m, where the finger tips may be commanded
+# m, where the finger tips may be commanded
+WORKSPACE = np.array([[0.125, 0.255], [-0.12, 0.12], [0.012, 0.125]])
 REACH = 0.247  # m from the pan axis: farther out the wrist's limit tilts a raised hand
 HOME = np.array([0.170, 0.0, 0.09])  # m
 SPLITS = {"demos": 0, "rollouts": 1, "validation": 2, "evaluation": 3, "play": 4, "pretraining": 5}
@@ -46,11 +44,9 @@ class Disturbance:
     camera: float = 0.0
 
 
-def initial_states(
-    task, split: str, indices, disturbance: Disturbance = Disturbance()
-) -> InitialStates:
-    """States number `indices` of a named split. Every (task, split, index) has a seed of its own,
-    so splits never share a state.
+def check_numbers(split: str, indices) -> np.ndarray:
+    """The numbers (B,) of initial states, int64; UserError for an unknown split or a negative
+    number.
     """
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; use one of {', '.join(SPLITS)}")
@@ -60,23 +56,19 @@ def initial_states(
             f"initial states are numbered from 0, got index {int(indices.min())}; use non-negative"
             " indices"
         )
-    states = np.stack(
-        [
-            task.sample(
-                np.random.default_rng([SPLITS[split], int(i), *task.name.encode()]),
-                disturbance,
-                split,
-            )
-            for i in indices
-        ]
-    )
-    return InitialStates(
-        states=states,
-        frames=None,
-        instructions=tuple(task.instruction(s) for s in states),
-        split=split,
-        indices=indices,
-    )
+    return indices
+
+
+def initial_states(
+    task, split: str, indices, disturbance: Disturbance = Disturbance()
+) -> InitialStates:
+    """States number `indices` of a named split. Every (task, split, index) has a seed of its own,
+    so splits never share a state.
+    """
+    indices = check_numbers(split, indices)
+    seeds = ([SPLITS[split], int(i), *task.name.encode()] for i in indices)
+    states = np.stack([task.sample(np.random.default_rng(s), disturbance, split) for s in seeds])
+    return InitialStates(states, None, tuple(map(task.instruction, states)), split, indices)
 
 
 class TabletopEnv:
@@ -143,10 +135,8 @@ class TabletopEnv:
             self._mujoco.mj_forward(model, data)
             self._mujoco.mj_getState(model, data, self._physics[b], self._spec)
             self._commanded[b] = data.site_xpos[self._site]
-        self._controls = np.concatenate(
-            [arm.inverse_kinematics(self._commanded), np.full((batch, 2), scene.FINGER_TRAVEL)],
-            axis=1,
-        )
+        fingers = np.full((batch, 2), scene.FINGER_TRAVEL)
+        self._controls = np.concatenate([arm.inverse_kinematics(self._commanded), fingers], axis=1)
         self.instructions = list(states.instructions)
         self.initial = states
         self.done = np.zeros(batch, dtype=bool)
@@ -166,16 +156,8 @@ class TabletopEnv:
             actions, None if self.initial is None else len(self.initial), ACTION_DIM
         )
         batch, steps, _ = actions.shape
-        frames = np.zeros(
-            (
-                batch,
-                0 if every_frame is None else steps if every_frame else 1,
-                self.size,
-                self.size,
-                3,
-            ),
-            dtype=np.uint8,
-        )
+        drawn = 0 if every_frame is None else steps if every_frame else 1
+        frames = np.zeros((batch, drawn, self.size, self.size, 3), dtype=np.uint8)
         done = np.zeros((batch, steps), dtype=bool)
         states = np.zeros((batch, steps, self.model.nq))
         for k in range(steps):
@@ -243,9 +225,8 @@ class TabletopEnv:
         self._commanded[:, :2] *= np.minimum(1, REACH / radius)
         fingers = np.repeat((1 - action[:, 3:4]) / 2 * scene.FINGER_TRAVEL, 2, axis=1)
         goal = np.concatenate([arm.inverse_kinematics(self._commanded), fingers], axis=1)
-        ramp = np.minimum(np.arange(1, SUBSTEPS + 1) / (0.7 * SUBSTEPS), 1.0)[
-            None, :, None
-        ]  # reach the target early, then settle
+        # reach the target early, then settle
+        ramp = np.minimum(np.arange(1, SUBSTEPS + 1) / (0.7 * SUBSTEPS), 1.0)[None, :, None]
         controls = self._controls[:, None] * (1 - ramp) + goal[:, None] * ramp  # (B, S, nu)
         self._controls = goal
         states, _ = self._rollout.rollout(
@@ -275,20 +256,13 @@ class TabletopEnv:
             model.geom_rgba[model.geom(geom).id, :3] = rgb
         if d.background or d.lighting or d.camera or d.texture:
             rng = np.random.default_rng([7, int(self.initial.indices[b])])
-            table, tint, lamp, eye = (
-                rng.uniform(-1, 1, 3),
-                rng.uniform(-1, 1, (model.ngeom, 3)),
-                rng.uniform(-1, 1),
-                rng.uniform(-1, 1, 3),
-            )
-            floor = model.geom("table").id
-            model.geom_rgba[floor, :3] = np.clip(
-                model.geom_rgba[floor, :3] + 0.3 * d.background * table, 0, 1
-            )
-            others = np.arange(model.ngeom) != floor
-            model.geom_rgba[others, :3] = np.clip(
-                model.geom_rgba[others, :3] + 0.25 * d.texture * tint[others], 0, 1
-            )
+            table = rng.uniform(-1, 1, 3)
+            tint = rng.uniform(-1, 1, (model.ngeom, 3))
+            lamp = rng.uniform(-1, 1)
+            eye = rng.uniform(-1, 1, 3)
+            change = 0.25 * d.texture * tint
+            change[model.geom("table").id] = 0.3 * d.background * table
+            model.geom_rgba[:, :3] = np.clip(model.geom_rgba[:, :3] + change, 0, 1)
             model.light_diffuse[:] = self._light * (1 + 0.8 * d.lighting * lamp)
             model.cam_pos[model.camera("front").id] = self._camera + d.camera * eye
 

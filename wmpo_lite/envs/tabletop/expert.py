@@ -9,9 +9,8 @@ from wmpo_lite.envs.tabletop.scene import FINGER_TRAVEL
 
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, OPEN, RETREAT = range(8)
 HOVER, TRAVEL = 0.075, 0.085  # m, tip heights before descending and while carrying
-COLLISION = (
-    0.003  # m by which a lowered object is pushed up in the fingers when it has struck something
-)
+# m by which a lowered object is pushed up in the fingers when it has struck something
+COLLISION = 0.003
 
 
 class PickAndPlace:
@@ -25,11 +24,9 @@ class PickAndPlace:
 
     def __init__(self, batch: int, pick_offset=0.0, place_offset=0.0, recover: bool = False):
         self.phase, self.timer = np.zeros(batch, dtype=int), np.zeros(batch, dtype=int)
-        self.pick_offset, self.place_offset, self.recover = (
-            pick_offset,
-            np.broadcast_to(place_offset, (batch, 3)).copy(),
-            recover,
-        )
+        self.pick_offset = pick_offset
+        self.place_offset = np.broadcast_to(place_offset, (batch, 3)).copy()
+        self.recover = recover
         self.held, self.collided = np.zeros(batch), np.zeros(batch, dtype=bool)
 
     def act(self, env, pick: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -45,15 +42,7 @@ class PickAndPlace:
             np.linalg.norm(tip[:, :2] - target[:, :2], axis=1) < tolerance
         )
         advance = np.select(
-            [
-                phase == APPROACH,
-                phase == DESCEND,
-                phase == CLOSE,
-                phase == LIFT,
-                phase == CARRY,
-                phase == LOWER,
-                phase == OPEN,
-            ],
+            [phase == p for p in range(APPROACH, OPEN + 1)],
             [
                 at(pick, 0.006),
                 tip[:, 2] < np.maximum(pick[:, 2], 0.014) + 0.004,
@@ -96,9 +85,8 @@ def plan_grasp(tip: np.ndarray, point: np.ndarray, steps: int) -> np.ndarray:
     """What the expert would do (B, steps, 4) to grasp what lies at `point` (B, 3) and hold it up,
     from the hand's place `tip` (B, 3); meters.
     """
-    ghost = SimpleNamespace(
-        tip=tip.copy(), task=SimpleNamespace(place_tolerance=0)
-    )  # follows to the letter, and never arrives where it would let go
+    # follows to the letter, and never arrives where it would let go
+    ghost = SimpleNamespace(tip=tip.copy(), task=SimpleNamespace(place_tolerance=0))
     expert, actions = PickAndPlace(len(tip)), []
     for _ in range(steps):
         actions.append(expert.act(ghost, point, point))
@@ -155,24 +143,35 @@ def demonstrate(
     Returns dict: frames uint8 (B, T + 1, H, W, 3), executed and intended actions float32 (B, T, 4),
     done bool (B, T).
     """
-    frames, executed, intended, done = [env.reset(states)], [], [], []
-    expert = PickAndPlace(len(states), *offsets, recover=recover)
-    for _ in range(horizon or env.task.horizon):
-        wanted = expert.act(env, *env.task.goal(env))
-        action = wanted.copy()
-        struck = rng.random((len(wanted), 1)) < burst
-        action[:, :3] = np.clip(
-            action[:, :3] + noise * struck * rng.normal(size=(len(wanted), 3)), -1, 1
-        )
+
+    def begin():
+        expert = PickAndPlace(len(states), *offsets, recover=recover)
+        return lambda: expert.act(env, *env.task.goal(env))
+
+    return record(env, states, begin, rng, noise, burst, horizon or env.task.horizon)
+
+
+def record(env, states, begin, rng, noise, burst, horizon: int, executed=np.float64) -> dict:
+    """Episodes of an expert in any environment: the dict of `demonstrate`. begin(), called after
+    the reset, returns act(), which gives the actions (B, D) that it wants. executed: the number
+    type in which they are carried out.
+    """
+    frames, actions, intended, done = [env.reset(states)], [], [], []
+    act = begin()
+    for _ in range(horizon):
+        wanted = act()
+        action, struck = wanted.astype(executed), rng.random((len(wanted), 1)) < burst
+        off = noise * struck * rng.normal(size=(len(wanted), 3))
+        action[:, :3] = np.clip(wanted[:, :3] + off, -1, 1)
         image, finished, _ = env.step_chunk(action[:, None])
         frames.append(image[:, 0])
-        executed.append(action)
+        actions.append(action)
         intended.append(wanted)
         done.append(finished[:, 0])
     stack = lambda parts: np.stack(parts, axis=1)
     return {
         "frames": stack(frames),
-        "executed": stack(executed).astype(np.float32),
+        "executed": stack(actions).astype(np.float32),
         "intended": stack(intended).astype(np.float32),
         "done": stack(done),
     }

@@ -23,7 +23,8 @@ def _rgba(rgb):
     return " ".join(f"{v:.3f}" for v in rgb) + " 1"
 
 
-def free_cube(name: str, half: float = CUBE_HALF) -> str:
+def free_cube(name: str) -> str:
+    half = CUBE_HALF
     return (
         f'<body name="{name}" pos="0 0 {half}"><freejoint name="{name}"/><geom name="{name}"'
         f' type="box" size="{half} {half} {half}" mass="0.03" friction="1.2 0.02 0.001" condim="4"'

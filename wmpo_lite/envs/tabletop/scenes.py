@@ -12,13 +12,8 @@ from wmpo_lite.envs.tabletop import arm, scene
 from wmpo_lite.envs.tabletop.env import WORKSPACE, TabletopEnv, initial_states
 from wmpo_lite.envs.tabletop.expert import labels
 
-CLASSES = (
-    "red",
-    "green",
-    "blue",
-    "target",
-    "hand",
-)  # what a mask can say of a pixel; everything else is background
+# what a mask can say of a pixel; everything else is background
+CLASSES = ("red", "green", "blue", "target", "hand")
 
 
 def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
@@ -50,11 +45,9 @@ def random_scenes(task, count: int, seed: int, size: int = 64) -> dict:
         tip = rng.uniform(WORKSPACE[:, 0], WORKSPACE[:, 1])
         opening = rng.choice([0.0, 1.0, rng.random(), 0.42])
         qpos[:5], qpos[5:7] = arm.inverse_kinematics(tip), opening * scene.FINGER_TRAVEL
-        held = rng.integers(
-            6
-            # 0, 1: that cube sits in the gripper; 2, 3: that cube hangs in the air; 4, 5: both on
-            # the table
-        )
+        # 0, 1: that cube sits in the gripper; 2, 3: that cube hangs in the air; 4, 5: both on the
+        # table
+        held = rng.integers(6)
         for i, cube in enumerate(task.objects):
             start = model.joint(cube).qposadr[0]
             if held == i:

@@ -46,11 +46,8 @@ def sample(rng: np.random.Generator, disturbance, area, limits, height: float, a
         if apart(spots):
             break
     if disturbance.object_shift or disturbance.target_shift:
-        aside = rng.spawn(1)[
-            0
-            # a stream of its own: everything else of the state stays as it is without the
-            # disturbance
-        ]
+        # a stream of its own: everything else of the state stays as it is without the disturbance
+        aside = rng.spawn(1)[0]
         reach = np.array(
             [disturbance.object_shift, disturbance.object_shift, disturbance.target_shift]
         )[:, None]

@@ -81,8 +81,7 @@ def goal(env) -> tuple[np.ndarray, np.ndarray]:
     askew is steered by its own center.
     """
     pick = named_nut(env).copy()
-    held = (pick[:, 2:3] > 0.02) & (
-        env.opening[:, None] < 0.6 * scene.FINGER_TRAVEL
-    )  # one let go that leans on the peg is as high
+    # one let go that leans on the peg is as high
+    held = (pick[:, 2:3] > 0.02) & (env.opening[:, None] < 0.6 * scene.FINGER_TRAVEL)
     aim = env.position("peg") + np.where(held, env.tip[:, :2] - pick[:, :2], 0)
     return pick, np.concatenate([aim, np.full((len(aim), 1), 0.014)], axis=1)
