@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test style test-libero reliability endurance bench findings lab notebooks browser book assets \
+.PHONY: setup check demo test style types test-libero reliability endurance bench findings lab notebooks browser book assets \
     reproduce release grade doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
@@ -65,6 +65,9 @@ test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 
 style: check $(STAMP)  ## format and lint (ruff, 100 columns)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: check $(STAMP)  ## check the types of the core (basedpyright; half a minute)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test-libero: check $(STAMP)  ## install the extra `libero` (about 360 MB of wheels) and run its tests and notebook 08
 	@echo "wmpo-lite: installing LIBERO"

@@ -5,6 +5,7 @@ argument against temporal autoencoders).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +41,15 @@ class Autoencoder(nn.Module):
     and unit variance per channel.
     """
 
+    net: Any  # diffusers' types do not know what its autoencoders return
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
         super().__init__()
         self.config = config
         folded, channels = 3 * config.fold**2, tuple(config.channels)
-        common = {
+        sizes: dict[str, Any] = {
             "in_channels": folded,
             "out_channels": folded,
             "latent_channels": config.latent_channels,
@@ -54,7 +59,7 @@ class Autoencoder(nn.Module):
 
             one = (1,) * len(channels)
             self.net = AutoencoderTiny(
-                **common,
+                **sizes,
                 encoder_block_out_channels=channels,
                 decoder_block_out_channels=channels[::-1],
                 num_encoder_blocks=one,
@@ -64,13 +69,9 @@ class Autoencoder(nn.Module):
         elif config.kind == "kl":
             from diffusers import AutoencoderKL
 
-            self.net = AutoencoderKL(
-                **common,
-                block_out_channels=channels,
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * len(channels),
-                up_block_types=("UpDecoderBlock2D",) * len(channels),
-            )
+            sizes["down_block_types"] = ("DownEncoderBlock2D",) * len(channels)
+            sizes["up_block_types"] = ("UpDecoderBlock2D",) * len(channels)
+            self.net = AutoencoderKL(**sizes, block_out_channels=channels, layers_per_block=2)
         elif config.kind == "pixels":
             if config.latent_channels != folded:
                 raise UserError(

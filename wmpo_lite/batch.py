@@ -64,25 +64,28 @@ def batch_from_trajectories(trajectories: list[Trajectory]) -> RolloutBatch:
     """
     if not trajectories:
         raise UserError("There are no trajectories to learn from: collect rollouts first.")
-    if any(t.tokens is None for t in trajectories):
+    sampled = [t.tokens for t in trajectories if t.tokens is not None]
+    if len(sampled) < len(trajectories):
         raise UserError(
             "A trajectory has no action tokens: expected rollouts of a policy, not demonstrations."
         )
-    shapes = {(t.chunk, t.tokens.shape[1], *t.frames.shape[1:]) for t in trajectories}
+    shapes = {
+        (t.chunk, rows.shape[1], *t.frames.shape[1:]) for t, rows in zip(trajectories, sampled)
+    }
     if len(shapes) > 1:
         raise UserError(
             f"Trajectories differ in (K, D, H, W, 3): {sorted(shapes)}; expected one chunk length,"
             " one number of action dimensions and one image size."
         )
     (K, D, *image), N = shapes.pop(), len(trajectories)
-    n_chunks = max(math.ceil(len(t.tokens) / K) for t in trajectories)
+    n_chunks = max(math.ceil(len(rows) / K) for rows in sampled)
     frames = np.zeros((N, n_chunks, *image), np.uint8)
     tokens = np.zeros((N, n_chunks * K, D), np.int64)
     log_probs = np.full((N, n_chunks * K, D), np.nan, np.float32)
-    for i, t in enumerate(trajectories):
-        T = len(t.tokens)
+    for i, (t, rows) in enumerate(zip(trajectories, sampled)):
+        T = len(rows)
         frames[i, : math.ceil(T / K)] = t.frames[:T:K]
-        tokens[i, :T] = t.tokens
+        tokens[i, :T] = rows
         if t.log_probs is not None:
             log_probs[i, :T] = t.log_probs
     split = lambda x: torch.from_numpy(x).view(N, n_chunks, K, D)

@@ -1,6 +1,7 @@
 """The command line, `wmpo-lite`: one small class a command."""
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from wmpo_lite.recipes.profiles import Profile
 Overrides = dataclasses.make_dataclass(
     "Overrides",
     [
-        (field.name, field.type | None, None)
+        (field.name, field.type | None, None)  # pyright: ignore[reportOperatorIssue]
         for field in dataclasses.fields(Profile)
         if field.name not in ("track_real", "evaluation_states")  # these have a flag with help
     ],
@@ -420,8 +421,9 @@ def main(arguments: list[str] | None = None) -> None:
     A UserError, or whatever a disk refuses, becomes one line on standard error and exit status 1.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # closed, or replaced by something simpler
-            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
+        if isinstance(stream, io.TextIOWrapper):  # not replaced by something simpler
+            with suppress(ValueError):  # closed
+                stream.reconfigure(errors="replace")  # a terminal that knows ASCII only
     try:
         try:
             command = (sys.argv[1:] if arguments is None else arguments)[:1]

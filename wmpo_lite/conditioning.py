@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from wmpo_lite.common.errors import UserError
 
@@ -91,6 +92,12 @@ def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torc
         gate = torch.sigmoid(gate - 3).repeat(1, 1, config.latent_channels // config.gates, 1, 1)
         frames = torch.lerp(frames, context.reference[:, None].expand_as(frames), gate)
     return frames
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    """Weights and bias zero: what the layer says is nothing at the start of training."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:

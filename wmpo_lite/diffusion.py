@@ -25,7 +25,9 @@ def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def draw_times(batch: int, generator, *, shift: float, pure: float, device="cpu") -> torch.Tensor:
+def draw_times(
+    batch: int, generator, *, shift: float, pure: float, device: str | torch.device = "cpu"
+) -> torch.Tensor:
     """Training times (B,) in (0, 1]: a share `pure` at exactly 1, where sampling begins; the rest
     shifted uniform.
     """
@@ -45,7 +47,7 @@ def flow_loss(x0, target, t, *, weight=None, cap: float = 4.0) -> torch.Tensor:
     return (error if weight is None else weight * error).mean()
 
 
-def time_grid(steps: int, shift: float, device="cpu") -> torch.Tensor:
+def time_grid(steps: int, shift: float, device: str | torch.device = "cpu") -> torch.Tensor:
     """The steps + 1 times of Euler sampling, from 1 to 0."""
     return shift_time(torch.linspace(1, 0, steps + 1, device=device), shift)
 

@@ -187,7 +187,9 @@ def train_dpo(
                     ref[index.to(device)],
                 )  # (m,)
                 place = place.to(device)
-                loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), config.beta)
+                loss, logs = dpo_loss(
+                    *new[place].unbind(1), *old[place].unbind(1), beta=config.beta
+                )
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now"

@@ -93,9 +93,8 @@ class Episodes:
         grip = np.sign(self.actions[..., -1].numpy())
         # at the step that opens or closes
         turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))
-        soon = (
-            sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
-        )
+        ahead = range(min(6, turns.shape[1]))
+        soon = np.any([np.pad(turns[:, d:], ((0, 0), (0, d))) for d in ahead], axis=0)
         weight = 1.0 + windows.events * soon
         steps = np.arange(weight.shape[1])
         return weight * (steps[None] + k <= self.last[:, None])

@@ -8,8 +8,10 @@ weights (the instructions of a table-top need a few words) and proprioception.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,12 +231,20 @@ class TokenPolicy(nn.Module):
     bins, image), `statistics`, the buffers of `set_range`, and
 
     - `features(frames)`: uint8 (B, H, W, 3) -> vision features (B, N, width), which may be kept
-    between passes; - `logits(frames, instructions, seen=None)`: scores (B, K, D, bins); seen: such
-    features (frames is then not looked at); - `vision`: the tower, which cloning and GRPO may leave
-    as it is.
+    between passes;
+    - `logits(frames, instructions, seen=None)`: scores (B, K, D, bins); seen: such features (frames
+    is then not looked at);
+    - `vision`: the tower, which cloning and GRPO may leave as it is.
     """
 
-    def set_range(self, statistics: "ActionStatistics", action_dim: int):
+    config: Any
+    statistics: ActionStatistics
+    low: torch.Tensor
+    high: torch.Tensor
+    vision: nn.Module
+    logits: Callable[..., torch.Tensor]
+
+    def set_range(self, statistics: ActionStatistics, action_dim: int):
         if not len(statistics.names) == len(statistics.low) == len(statistics.high) == action_dim:
             raise UserError(
                 f"action statistics name {len(statistics.names)} dimensions (low"
@@ -242,13 +252,9 @@ class TokenPolicy(nn.Module):
                 f" {action_dim}; they belong to different robots"
             )
         self.statistics = statistics
-        low, high = (
-            torch.tensor(v, dtype=torch.float32) for v in (statistics.low, statistics.high)
-        )
-        (
-            self.register_buffer("low", low, persistent=False),
-            self.register_buffer("high", high, persistent=False),
-        )
+        for name in ("low", "high"):
+            ends = torch.tensor(getattr(statistics, name), dtype=torch.float32)
+            self.register_buffer(name, ends, persistent=False)
 
     def train_vision(self, on: bool):
         """Whether the vision tower learns with the rest."""
@@ -322,10 +328,11 @@ class TokenPolicy(nn.Module):
         """Ends of the action range (D,), in single precision even where the policy has been turned
         into another number type.
         """
-        return tuple(
+        low, high = (
             torch.tensor(ends, dtype=torch.float32, device=self.low.device)
             for ends in (self.statistics.low, self.statistics.high)
         )
+        return low, high
 
     def check_environment(self, env):
         """Refuse an environment whose actions mean something else than the ones this policy was
@@ -383,7 +390,7 @@ class Policy(TokenPolicy):
                 eos_token_id=None,
             )
         )
-        self.decoder.embed_tokens = nn.Identity()  # inputs come as embeddings
+        self.decoder.set_input_embeddings(nn.Identity())  # inputs come as embeddings
         # One head per action dimension: the bins of dx and of the gripper mean different things.
         self.head = nn.Parameter(
             torch.randn(config.action_dim, config.width, config.bins) * config.width**-0.5 * 0.1

@@ -45,6 +45,8 @@ class RewardConfig:
 class RewardModel(nn.Module):
     """Probability that a clip uint8 (B, L, H, W, 3) ends in success for its instruction."""
 
+    threshold: torch.Tensor  # from which on a clip counts as a success
+
     def __init__(self, config: RewardConfig = RewardConfig()):
         super().__init__()
         from transformers import VideoMAEConfig, VideoMAEModel
@@ -149,11 +151,12 @@ class RewardModel(nn.Module):
         """
         c, encoder = self.config, self.encoder
         patches = encoder.embeddings.patch_embeddings.projection
-        (
-            patches.weight.copy_(
-                tower["embeddings.patch_embedding.weight"][:, :, None] / c.tubelet
-            ),
-            patches.bias.copy_(tower["embeddings.patch_embedding.bias"]),
+        spread = tower["embeddings.patch_embedding.weight"][:, :, None] / c.tubelet
+        patches.load_state_dict(
+            {
+                "weight": spread.expand_as(patches.weight),
+                "bias": tower["embeddings.patch_embedding.bias"],
+            }
         )
         encoder.embeddings.position_embeddings.copy_(
             tower["embeddings.position_embedding.weight"].repeat(c.clip // c.tubelet, 1)[None]
@@ -172,9 +175,8 @@ class RewardModel(nn.Module):
             for name, parameter in layer.named_parameters():
                 module, _, kind = name.rpartition(".")
                 parameter.copy_(tower[f"encoder.layers.{i}.{names[module]}.{kind}"])
-        (
-            self.norm.weight.copy_(tower["post_layernorm.weight"]),
-            self.norm.bias.copy_(tower["post_layernorm.bias"]),
+        self.norm.load_state_dict(
+            {kind: tower[f"post_layernorm.{kind}"] for kind in ("weight", "bias")}
         )
 
     def freeze_lower(self, layers: int):

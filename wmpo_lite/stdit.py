@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmpo_lite.conditioning import Context, DenoiserConfig, compose, time_features
+from wmpo_lite.conditioning import Context, DenoiserConfig, compose, start_at_zero, time_features
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -26,10 +26,7 @@ class STBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(
-            self.modulation.weight
-        )  # zero gates: at the start every block is the identity
-        nn.init.zeros_(self.modulation.bias)
+        start_at_zero(self.modulation)  # closed gates: every block is the identity
 
     def forward(
         self, x: torch.Tensor, condition: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -61,16 +58,17 @@ class SpaceTimeDiT(nn.Module):
     own action.
     """
 
+    cos: torch.Tensor  # (T, width of a head / 2), as `sin`
+    sin: torch.Tensor
+
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         self.config = c = config
         tokens, features = (c.latent_size // c.patch) ** 2, c.latent_channels * c.patch**2
         # Frames that are known enter through their own projection: they are pictures, the others
         # mostly noise.
-        self.embed_known, self.embed_noisy = (
-            nn.Linear(features, c.width),
-            nn.Linear(features, c.width),
-        )
+        self.embed_known = nn.Linear(features, c.width)
+        self.embed_noisy = nn.Linear(features, c.width)
         self.position = nn.Parameter(torch.randn(1, 1, tokens, c.width) * 0.02)
         self.embed_time = nn.Sequential(
             nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
@@ -85,13 +83,10 @@ class SpaceTimeDiT(nn.Module):
         self.blocks = nn.ModuleList(
             STBlock(c.width, c.heads, bool(i % 2)) for i in range(2 * c.depth)
         )
-        self.final, self.head = (
-            nn.Linear(c.width, 2 * c.width),
-            nn.Linear(c.width, c.outputs * c.patch**2),
-        )
-        for layer in (self.final, self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.final = nn.Linear(c.width, 2 * c.width)
+        self.head = nn.Linear(c.width, c.outputs * c.patch**2)
+        start_at_zero(self.final)
+        start_at_zero(self.head)
         half = c.width // c.heads // 2
         angles = torch.arange(1 + c.context + c.frames)[:, None] * 100.0 ** (
             -torch.arange(half) / half

@@ -140,11 +140,8 @@ def fit(
             )
         optimizer.step()
         if average is not None:
-            torch._foreach_lerp_(
-                list(average.values()),
-                [p.detach() for p in parameters],
-                1 - ema_decay(step, config.ema),
-            )
+            for mean, p in zip(average.values(), parameters):
+                mean.lerp_(p.detach(), 1 - ema_decay(step, config.ema))
         for key, value in {"loss": total, **logs}.items():
             sums[key] = sums.get(key, 0.0) + value
         count += 1
@@ -267,6 +264,7 @@ def load_progress(folder, module, optimizer, average, made, extra=None):
     """Put a checkpoint into module, optimizer, average and extra; returns (step, records).
     UserError where it was not `made` from the same; nothing is changed then.
     """
+    extra = {} if extra is None else extra
     path = Path(folder) / "progress.json"
     progress = checkpoint.read_json(path, {"step": int, "state": str, "records": [dict]})
     if progress["state"] != f"state_{progress['step']}.safetensors" or not all(
@@ -287,7 +285,7 @@ def load_progress(folder, module, optimizer, average, made, extra=None):
             " remove it or choose another folder"
         )
     check_origin(folder, progress.get("made_from"), made)
-    wanted = {f"extra.{key}": value.shape for key, value in (extra or {}).items()}
+    wanted = {f"extra.{key}": value.shape for key, value in extra.items()}
     wanted |= {f"average.{name}": value.shape for name, value in (average or {}).items()}
     for name, parameter in trainable(module).items():
         # a parameter that has had no gradient yet has no state
@@ -319,7 +317,7 @@ def load_progress(folder, module, optimizer, average, made, extra=None):
             }
         if average is not None:
             average[name].copy_(tensors[f"average.{name}"])
-    for key in extra or {}:
+    for key in extra:
         extra[key] = tensors[f"extra.{key}"].clone().to(extra[key].device)
     return progress["step"], progress["records"]
 

@@ -20,6 +20,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -118,12 +119,10 @@ class InitialStates:
             len(shapes) == 1,
             f"InitialStates.concat got different (state size, frame shape): {list(shapes)}.",
         )
-        frames = (
-            None if parts[0].frames is None else np.concatenate([part.frames for part in parts])
-        )
+        frames = [part.frames for part in parts if part.frames is not None]  # all or none
         return InitialStates(
             np.concatenate([part.states for part in parts]),
-            frames,
+            np.concatenate(frames) if frames else None,
             sum((part.instructions for part in parts), ()),
             parts[0].split,
             np.concatenate([part.indices for part in parts]),
@@ -209,7 +208,8 @@ def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from the step on that led to the first successful frame; finish_step is T where it never is.
     """
     done = np.asarray(done, dtype=bool)
-    return done.any(axis=1), np.where(done.any(axis=1), done.argmax(axis=1) + 1, done.shape[1])
+    success = np.any(done, axis=1)
+    return success, np.where(success, done.argmax(axis=1) + 1, done.shape[1])
 
 
 def save_trajectories(
@@ -319,7 +319,7 @@ def load_observations(path, pictures: str | None = None) -> list[dict]:
     return _read(path, read)
 
 
-def _other_observations(demo: h5py.Group, cut: int) -> dict:
+def _other_observations(demo: foreign.Group, cut: int) -> dict:
     rows, found = len(demo["actions"]) - cut, {}
     for name, item in demo["obs"].items():
         if name != foreign.camera(demo):
@@ -360,7 +360,7 @@ def _describe(array) -> str:
     )
 
 
-def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> None:
+def _write_demo(demo: foreign.Group, trajectory: Trajectory, compression: str) -> None:
     steps = len(trajectory)
     rewards, dones = np.zeros(steps, np.float32), np.zeros(steps, np.uint8)
     rewards[trajectory.finish_step - 1] = float(trajectory.success)
@@ -421,7 +421,7 @@ def _read(path, reader):
         ) from error
 
 
-def demo_names(data: h5py.Group) -> list[str]:
+def demo_names(data: foreign.Group) -> list[str]:
     """demo_0, demo_1, ... of the group `data`, in the order of their numbers."""
     names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
     _require(len(names) > 0, "it holds no demo_0, demo_1, ...: it is empty")
@@ -429,7 +429,7 @@ def demo_names(data: h5py.Group) -> list[str]:
 
 
 def _read_demo(
-    data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str
+    data: foreign.Group, name: str, pictures: str, success: bool, finish_step: int, text: str
 ) -> Trajectory:
     demo = data[name]
     frames, actions = demo["obs"][foreign.camera(demo)][()], demo["actions"][()]
@@ -439,7 +439,7 @@ def _read_demo(
         f"{name} is solved by its first action, before its first frame; take it out of the file",
     )
     optional = {key: demo[key][cut:] for key in ("tokens", "log_probs") if key in demo}
-    extras = {"split": "demos", "index": int(name[5:])}
+    extras: dict[str, Any] = {"split": "demos", "index": int(name[5:])}
     for key, kind in OUR_ATTRS.items():
         if key in demo.attrs:
             extras[key] = kind(demo.attrs[key], f"the attribute {key} of {name}")
@@ -457,7 +457,7 @@ def _read_demo(
         raise UserError(f"{name}: {error}") from error
 
 
-def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.ndarray:
+def _frames(demo: foreign.Group, frames: np.ndarray, steps: int, cut: int) -> np.ndarray:
     """One more than the actions: with the frame after the last one, as far as the file has it."""
     if cut or len(frames) == steps + 1:
         return frames
@@ -468,16 +468,16 @@ def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.nd
     return np.concatenate([frames, frames[-1:]])
 
 
-def _initial_state(demo: h5py.Group, cut: int):
+def _initial_state(demo: foreign.Group, cut: int) -> np.ndarray:
     """The state that the first frame shows, empty where the file does not have it; init_state is
     from before all.
     """
     if "init_state" in demo.attrs and not cut:
         return demo.attrs["init_state"]
-    return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else []
+    return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else np.empty(0)
 
 
-def _check_layout(data: h5py.Group, name: str) -> None:
+def _check_layout(data: foreign.Group, name: str) -> None:
     demo = data[name]
     _require(isinstance(demo, h5py.Group), f"{name} is not a group")
     pictures = f"obs/{foreign.camera(demo)}"

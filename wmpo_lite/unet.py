@@ -12,6 +12,7 @@ from wmpo_lite.conditioning import (
     action_features,
     compose,
     count_features,
+    start_at_zero,
     time_features,
 )
 
@@ -24,21 +25,14 @@ class ResBlock(nn.Module):
     def __init__(self, width_in: int, width: int, embed: int):
         super().__init__()
         self.width_in, self.width = width_in, width
-        self.norm1, self.conv1 = (
-            nn.GroupNorm(8, width_in, affine=False),
-            nn.Conv2d(width_in, width, 3, padding=1),
-        )
-        self.norm2, self.conv2 = (
-            nn.GroupNorm(8, width, affine=False),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
+        self.norm1 = nn.GroupNorm(8, width_in, affine=False)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, width, affine=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.film = nn.Linear(embed, 2 * width_in + 2 * width)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        # Zero: at the start of training a block passes its input on.
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.film)
+        start_at_zero(self.conv2)  # a block passes its input on
 
     def forward(
         self, x: torch.Tensor, embed: torch.Tensor
@@ -60,8 +54,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.norm = heads, nn.GroupNorm(8, width)
         self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        start_at_zero(self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, W, h, w)
         b, width, h, w = x.shape
@@ -82,6 +75,8 @@ class UNet(nn.Module):
     the newest frame.
     """
 
+    grid: torch.Tensor  # (1, 2, h, w)
+
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         c, (wide, narrow), embed = config, config.widths, 256
@@ -101,12 +96,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             ResBlock(wide if i else 2 * wide, wide, embed) for i in range(c.blocks)
         )
-        self.norm, self.output = (
-            nn.GroupNorm(8, wide),
-            nn.Conv2d(wide, c.outputs * c.frames, 3, padding=1),
-        )
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.norm = nn.GroupNorm(8, wide)
+        self.output = nn.Conv2d(wide, c.outputs * c.frames, 3, padding=1)
+        start_at_zero(self.output)
         side = (torch.arange(c.latent_size) + 0.5) / c.latent_size * 2 - 1
         self.register_buffer(
             "grid", torch.stack(torch.meshgrid(side, side, indexing="xy"))[None], persistent=False

@@ -81,9 +81,21 @@ def test_the_code_is_formatted_and_lints_clean():
             f"make style mends this:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
         )
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
-    assert {pin for hook in hooks for pin in hook["additional_dependencies"]} == {
+    assert {pin for hook in hooks for pin in hook.get("additional_dependencies", [])} == {
         f"ruff=={pins(PROJECT['optional-dependencies']['dev'])['ruff']}"
     }
+
+
+@pytest.mark.slow
+def test_the_types_of_the_core_are_sound():
+    pytest.importorskip("basedpyright", reason="basedpyright, of the extra `dev`, is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"make types shows this:\n{done.stdout[-3000:]}"
 
 
 def test_the_readme_is_short_and_its_map_of_the_code_is_true():

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def write_all(file, data: bytes):
         left = left[file.write(left) :]
 
 
-def write_atomic(path: Path, data: bytes):
+def write_atomic(path: Path, data: bytes | memoryview):
     """Write a file so that a reader, or a kill, never meets half of it. UserError, and nothing
     left, where that cannot be.
     """
@@ -200,7 +201,7 @@ def write_json(path: Path, value):
     write_atomic(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
 
 
-def read_json(path: Path, shape=dict):
+def read_json(path: Path, shape: Any = dict):
     """The JSON in a file, which must have `shape`: a type (float takes whole numbers, too), None
     for anything, {key: shape of what must be there}, or [shape of each element]. UserError with the
     file's name otherwise.

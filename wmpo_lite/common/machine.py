@@ -83,7 +83,8 @@ def cores(root: Path = Path("/")) -> int:
     some (taskset), has a quota (a container) or was started as one of several.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    seen = min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen
+    if (quota := cpu_quota(root)) is not None:
+        seen = min(seen, int(quota))
     return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
