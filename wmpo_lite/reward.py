@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from wmpo_lite.common import checkpoint, parallel
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.policy import build_tokenizer, check_count, word_ids
+from wmpo_lite.language import build_tokenizer, check_count, word_ids
 
 
 @dataclass(frozen=True)
