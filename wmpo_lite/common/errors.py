@@ -13,6 +13,12 @@ class UserError(Exception):
 LARGEST_SEED = 2**32 - 1
 
 
+def require(condition: bool, message: str) -> None:
+    """UserError with this message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
 def require_between(name: str, value, low, high) -> None:
     """UserError unless low <= value <= high (NaN is not)."""
     if not low <= value <= high:
