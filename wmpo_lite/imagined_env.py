@@ -8,7 +8,7 @@ import torch
 from wmpo_lite.actions import check_actions
 from wmpo_lite.common import parallel
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.reward import RewardModel, last_judged
+from wmpo_lite.reward_model import RewardModel, last_judged
 from wmpo_lite.trajectory import InitialStates
 
 PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
