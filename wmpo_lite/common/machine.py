@@ -78,6 +78,15 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def require_one_process(what: str) -> None:
+    """UserError where several processes were started: each would do, and write, the same."""
+    if processes() > 1:
+        raise UserError(
+            f"{what} runs as one process and {processes()} were started; start it without a"
+            " launcher"
+        )
+
+
 def cores(root: Path = Path("/")) -> int:
     """Processor cores that this process may use: fewer than the machine has where it is pinned to
     some (taskset), has a quota (a container) or was started as one of several.
