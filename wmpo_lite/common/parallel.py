@@ -161,6 +161,19 @@ def add_gradients(parameters) -> None:
             p.grad = part.view_as(p).to(p.dtype)
 
 
+def places(keys: list[int]) -> tuple[torch.Tensor, int]:
+    """Where the things of all processes, sorted by their `keys`, are in this one (-1: in another):
+    (total,), total. keys: of the things here. One process keeps its order.
+    """
+    found = collect(keys)
+    *before, total = np.cumsum([0, *map(len, found)]).tolist()
+    order = torch.arange(total)
+    if count() > 1:
+        order = torch.argsort(torch.tensor(sum(found, []), dtype=torch.long), stable=True)
+    order = order - before[rank()]
+    return order.masked_fill((order < 0) | (order >= len(keys)), -1), total
+
+
 def merge_rows(tensors: dict) -> dict:
     """Tensors (n, ...) of which each process has kept its `rows` up to date, made whole."""
     if count() == 1:
