@@ -24,8 +24,7 @@ from wmpo_lite.batch import (
     minibatches,
     optimizer_step,
 )
-from wmpo_lite.common.errors import UserError
-from wmpo_lite.grpo import check_choice, check_positive, check_range
+from wmpo_lite.common.errors import UserError, check_choice, check_positive, check_range
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory
