@@ -75,6 +75,14 @@ class GroupStats:
     all_failure: int
     out_of_range: int = 0  # rewards differ, but their mean is outside [0.1, 0.9]
 
+    def __add__(self, other: GroupStats) -> GroupStats:
+        return GroupStats(
+            self.kept + other.kept,
+            self.all_success + other.all_success,
+            self.all_failure + other.all_failure,
+            self.out_of_range + other.out_of_range,
+        )
+
     def message(self) -> str:
         total = self.kept + self.all_success + self.all_failure + self.out_of_range
         outside = f", {self.out_of_range} outside the range" if self.out_of_range else ""
