@@ -142,8 +142,8 @@ def load_progress(folder, module, optimizer, average, made, extra=None) -> tuple
             }
     for name, value in (average or {}).items():
         value.copy_(tensors[f"average.{name}"])
-    for key, value in (extra or {}).items():
-        extra[key] = tensors[f"extra.{key}"].clone().to(value.device)
+    if extra is not None:
+        extra.update({k: tensors[f"extra.{k}"].clone().to(v.device) for k, v in extra.items()})
     return progress["step"], progress["records"]
 
 
