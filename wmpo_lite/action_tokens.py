@@ -45,9 +45,7 @@ class ActionStatistics:
 
 
 def check_frames(frames: torch.Tensor, side: int) -> None:
-    """UserError unless `frames` is uint8 (B, side, side, 3): pictures in [0, 1] would pass as
-    nearly black ones.
-    """
+    """UserError unless `frames` is uint8 (B, side, side, 3): [0, 1] would pass as nearly black."""
     if frames.shape[1:] != (side, side, 3):
         raise UserError(
             f"the policy reads {side}x{side} RGB frames, got {tuple(frames.shape[1:])}; render at"
@@ -94,9 +92,7 @@ class TokenPolicy(nn.Module):
         self.vision.requires_grad_(on)
 
     def log_probs(self, frames, instructions, tokens, temperature: float = 1.0, seen=None):
-        """Log-probabilities and entropies, each (B, K, D), of `tokens` at the temperature they were
-        sampled with.
-        """
+        """Log-probabilities and entropies of `tokens`, (B, K, D), at their sampling temperature."""
         logits = self.logits(frames, instructions, seen).float()
         log_p = torch.log_softmax(logits / temperature, dim=-1)
         return log_p.gather(-1, tokens[..., None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
@@ -135,9 +131,7 @@ class TokenPolicy(nn.Module):
     # -- action tokens -----------------------------------------------------------------------------
 
     def tokenize(self, actions) -> torch.Tensor:
-        """Actions (..., D) -> nearest bin (..., D), clipped to the statistics' range; UserError for
-        NaN and another D.
-        """
+        """Actions (..., D) -> nearest bins (..., D), clipped; UserError for NaN and another D."""
         low, high = self._range()
         actions = torch.as_tensor(actions, dtype=torch.float32, device=low.device)
         if actions.shape[-1:] != low.shape:
@@ -158,9 +152,7 @@ class TokenPolicy(nn.Module):
         return low + tokens.float() / (self.config.bins - 1) * (high - low)
 
     def _range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ends of the action range (D,), in single precision even where the policy has been turned
-        into another number type.
-        """
+        """Ends of the action range (D,), in single precision whatever the policy's number type."""
         low, high = (
             torch.tensor(ends, dtype=torch.float32, device=self.low.device)
             for ends in (self.statistics.low, self.statistics.high)
@@ -168,9 +160,7 @@ class TokenPolicy(nn.Module):
         return low, high
 
     def check_environment(self, env):
-        """Refuse an environment whose actions mean something else than the ones this policy was
-        trained on.
-        """
+        """Refuse an environment whose actions mean something else than the policy's."""
         names = tuple(getattr(env, "action_names", self.statistics.names))
         if env.action_dim != self.config.action_dim or names != tuple(self.statistics.names):
             raise UserError(

@@ -121,9 +121,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode_uint8(self, frames: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits
-        through.
-        """
+        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits."""
         lead = frames.shape[:-3]
         flat = frames.reshape(-1, *frames.shape[-3:])
         latents = torch.cat(

@@ -39,9 +39,7 @@ def valid_token_mask(finish_step: torch.Tensor, n_chunks: int, K: int, D: int) -
 
 @dataclass(frozen=True, eq=False)
 class RolloutBatch:
-    """Trajectories cut into chunks. Only the frame that the policy saw when it chose a chunk is
-    kept.
-    """
+    """Trajectories cut into chunks, of which only the frame is kept that each was chosen on."""
 
     frames: torch.Tensor  # uint8 (N, n_chunks, H, W, 3)
     instructions: list[str]  # length N
@@ -59,9 +57,7 @@ class RolloutBatch:
 
 
 def batch_from_trajectories(trajectories: list[Trajectory]) -> RolloutBatch:
-    """Stack trajectories, padding shorter ones past their finish_step; UserError when they cannot
-    be stacked.
-    """
+    """Stack trajectories, shorter ones padded past their finish_step; UserError if unlike."""
     if not trajectories:
         raise UserError("There are no trajectories to learn from: collect rollouts first.")
     sampled = [t.tokens for t in trajectories if t.tokens is not None]
@@ -151,9 +147,7 @@ def evaluating(policy):
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, grad_clip: float, where: str) -> float:
-    """Clip the gradient, step, return the norm before clipping. UserError and untouched weights if
-    it is not finite.
-    """
+    """Clip the gradient, step, return its norm before. UserError, and no step, if not finite."""
     norm = torch.nn.utils.clip_grad_norm_(
         [p for g in optimizer.param_groups for p in g["params"]], grad_clip
     )

@@ -110,9 +110,7 @@ def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
 def action_features(
     config: DenoiserConfig, context: Context, actions: torch.Tensor
 ) -> torch.Tensor:
-    """What the U-Net is told beside pictures, (B, F): actions, summed action, noise level of the
-    context.
-    """
+    """What the U-Net is told beside pictures, (B, F): actions, their sum, the context's noise."""
     every = torch.cat([context.actions, actions], dim=1)  # (B, c - 1 + k, D)
     if config.actions == "pooled":
         every = every.mean(dim=1, keepdim=True).expand_as(every)

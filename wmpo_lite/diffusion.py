@@ -19,18 +19,14 @@ def interpolate(x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """Push times in [0, 1] towards noise (shift > 1), where few-step sampling is decided (SD3, eq.
-    23).
-    """
+    """Push times in [0, 1] towards noise (shift > 1), where sampling is decided (SD3, eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def draw_times(
     batch: int, generator, *, shift: float, pure: float, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Training times (B,) in (0, 1]: a share `pure` at exactly 1, where sampling begins; the rest
-    shifted uniform.
-    """
+    """Training times (B,) in (0, 1]: a share `pure` at 1, where sampling begins, others shifted."""
     u, first = torch.rand(2, batch, generator=generator)
     t = shift_time(u.clamp(min=1e-3), shift)
     return torch.where(first < pure, torch.ones_like(t), t).to(device)

@@ -89,9 +89,7 @@ def make_pairs(
 
 
 def state_key(trajectory: Trajectory, position: int) -> tuple:
-    """What two trajectories from one initial state share; without recorded states, each trajectory
-    has its own key.
-    """
+    """What trajectories from one initial state share; without states, each has its own."""
     state = trajectory.initial_state
     return (
         (trajectory.instruction, state.tobytes())
@@ -103,9 +101,7 @@ def state_key(trajectory: Trajectory, position: int) -> tuple:
 def reduce_log_probs(
     log_probs: torch.Tensor, mask: torch.Tensor, normalize: str = "sum"
 ) -> torch.Tensor:
-    """Log-probability of each trajectory: log_probs, mask (N, n_chunks, K, D) -> (N,), over its
-    valid tokens only.
-    """
+    """Log-probability (N,) of each trajectory's valid tokens; both (N, n_chunks, K, D)."""
     check_choice("normalize", normalize, ("sum", "mean"))
     total = log_probs.masked_fill(~mask, 0.0).flatten(1).sum(1)
     return total if normalize == "sum" else total / mask.flatten(1).sum(1).clamp(min=1)

@@ -275,9 +275,7 @@ def valid_frames(imagined, truth, width: float = 7.0, visible: int = 10) -> np.n
 
 
 def _color_centers(frames) -> tuple[np.ndarray, np.ndarray]:
-    """Mean place (..., 3, 2) and number (..., 3) of the purely red, green and blue pixels of uint8
-    (..., H, W, 3).
-    """
+    """Mean place (..., 3, 2) and number (..., 3) of purely red, green and blue pixels."""
     x = np.asarray(frames).astype(np.int16)
     low, middle, high = np.moveaxis(np.sort(x, axis=-1), -1, 0)
     pure = (high - low > 70) & (middle - low < 0.35 * (high - low))

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def table_of(rewards: torch.Tensor) -> torch.Tensor:
-    """Rewards (N_groups, G) of any number type as floating-point numbers; UserError for another
-    shape and for NaN.
-    """
+    """Rewards (N_groups, G) in floating point; UserError for another shape and for NaN."""
     rewards = torch.as_tensor(rewards)
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     if rewards.ndim != 2 or not rewards.shape[1]:
@@ -36,9 +34,7 @@ def table_of(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Tensor:
-    """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group
-    of equal rewards.
-    """
+    """A_i = (R_i - mean) / std in each group, (N_groups, G); zero where rewards are equal."""
     check_choice("std", std, ("population", "unbiased"))
     rewards = table_of(rewards)
     n = rewards.shape[1]
@@ -113,9 +109,7 @@ def require_signal(stats: GroupStats) -> None:
 
 
 def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions
-    (N_groups, G).
-    """
+    """Rewards and groups (N,) -> rewards (N_groups, G) and the positions they come from."""
     if rewards.shape != groups.shape or groups.ndim != 1:
         raise UserError(
             f"there are rewards of shape {tuple(rewards.shape)} and group numbers of shape "
@@ -138,9 +132,7 @@ def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Te
 def filter_groups(
     trajectories: list[Trajectory], rule: str = "drop"
 ) -> tuple[list[Trajectory], GroupStats]:
-    """Dynamic sampling on trajectories: those of the kept groups, group by group,
-    and the counts.
-    """
+    """Dynamic sampling on trajectories: those of the kept groups, in order, and the counts."""
     rewards = torch.tensor([float(t.success) for t in trajectories])
     table, positions = group_rewards(
         rewards, torch.tensor([t.group for t in trajectories], dtype=torch.long)
@@ -150,9 +142,7 @@ def filter_groups(
 
 
 def trajectory_advantages(batch: RolloutBatch, group_size: int, std: str) -> torch.Tensor:
-    """Advantages (N,) of a batch of whole groups; UserErrors of `grpo.update` for what cannot
-    be learned from.
-    """
+    """Advantages (N,) of a batch of whole groups; the UserErrors of `grpo.update`."""
     table, positions = group_rewards(batch.rewards, batch.groups)
     # Unequal, for instance, after two rounds of sampling that number their groups alike.
     if table.shape[1] != group_size:

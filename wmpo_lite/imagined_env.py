@@ -89,9 +89,7 @@ class ImaginedEnv:
 
     @torch.no_grad()
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the
-        contract.
-        """
+        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info."""
         started = len(self.done) if hasattr(self, "done") else None
         checked = torch.from_numpy(check_actions(actions, started, self.action_dim)).float()
         moves = checked.clamp(-1, 1).to(self.state.reference.device)  # (B, K, D)

@@ -13,9 +13,7 @@ WORDS = (
 
 
 def build_tokenizer(words=WORDS):
-    """Word-level tokenizer over a fixed list, by default of table-top words; `word_ids` refuses
-    sentences with others.
-    """
+    """Word-level tokenizer over a fixed list of words; `word_ids` refuses others."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     numbers = {word: i for i, word in enumerate(("<pad>", "<unk>", *words))}
@@ -44,9 +42,7 @@ def word_ids(tokenizer, sentence: str, longest: int | None = None) -> list[int]:
 
 
 def check_words(tokenizer, sentence: str, words: list[str]) -> None:
-    """UserError where `words`, those of `sentence`, are none, or where the tokenizer has no name
-    for one of them but 'unknown'.
-    """
+    """UserError where a sentence has no `words`, or one that the tokenizer does not know."""
     if not words:
         raise UserError("an instruction is empty; say in words what is to be done")
     nameless = getattr(tokenizer.model, "unk_token", None)

@@ -87,9 +87,7 @@ class Episodes:
         )
 
     def weights(self, windows: WindowConfig, k: int) -> np.ndarray:
-        """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would
-        reach too far.
-        """
+        """How often each window (E, T), by its newest frame, is drawn; 0 if it reaches too far."""
         grip = np.sign(self.actions[..., -1].numpy())
         # at the step that opens or closes
         turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))

@@ -87,9 +87,7 @@ def build_decoder(config: PolicyConfig) -> nn.Module:
 
 
 class Policy(TokenPolicy):
-    """pi(action tokens | frame, instruction). Frames uint8 (B, H, W, 3); tokens int64 (B, K, D) in
-    [0, bins).
-    """
+    """pi(action tokens int64 (B, K, D) in [0, bins) | frames uint8 (B, H, W, 3), instructions)."""
 
     def __init__(
         self,
@@ -161,9 +159,7 @@ class Policy(TokenPolicy):
         return torch.einsum("bkdw,dwv->bkdv", hidden, self.head)
 
     def hidden(self, features: torch.Tensor, instructions) -> torch.Tensor:
-        """Decoder states (B, K, D, width) of the action slots, from vision features (B, side^2,
-        vision_width).
-        """
+        """Decoder states (B, K, D, width) of the action slots, from vision features."""
         c = self.config
         check_count(features, instructions)
         ids = self._text(instructions)

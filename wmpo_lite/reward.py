@@ -98,9 +98,7 @@ def shifted(clips: torch.Tensor, rng: np.random.Generator, most: int = 2) -> tor
 def fit_threshold(
     model: RewardModel, frames: torch.Tensor, instructions, success, resamples: int = 0
 ) -> tuple[float, float]:
-    """Set the model's threshold by F1 on held-out rollouts (paper) and return (threshold, F1); see
-    `best_probability`.
-    """
+    """Set the threshold by F1 on held-out rollouts (paper); returns it and F1."""
     scores = model.score(frames, instructions)
     threshold, f1 = best_probability(scores.cpu().numpy(), success, resamples)
     model.threshold.fill_(threshold)

@@ -121,9 +121,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_tower(cls, policy) -> "RewardModel":
-        """A new reward model whose encoder has the sizes and begins with the weights of `policy`'s
-        image tower.
-        """
+        """A new reward model whose encoder has the sizes and weights of `policy`'s image tower."""
         c = policy.config
         model = cls(
             RewardConfig(image=c.image, patch=c.patch, width=c.vision_width, depth=c.vision_depth)

@@ -16,9 +16,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class STBlock(nn.Module):
-    """Attention and MLP under AdaLN with gates. Spatial: tokens of one frame; temporal: one place
-    and its past.
-    """
+    """Attention and MLP under gated AdaLN: over tokens of a frame, or a place and its past."""
 
     def __init__(self, width: int, heads: int, temporal: bool):
         super().__init__()
@@ -54,9 +52,7 @@ class STBlock(nn.Module):
 
 
 class SpaceTimeDiT(nn.Module):
-    """The paper's denoiser: frames as tokens, each frame modulated by its own noise level and its
-    own action.
-    """
+    """The paper's denoiser: each frame's tokens under its own noise level and its own action."""
 
     cos: torch.Tensor  # (T, width of a head / 2), as `sin`
     sin: torch.Tensor

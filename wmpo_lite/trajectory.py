@@ -72,9 +72,7 @@ class InitialStates:
 
     @staticmethod
     def concat(parts: "list[InitialStates]") -> "InitialStates":
-        """Join batches end to end. Splits must match: a mixed batch would hide a leak of evaluation
-        into training.
-        """
+        """Join batches of one split: a mixed one would hide a leak of evaluation into training."""
         parts = list(parts)
         splits = sorted({part.split for part in parts})
         require(
@@ -101,9 +99,7 @@ class InitialStates:
 
 @dataclass(kw_only=True, eq=False)
 class Trajectory:
-    """One episode of T control steps; `len()` is T. Raises UserError where shapes, types or
-    finish_step disagree.
-    """
+    """One episode of T control steps; UserError where shapes, types or finish_step disagree."""
 
     frames: np.ndarray  # uint8 (T+1, H, W, 3); frames[0] is the initial frame
     actions: np.ndarray  # float32 (T, D); actions[s] leads to frames[s + 1]
@@ -134,9 +130,7 @@ class Trajectory:
         self.validate()
 
     def validate(self) -> None:
-        """Check every shape against T = len(actions); called on construction and again before
-        saving.
-        """
+        """Check every shape against T = len(actions): on construction and before saving."""
         shape, steps = self.actions.shape, len(self.actions) if self.actions.ndim else 0
         require(
             len(shape) == 2 and steps > 0,
@@ -249,9 +243,7 @@ def load_observations(path, pictures: str | None = None) -> list[dict]:
 
 
 def load_metadata(path) -> dict:
-    """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in
-    `load_trajectories`.
-    """
+    """env_args and provenance of a file by name, empty without; errors as `load_trajectories`."""
     if lerobot.is_folder(path):
         found = lerobot.metadata(path)
         return {key: found[key] for key in ("env_args", "provenance")}

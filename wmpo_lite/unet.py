@@ -18,9 +18,7 @@ from wmpo_lite.conditioning import (
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, each after a group norm that time and actions scale
-    and shift (FiLM).
-    """
+    """Two 3x3 convolutions after group norms that time and actions scale and shift (FiLM)."""
 
     def __init__(self, width_in: int, width: int, embed: int):
         super().__init__()
@@ -46,9 +44,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions of the half-resolution map: what happens here may depend on
-    over there.
-    """
+    """Self-attention over the half-resolution map: what is here may depend on over there."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -71,9 +67,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Stacks noisy next frames, context frames and reference as channels; predicts the change of
-    the newest frame.
-    """
+    """Noisy, context and reference frames stacked as channels -> change of the newest frame."""
 
     grid: torch.Tensor  # (1, 2, h, w)
 
@@ -107,9 +101,7 @@ class UNet(nn.Module):
     def predict_x0(
         self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor
     ) -> torch.Tensor:
-        """Clean next frames (B, k, C, h, w) from noisy ones x_t, times t (B,) and the actions (B,
-        k, D) towards them.
-        """
+        """Clean next frames (B, k, C, h, w) from x_t alike, times t (B,) and actions (B, k, D)."""
         embed = self.embed(
             torch.cat([time_features(t), action_features(self.config, context, actions)], dim=1)
         )

@@ -79,9 +79,7 @@ class WorldModel(nn.Module):
         )
 
     def context(self, state: State, level: float | torch.Tensor = 0.0, generator=None) -> Context:
-        """The denoiser's view of a state; `level` (B,): noise to add to the newest frames
-        (training).
-        """
+        """The denoiser's view of a state; `level` (B,): noise on the newest frames (training)."""
         if torch.is_tensor(level):
             noise = torch.randn(state.frames.shape, generator=generator).to(state.frames)
             frames = state.frames + level.view(-1, 1, 1, 1, 1) * noise
@@ -130,9 +128,7 @@ class WorldModel(nn.Module):
         return torch.cat(frames, dim=1), state
 
     def noise(self, n: int, steps: int, generator=None) -> torch.Tensor:
-        """What the passes start from that imagine `steps` frames of n episodes: (n, passes x k, C,
-        h, w).
-        """
+        """What the passes for `steps` frames of n episodes start from: (n, passes x k, C, h, w)."""
         c = self.config
         shape = (n, c.frames, c.latent_channels, c.latent_size, c.latent_size)
         passes = range(-(-steps // c.frames))

@@ -66,9 +66,7 @@ def versions() -> dict:
 
 
 def commit() -> str:
-    """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside
-    a git checkout.
-    """
+    """The checkout's revision, '+' for uncommitted changes; 'unknown' outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         run = lambda *a: subprocess.run(
@@ -106,9 +104,7 @@ def save_module(
 
 
 def load_config(folder: Path, config_class, class_name: str):
-    """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's
-    fields.
-    """
+    """The dataclass config of a checkpoint; UserError for another class's or version's fields."""
     values = read_json(restore(folder) / "config.json")
     found = values.pop("class", None)
     if found != class_name:
@@ -216,9 +212,7 @@ def load_state(folder: Path, module, keep_dtype: bool = False):
 
 
 def digest(arrays: dict) -> str:
-    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by
-    bit.
-    """
+    """Twelve digits that tell named tensors, arrays or lists of strings from others, bit by bit."""
     import torch
 
     found = hashlib.sha256()
@@ -232,9 +226,7 @@ def digest(arrays: dict) -> str:
 
 
 def fingerprint(module) -> str:
-    """Twelve digits that tell the weights of `module` (rounded to half precision, as they are
-    shipped) from others.
-    """
+    """Twelve digits that tell a module's weights, in half precision as shipped, from others."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())

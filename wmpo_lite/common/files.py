@@ -39,9 +39,7 @@ BLOCKED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def explain(error: OSError, path=None, doing: str = "use") -> str:
-    """One sentence about an OSError: which file (`path`, else the one that the error names), what
-    is wrong, what to do.
-    """
+    """One sentence about an OSError: the file (`path`, or its own), what is wrong, what to do."""
     named = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else None
     place, what = path or named or "a file", error.strerror or str(error) or type(error).__name__
     if error.errno in FULL:
@@ -100,9 +98,7 @@ def write_atomic(path: Path, data: bytes | memoryview):
 
 
 def append(path: Path, line: bytes):
-    """Add a line (without its end) to a file, all of it or nothing; half a line that a kill has
-    left is ended first.
-    """
+    """Add a line (without its end), all or nothing; half a line that a kill has left is ended."""
     path = Path(path)
     with one_sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +114,7 @@ def append(path: Path, line: bytes):
 
 
 def swap(staging: Path, folder: Path):
-    """Put the finished folder `staging` in the place of `folder`, whose old content is deleted
-    last.
-    """
+    """Put the finished folder `staging` in the place of `folder`, whose content goes last."""
     staging, folder = Path(staging), Path(folder)
     old = folder.with_name(folder.name + ".old")
     with one_sentence(folder):
@@ -139,9 +133,7 @@ def swap(staging: Path, folder: Path):
 
 
 def restore(folder: Path) -> Path:
-    """`folder`, put back first if a kill between the two renames of `swap` has left only its old
-    content beside it.
-    """
+    """`folder`, put back first if a kill inside `swap` has left only its old content beside it."""
     folder = Path(folder)
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.is_dir():
@@ -285,7 +277,5 @@ def _plain(value):
 
 
 def plain(value):
-    """`value` as it looks after a round trip through JSON, for comparing settings
-    with stored ones.
-    """
+    """`value` as it looks after a round trip through JSON, to be compared with stored ones."""
     return json.loads(json.dumps(value, default=_plain))

@@ -223,9 +223,7 @@ def _frames(demo: foreign.Group, frames: np.ndarray, steps: int, cut: int) -> np
 
 
 def _initial_state(demo: foreign.Group, cut: int) -> np.ndarray:
-    """The state that the first frame shows, empty where the file does not have it; init_state is
-    from before all.
-    """
+    """The state that the first frame shows (init_state is from before all), empty without one."""
     if "init_state" in demo.attrs and not cut:
         return demo.attrs["init_state"]
     return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else np.empty(0)

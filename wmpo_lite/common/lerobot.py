@@ -166,9 +166,7 @@ def _choose(folder: Path, cameras: dict, camera: str | None) -> str:
 
 
 def _tables(paths: list, broken: list) -> list:
-    """The tables of parquet files; those without a footer, whose writer was killed, are added to
-    `broken` instead.
-    """
+    """The tables of parquet files; those without a footer (killed) are added to `broken`."""
     pa, found = arrow(), []
     for path in paths:
         try:

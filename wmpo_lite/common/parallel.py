@@ -86,9 +86,7 @@ def one_batch():
 
 
 def draw(make: Callable, n: int) -> torch.Tensor:
-    """`make(n)`, n rows of random numbers; in `one_batch` those that these rows have among the
-    rows of all processes.
-    """
+    """`make(n)`, n random rows; in `one_batch` those that they are among all processes' rows."""
     if not _one_batch:
         return make(n)
     *before, total = np.cumsum([0, *collect(n)]).tolist()
@@ -146,9 +144,7 @@ def add(values: torch.Tensor) -> torch.Tensor:
 
 
 def add_gradients(parameters) -> None:
-    """Sum the gradients of all processes, in place. A parameter without one counts as zero, unless
-    no process has one.
-    """
+    """Sum all processes' gradients in place; one that is missing counts as zero, if any has it."""
     parameters = list(parameters)
     if count() == 1 or not parameters:
         return
