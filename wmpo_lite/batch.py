@@ -44,9 +44,7 @@ class RolloutBatch:
     frames: torch.Tensor  # uint8 (N, n_chunks, H, W, 3)
     instructions: list[str]  # length N
     tokens: torch.Tensor  # int64 (N, n_chunks, K, D)
-    log_probs: (
-        torch.Tensor
-    )  # float32 (N, n_chunks, K, D) of the policy that sampled; NaN where they were not recorded
+    log_probs: torch.Tensor  # float32 (N, n_chunks, K, D) as sampled; NaN where not recorded
     finish_step: torch.Tensor  # int64 (N,)
     rewards: torch.Tensor  # float32 (N,), 1 for a success
     groups: torch.Tensor  # int64 (N,), -1 for none
@@ -108,19 +106,17 @@ def batch_log_probs(
     early.
     """
     tokens = batch.tokens[index]
-    live = (
-        valid_token_mask(batch.finish_step[index], *tokens.shape[1:]).flatten(2).any(-1)
-    )  # (m, n_chunks)
+    mask = valid_token_mask(batch.finish_step[index], *tokens.shape[1:])
+    live = mask.flatten(2).any(-1)  # (m, n_chunks)
     log_probs, entropy = torch.zeros(2, *tokens.shape, device=device)
     if live.any():
         instructions = [batch.instructions[index[i]] for i in live.nonzero()[:, 0].tolist()]
         frames = batch.frames[index][live].to(device)  # (M, H, W, 3)
-        new, spread = policy.log_probs(
-            frames, instructions, tokens[live].to(device), temperature
-        )  # (M, K, D) each
-        where = live.to(device)
-        log_probs = log_probs.masked_scatter(where[..., None, None], new.float())
-        entropy = entropy.masked_scatter(where[..., None, None], spread.float())
+        chosen = tokens[live].to(device)  # (M, K, D)
+        new, spread = policy.log_probs(frames, instructions, chosen, temperature)
+        where = live.to(device)[..., None, None]
+        log_probs = log_probs.masked_scatter(where, new.float())
+        entropy = entropy.masked_scatter(where, spread.float())
     return log_probs, entropy
 
 

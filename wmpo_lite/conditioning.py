@@ -116,17 +116,12 @@ def action_features(
         every = every.mean(dim=1, keepdim=True).expand_as(every)
     parts = [every.flatten(1), context.level[:, None] * 10]
     if config.path:
-        path = context.path + actions.sum(
-            dim=1
-        )  # (B, D), where the arm should be after these frames
+        path = context.path + actions.sum(dim=1)  # (B, D): where the arm should be after these
         parts += [path / 5, path.sin(), path.cos()]
     return torch.cat(parts, dim=1)
 
 
 def count_features(config: DenoiserConfig) -> int:
     """F of `action_features`."""
-    return (
-        config.action_dim * (config.context - 1 + config.frames)
-        + 1
-        + 3 * config.action_dim * config.path
-    )
+    steps = config.context - 1 + config.frames
+    return config.action_dim * (steps + 3 * config.path) + 1

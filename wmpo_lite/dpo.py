@@ -36,9 +36,8 @@ class DPOConfig:
 
     # strength of the pull towards the reference; small lets the policy move further
     beta: float = 0.1
-    normalize: Literal["sum", "mean"] = (
-        "sum"  # of a trajectory's log-probs; mean makes length irrelevant
-    )
+    # of a trajectory's log-probs; mean makes length irrelevant
+    normalize: Literal["sum", "mean"] = "sum"
     lr: float = 1e-4
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
@@ -91,11 +90,8 @@ def make_pairs(
 def state_key(trajectory: Trajectory, position: int) -> tuple:
     """What trajectories from one initial state share; without states, each has its own."""
     state = trajectory.initial_state
-    return (
-        (trajectory.instruction, state.tobytes())
-        if state is not None and state.size
-        else (position,)
-    )
+    known = state is not None and state.size
+    return (trajectory.instruction, state.tobytes()) if known else (position,)
 
 
 def reduce_log_probs(
@@ -177,11 +173,8 @@ def train_dpo(
             for rows in minibatches(torch.randperm(len(pairs), generator=generator), config.batch):
                 # One forward pass a trajectory, however often the pairs of this step name it.
                 index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
-                new, old = (
-                    trajectory_log_probs(policy, batch, index, config, device),
-                    ref[index.to(device)],
-                )  # (m,)
-                place = place.to(device)
+                new = trajectory_log_probs(policy, batch, index, config, device)  # (m,)
+                old, place = ref[index.to(device)], place.to(device)
                 loss, logs = dpo_loss(
                     *new[place].unbind(1), *old[place].unbind(1), beta=config.beta
                 )

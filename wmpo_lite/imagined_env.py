@@ -125,26 +125,20 @@ class ImaginedEnv:
         if self.reward_model is None:
             return
         newest = self.frame + frames.shape[1]
-        rest = newest - last_judged(
-            newest, self.reward_stride
-        )  # frames that the next chunk's windows will judge
+        # Frames that the next chunk's windows will judge.
+        rest = newest - last_judged(newest, self.reward_stride)
         seen = torch.cat([self.recent[live], frames[live]], dim=1)
-        seen = seen[:, : seen.shape[1] - rest]
-        scores = self.reward_model.slide(
-            seen, [self.instructions[i] for i in live], self.reward_stride
-        )
+        seen, texts = seen[:, : seen.shape[1] - rest], [self.instructions[i] for i in live]
+        scores = self.reward_model.slide(seen, texts, self.reward_stride)
         if not scores.shape[1]:
             return
-        scores, hold = (
-            np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1),
-            self.min_consecutive,
-        )
+        hold = self.min_consecutive
+        scores = np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1)
         self.latest[live] = scores[:, scores.shape[1] - hold + 1 :]
         scores = np.lib.stride_tricks.sliding_window_view(scores, hold, axis=1).min(axis=-1)
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
         over = np.zeros((len(live), done.shape[1]), dtype=bool)
-        ends = over[:, ::-1][
-            :, rest : rest + self.reward_stride * scores.shape[1] : self.reward_stride
-        ]
+        stride = self.reward_stride
+        ends = over[:, ::-1][:, rest : rest + stride * scores.shape[1] : stride]
         ends[...] = scores[:, ::-1] >= self.threshold
         done[live] |= np.maximum.accumulate(over, axis=1)

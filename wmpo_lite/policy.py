@@ -140,12 +140,8 @@ class Policy(TokenPolicy):
         """
         c = self.config
         side, m = c.image // c.patch, c.merge
-        folded = (
-            features.unflatten(1, (side // m, m, side // m, m))
-            .permute(0, 1, 3, 2, 4, 5)
-            .flatten(3)
-            .flatten(1, 2)
-        )
+        folded = features.unflatten(1, (side // m, m, side // m, m)).permute(0, 1, 3, 2, 4, 5)
+        folded = folded.flatten(3).flatten(1, 2)
         scale, shift = self.film(summary).chunk(2, dim=-1)
         return self.project(nn.functional.gelu(self.connector(folded) * (1 + scale) + shift))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from wmpo_lite.common import checkpoint
+from wmpo_lite.common.checkpoint import Saved
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.language import build_tokenizer, check_count, word_ids
 
@@ -40,9 +40,10 @@ class RewardConfig:
             )
 
 
-class RewardModel(nn.Module):
+class RewardModel(Saved, nn.Module):
     """Probability that a clip uint8 (B, L, H, W, 3) ends in success for its instruction."""
 
+    config_class = RewardConfig
     threshold: torch.Tensor  # from which on a clip counts as a success
 
     def __init__(self, config: RewardConfig = RewardConfig()):
@@ -243,14 +244,6 @@ class RewardModel(nn.Module):
                 " row must agree, so no episode can succeed; lower min_consecutive"
             )
         return scores.unfold(1, min_consecutive, 1).amin(dim=-1).amax(dim=1)
-
-    def save(self, folder, provenance=None):
-        checkpoint.save_module(folder, self, self.config, provenance)
-
-    @classmethod
-    def load(cls, folder):
-        config = checkpoint.load_config(folder, RewardConfig, cls.__name__)
-        return checkpoint.load_model(folder, lambda: cls(config)).eval()
 
 
 def last_judged(frame: int, stride: int) -> int:

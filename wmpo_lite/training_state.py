@@ -86,9 +86,7 @@ def save_progress(folder, step, module, optimizer, average, records, made, extra
     tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
     for name, parameter in trainable(module).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = (
-                value if torch.is_tensor(value) else torch.tensor(value)
-            )
+            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
     tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
     tensors |= {f"extra.{key}": value for key, value in parallel.merge_rows(extra or {}).items()}
     if parallel.rank():

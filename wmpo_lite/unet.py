@@ -54,15 +54,9 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, W, h, w)
         b, width, h, w = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .reshape(b, 3, self.heads, width // self.heads, h * w)
-            .transpose(3, 4)
-            .unbind(1)
-        )
-        found = F.scaled_dot_product_attention(q, k, v).transpose(
-            2, 3
-        )  # (B, heads, W / heads, h w)
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, width // self.heads, h * w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # each (B, heads, h w, W / heads)
+        found = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return x + self.out(found.reshape(b, width, h, w))
 
 
@@ -102,16 +96,11 @@ class UNet(nn.Module):
         self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor
     ) -> torch.Tensor:
         """Clean next frames (B, k, C, h, w) from x_t alike, times t (B,) and actions (B, k, D)."""
-        embed = self.embed(
-            torch.cat([time_features(t), action_features(self.config, context, actions)], dim=1)
-        )
+        told = [time_features(t), action_features(self.config, context, actions)]
+        embed = self.embed(torch.cat(told, dim=1))
         # (B, 2, h, w), (B, c C, h, w), (B, k C, h, w), (B, C, h, w)
-        maps = [
-            self.grid.expand(len(t), -1, -1, -1),
-            context.frames.flatten(1, 2),
-            x_t.flatten(1, 2),
-        ]
-        maps += [context.reference] * self.config.reference
+        maps = [self.grid.expand(len(t), -1, -1, -1), context.frames.flatten(1, 2)]
+        maps += [x_t.flatten(1, 2), *[context.reference] * self.config.reference]
         h = self.input(torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last))
         for block in self.down:
             h = block(h, embed)

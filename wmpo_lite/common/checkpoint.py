@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -101,6 +102,23 @@ def save_module(
             staging / "provenance.json",
             {**(provenance or {}), "versions": versions(), "commit": commit()},
         )
+
+
+class Saved:
+    """Mixed into a module with a dataclass `config`: it is written to a folder, and read."""
+
+    config_class: type
+    config: Any
+
+    def save(self, folder, provenance: dict | None = None) -> None:
+        """Write config, weights and provenance to `folder`."""
+        save_module(folder, self, self.config, provenance)
+
+    @classmethod
+    def load(cls, folder) -> Self:
+        """Read what `save` wrote."""
+        config = load_config(folder, cls.config_class, cls.__name__)
+        return load_model(folder, lambda: cls(config)).eval()  # pyright: ignore[reportCallIssue]
 
 
 def load_config(folder: Path, config_class, class_name: str):
