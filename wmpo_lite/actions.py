@@ -5,12 +5,7 @@ import numpy as np
 from wmpo_lite.common.errors import UserError
 
 
-def check_actions(
-    actions,
-    batch: int | None,
-    action_dim: int,
-    consequence: str = "the policy that made them has diverged",
-) -> np.ndarray:
+def check_actions(actions, batch: int | None, action_dim: int) -> np.ndarray:
     """Actions as float64 (B, K, D). UserError for another number of episodes or of numbers, none at
     all, and NaN or infinity.
 
@@ -27,16 +22,11 @@ def check_actions(
         raise UserError(
             f"actions are not an array of numbers ({error}); expected ({batch}, K, {action_dim})"
         ) from error
-    if (
-        actions.ndim != 3
-        or actions.shape[0] != batch
-        or actions.shape[2] != action_dim
-        or not actions.shape[1]
-    ):
+    if actions.ndim != 3 or actions.shape[::2] != (batch, action_dim) or not actions.shape[1]:
         raise UserError(
             f"actions have shape {actions.shape}; expected ({batch}, K, {action_dim}), one row for"
             " each episode of the last reset"
         )
     if not np.isfinite(actions).all():
-        raise UserError(f"actions hold NaN or infinity; {consequence}")
+        raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
     return actions

@@ -137,21 +137,14 @@ def load_config(folder: Path, config_class, class_name: str):
             " written by another version of the kit"
         )
     for name, field in fields.items():
-        usual = field.default
-        if (
-            name not in values
-            and usual is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
+        usual, absent = field.default, dataclasses.MISSING
+        if name not in values and usual is absent and field.default_factory is absent:
             raise UserError(
                 f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train"
                 " it again"
             )
-        if (
-            name in values
-            and usual not in (dataclasses.MISSING, None)
-            and not _fits(values[name], usual)
-        ):
+        known = name in values and usual not in (absent, None)
+        if known and not _fits(values[name], usual):
             raise UserError(
                 f"{folder}/config.json has {values[name]!r} for '{name}', expected something like"
                 f" {usual!r}; it was edited, fetch or train it again"
@@ -169,16 +162,9 @@ def _fits(value, usual) -> bool:
     larger than any size can be.
     """
     if isinstance(usual, tuple):
-        return (
-            isinstance(value, list) and all(_fits(item, usual[0]) for item in value)
-            if usual
-            else isinstance(value, list)
-        )
-    return is_a(value, type(usual)) and (
-        isinstance(value, (bool, str))
-        or not isinstance(value, (int, float))
-        or abs(value) <= LARGEST_SIZE
-    )
+        return isinstance(value, list) and all(_fits(item, usual[0]) for item in value if usual)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_a(value, type(usual)) and (not number or abs(value) <= LARGEST_SIZE)
 
 
 def load_model(folder: Path, build):
@@ -245,15 +231,9 @@ def digest(arrays: dict) -> str:
 
 def fingerprint(module) -> str:
     """Twelve digits that tell a module's weights, in half precision as shipped, from others."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(
-            (value.half() if value.is_floating_point() else value)
-            .detach()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .tobytes()
-        )
-    return digest.hexdigest()[:12]
+        value = value.half() if value.is_floating_point() else value
+        found.update(key.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]

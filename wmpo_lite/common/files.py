@@ -20,20 +20,8 @@ from wmpo_lite.common.errors import UserError
 ASSETS = Path(os.environ.get("WMPO_ASSETS") or Path(__file__).resolve().parents[2] / "assets")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What reading a damaged zip archive, or an array inside it, raises.
-BROKEN_ARCHIVE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+BROKEN_ARCHIVE = (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError)
+BROKEN_ARCHIVE += (MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCKED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
@@ -225,34 +213,21 @@ def misfit(value, shape, where: str = "its content") -> str | None:
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     if kind is not None and not is_a(value, kind):
         return f"{_name(type(value))} where {_name(kind)} is expected ({where})"
+    parts = []
     if isinstance(shape, dict):
-        parts = [(key, part) for key, part in shape.items()]
-        if absent := [key for key, _ in parts if key not in value]:
+        if absent := [key for key in shape if key not in value]:
             return f"no '{absent[0]}' ({where})"
-        found = (misfit(value[key], part, f"'{key}'") for key, part in parts)
-    else:
-        found = (
-            (misfit(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value))
-            if isinstance(shape, list)
-            else ()
-        )
-    return next((problem for problem in found if problem), None)
+        parts = [(value[key], part, f"'{key}'") for key, part in shape.items()]
+    elif isinstance(shape, list):
+        parts = [(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value)]
+    return next((problem for part in parts if (problem := misfit(*part))), None)
 
 
 def is_a(value, kind) -> bool:
     """Whether a JSON value is of a type: true is no number, and a whole number is a float, too."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(
-        value,
-        (
-            (int, float)
-            if kind is float
-            else tuple
-            if kind is list and isinstance(value, tuple)
-            else kind
-        ),
-    )
+    return isinstance(value, {float: (int, float), list: (list, tuple)}.get(kind, kind))
 
 
 def _name(kind: type) -> str:

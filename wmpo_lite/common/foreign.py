@@ -47,11 +47,8 @@ def text(value, name: str) -> str:
         f"{name} is {_short(value)}; store it as a string",
     )
     parts = [text(part, name) for part in parts]
-    return (
-        "".join(parts)
-        if all(len(part) <= 1 for part in parts)
-        else " ".join(" ".join(parts).split())
-    )
+    letters = all(len(part) <= 1 for part in parts)
+    return "".join(parts) if letters else " ".join(" ".join(parts).split())
 
 
 def flag(value, name: str) -> bool:
@@ -154,11 +151,8 @@ def outcome(demo: Group, steps: int) -> tuple[bool, int]:
 def _flags(dataset: h5py.Dataset) -> np.ndarray | None:
     """A sparse signal as bool (T,); None if it is anything but 0 and 1."""
     values = dataset[()].ravel()
-    return (
-        values.astype(bool)
-        if values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
-        else None
-    )
+    flags = values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
+    return values.astype(bool) if flags else None
 
 
 # -- frames and actions ----------------------------------------------------------------------------
@@ -208,22 +202,13 @@ def _seen(demo: Group) -> str | None:
     if f"next_obs_last/{name}" in demo or len(frames) == steps + 1:
         return "before"
     following = demo.get(f"next_obs/{name}")
-    if (
-        following is not None
-        and following.shape == frames.shape
-        and steps > 1
-        and not _still(frames)
-    ):
-        if np.array_equal(following[:-1], frames[1:]):
+    if following is not None and following.shape == frames.shape and steps > 1:
+        if not _still(frames) and np.array_equal(following[:-1], frames[1:]):
             return "before"
     states = demo["states"][()] if "states" in demo else None
-    if (
-        states is None
-        or states.ndim != 2
-        or len(states) < steps
-        or steps < 2
-        or states.dtype.kind not in "iuf"
-    ):
+    if states is None or states.ndim != 2 or states.dtype.kind not in "iuf":
+        return None
+    if not 2 <= steps <= len(states):
         return None
     measured = [
         d for d in [*demo["obs"].values(), demo.get("robot_states")] if isinstance(d, h5py.Dataset)

@@ -28,23 +28,10 @@ from wmpo_lite.common import foreign
 from wmpo_lite.common.errors import UserError, require
 from wmpo_lite.common.files import write_atomic
 
-OUR_ATTRS = {
-    "split": foreign.text,
-    "index": foreign.whole,
-    "group": foreign.whole,
-    "chunk": foreign.whole,
-}
+OUR_ATTRS = {"split": foreign.text} | dict.fromkeys(("index", "group", "chunk"), foreign.whole)
 # What h5py and json answer a damaged or foreign file with, depending on the byte they trip over.
-UNREADABLE = (
-    UserError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    MemoryError,
-)
+UNREADABLE = (UserError, OSError, LookupError, ValueError, TypeError, RuntimeError)
+UNREADABLE += (AttributeError, MemoryError)
 
 
 def write(
@@ -118,24 +105,19 @@ def read(path, make: Callable, pictures: str | None = None) -> list:
     pictures and errors as in `load_trajectories`.
     """
 
-    def demos(data):
+    def episodes(data):
         names = demo_names(data)
         for name in names:
             _check_layout(data, name)
+        demos = [data[name] for name in names]
         told = [
-            (
-                foreign.outcome(data[name], len(data[name]["actions"])),
-                foreign.instruction(data, data[name]),
-            )
-            for name in names
+            (*foreign.outcome(demo, len(demo["actions"])), foreign.instruction(data, demo))
+            for demo in demos
         ]
         cut = int(foreign.pictures(data, names, pictures) == "after")
-        return [
-            _read_demo(data[name], make, cut, *outcome, text)
-            for name, (outcome, text) in zip(names, told)
-        ]
+        return [_read_demo(demo, make, cut, *said) for demo, said in zip(demos, told)]
 
-    return _open(path, demos)
+    return _open(path, episodes)
 
 
 def observations(path, pictures: str | None = None) -> list[dict]:
