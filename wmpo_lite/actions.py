@@ -5,7 +5,12 @@ import numpy as np
 from wmpo_lite.common.errors import UserError
 
 
-def check_actions(actions, batch: int | None, action_dim: int) -> np.ndarray:
+def check_actions(
+    actions,
+    batch: int | None,
+    action_dim: int,
+    consequence: str = "the policy that made them has diverged",
+) -> np.ndarray:
     """Actions as float64 (B, K, D). UserError for another number of episodes or of numbers, none at
     all, and NaN or infinity.
 
@@ -28,5 +33,5 @@ def check_actions(actions, batch: int | None, action_dim: int) -> np.ndarray:
             " each episode of the last reset"
         )
     if not np.isfinite(actions).all():
-        raise UserError("actions hold NaN or infinity; the policy that made them has diverged")
+        raise UserError(f"actions hold NaN or infinity; {consequence}")
     return actions
