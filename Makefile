@@ -83,6 +83,7 @@ endurance: check $(STAMP)  ## 2,000 arm episodes and 200 GRPO iterations in one 
 bench: check $(STAMP)  ## how fast imagination is, beside a pixel U-Net; cost as work grows, two processes
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
 	$(TEST_ENV) $(BIN)/python tests/bench/bench_scale.py
+	$(TEST_ENV) $(BIN)/python tests/bench/bench_start.py
 
 # Not part of the tests: it downloads what it tries, some of it several hundred MB.
 findings:  ## what other packages really do, tried anew (ARGS="flush_denormal" for one)

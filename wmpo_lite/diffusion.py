@@ -44,7 +44,9 @@ def flow_loss(x0, target, t, *, weight=None, cap: float = 4.0) -> torch.Tensor:
 
 
 def time_grid(steps: int, shift: float, device: str | torch.device = "cpu") -> torch.Tensor:
-    """The steps + 1 times of Euler sampling, from 1 to 0."""
+    """The steps + 1 times of Euler sampling, from 1 to 0. (diffusers' scheduler for flow matching
+    applies the shift to its end twice: two steps would be 1, 0.009, 0.)
+    """
     return shift_time(torch.linspace(1, 0, steps + 1, device=device), shift)
 
 
