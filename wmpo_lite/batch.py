@@ -131,9 +131,7 @@ def minibatches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 @contextmanager
 def evaluating(policy):
-    """Dropout off and back to the mode from before: log-probabilities of a policy that drops at
-    random are not those of the policy that acted.
-    """
+    """Dropout off inside: log-probabilities are to be those of the policy that acted."""
     training = policy.training
     policy.eval()
     try:

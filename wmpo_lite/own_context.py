@@ -93,9 +93,7 @@ class Episodes:
 
 
 class Pool:
-    """B slots, each somewhere in an episode with recorded or own frames as its context. `tensors`:
-    for checkpoints.
-    """
+    """B slots, each in an episode with recorded or own frames as context; `tensors` are saved."""
 
     def __init__(self, episodes: Episodes, model, windows: WindowConfig):
         c = model.config

@@ -148,9 +148,7 @@ class Policy(TokenPolicy):
     def logits(
         self, frames: torch.Tensor, instructions, seen: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scores (B, K, D, bins). seen: vision features from `features`, when they are kept between
-        passes (frames is then not looked at).
-        """
+        """Scores (B, K, D, bins). seen: kept vision features, instead of frames."""
         hidden = self.hidden(self.features(frames) if seen is None else seen, instructions)
         return torch.einsum("bkdw,dwv->bkdv", hidden, self.head)
 

@@ -70,9 +70,7 @@ def rollout(
 def _act_out(
     policy, env, states: InitialStates, horizon: int, temperature, generator, every_frame: bool
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """One batch of episodes: frames (B, T + 1, H, W, 3), done (B, T), and tokens, log_probs and
-    actions, each (B, T, D).
-    """
+    """A batch of episodes: frames (B, T + 1, H, W, 3), done (B, T), what was sampled (B, T, D)."""
     current = env.reset(states)
     frames, done = [current[:, None]], []
     sampled = {"tokens": [], "log_probs": [], "actions": []}

@@ -46,9 +46,7 @@ class FitConfig:
 
 
 def set_threads(threads: int | None = None):
-    """Fix the number of threads once per process: results are bit-reproducible per machine and
-    thread count, oversubscription is ruinous.
-    """
+    """Fix the number of threads: results are bit-equal for a machine and a thread count."""
     torch.set_num_threads(threads or min(cores(), 8))
     torch.set_flush_denormal(True)
 

@@ -66,9 +66,7 @@ def check_origin(folder, found: dict | None, made: dict):
 
 
 def resume(folder, module, optimizer, average=None, made=None, extra=None) -> tuple[int, list]:
-    """Go on from the checkpoint in `folder`, if there is one: steps done and their records; else
-    (0, []). Arguments and errors as in `load_progress`.
-    """
+    """Go on from a folder's checkpoint, if any: (steps done, records); see `load_progress`."""
     if folder is None or not (Path(folder) / "progress.json").exists():
         return 0, []
     return load_progress(folder, module, optimizer, average, made, extra)

@@ -51,9 +51,7 @@ class InitialStates:
         return len(self.states)
 
     def __getitem__(self, index) -> "InitialStates":
-        """A slice, an index array or a boolean mask selects states; a single integer gives a batch
-        of one.
-        """
+        """The states of a slice, an index array, a boolean mask or an integer (a batch of one)."""
         rows = np.atleast_1d(np.arange(len(self))[index])
         frames = None if self.frames is None else self.frames[rows]
         return InitialStates(
@@ -65,9 +63,7 @@ class InitialStates:
         )
 
     def repeat(self, times: int) -> "InitialStates":
-        """Each state `times` times in a row: the B groups of GRPO, group g at rows g * times, g *
-        times + 1, ...
-        """
+        """Each state `times` times in a row: group g of GRPO is rows g * times and following."""
         return self[np.repeat(np.arange(len(self)), times)]
 
     @staticmethod

@@ -158,9 +158,7 @@ LARGEST_SIZE = 2**31 - 1
 
 
 def _fits(value, usual) -> bool:
-    """Whether a setting from JSON is of the type of the usual one; numbers must be finite and no
-    larger than any size can be.
-    """
+    """Whether a setting from JSON is of the usual one's type and no larger than a size can be."""
     if isinstance(usual, tuple):
         return isinstance(value, list) and all(_fits(item, usual[0]) for item in value if usual)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

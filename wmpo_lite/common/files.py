@@ -57,18 +57,14 @@ def make_folder(path) -> Path:
 
 
 def write_all(file, data: bytes):
-    """All of `data` into an unbuffered file, whose `write` may stop half-way (on a disk that is
-    nearly full, without an error).
-    """
+    """All of `data` into an unbuffered file, whose `write` may stop half-way without an error."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 def write_atomic(path: Path, data: bytes | memoryview):
-    """Write a file so that a reader, or a kill, never meets half of it. UserError, and nothing
-    left, where that cannot be.
-    """
+    """Write a file that nobody ever meets half of. UserError, and nothing left, if it fails."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -132,9 +128,7 @@ def restore(folder: Path) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path):
-    """Gives an empty folder to write into; it takes the place of `folder` once all inside went
-    well, and is gone otherwise.
-    """
+    """An empty folder to write into, which takes the place of `folder` once all went well."""
     folder = restore(folder)
     staging = folder.with_name(folder.name + ".part")
     try:

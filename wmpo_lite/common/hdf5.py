@@ -43,9 +43,7 @@ def write(
     compression: str,
     observations: list[dict] | None,
 ) -> None:
-    """Write `trajectories` to `path`, made in memory first: never half a file, and a full disk is a
-    UserError. Arguments as in `save_trajectories`.
-    """
+    """Write `trajectories`: made in memory first, so that a full disk leaves nothing."""
     memory = io.BytesIO()  # the HDF5 library ends the process where a disk is full
     with h5py.File(memory, "w") as file:
         data = file.create_group("data")

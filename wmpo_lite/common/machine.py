@@ -32,9 +32,7 @@ def choose_device(name: str = "auto"):
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run may save memory and time by. Its result changes by rounding, no more, so that a
-    run can go on with other choices.
-    """
+    """What a run may save memory and time by; its result changes by rounding, no more."""
 
     precision: str = "fp32"
     """bf16: matrix products and convolutions in 16 bits (weights, averages, losses in 32)"""

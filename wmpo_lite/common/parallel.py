@@ -74,9 +74,7 @@ def share(n: int) -> float:
 
 @contextmanager
 def one_batch():
-    """Inside, the processes' things are rows of one batch, in the order of the processes, and all
-    of them call `draw` equally often.
-    """
+    """Inside, all processes' things are rows of one batch, and all call `draw` equally often."""
     global _one_batch
     _one_batch = count() > 1
     try:
