@@ -14,7 +14,6 @@ import numpy as np
 
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.files import (  # noqa: F401
-    _plain,
     is_a,
     make_folder,
     one_sentence,
