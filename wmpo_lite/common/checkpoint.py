@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -164,7 +165,7 @@ def _fits(value, usual) -> bool:
     return is_a(value, type(usual)) and (not number or abs(value) <= LARGEST_SIZE)
 
 
-def load_model(folder: Path, build):
+def load_model(folder: Path, build: Callable[[], Any]):
     """The module that `build()` makes, with the weights of a checkpoint folder.
 
     It is built on the `meta` device first, where nothing is allocated: a config.json that was
