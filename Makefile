@@ -28,7 +28,7 @@ TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: setup check demo test style test-libero reliability endurance bench findings lab notebooks browser book assets \
+.PHONY: setup check demo test style types test-libero reliability endurance bench findings lab notebooks browser book assets \
     reproduce release grade doctor clean help
 
 setup: check $(STAMP)  ## check this machine and install into .venv (the default)
@@ -66,6 +66,9 @@ test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 style: check $(STAMP)  ## format and lint (ruff, 100 columns)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+types: check $(STAMP)  ## check the types of the core (half a minute)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
 test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
@@ -80,6 +83,7 @@ endurance: check $(STAMP)  ## 2,000 arm episodes, 200 GRPO iterations: memory, t
 bench: check $(STAMP)  ## speed of imagination, cost as work grows, two processes
 	$(TEST_ENV) $(BIN)/python -m pytest tests/bench/bench_imagination.py -s $(ARGS)
 	$(TEST_ENV) $(BIN)/python tests/bench/bench_scale.py
+	$(TEST_ENV) $(BIN)/python tests/bench/bench_start.py
 
 # Not part of the tests: it downloads what it tries, some of it several hundred MB.
 findings:  ## what other packages do, tried anew (ARGS="two_dtypes")

@@ -27,12 +27,7 @@ def check_actions(
         raise UserError(
             f"actions are not an array of numbers ({error}); expected ({batch}, K, {action_dim})"
         ) from error
-    if (
-        actions.ndim != 3
-        or actions.shape[0] != batch
-        or actions.shape[2] != action_dim
-        or not actions.shape[1]
-    ):
+    if actions.ndim != 3 or actions.shape[::2] != (batch, action_dim) or not actions.shape[1]:
         raise UserError(
             f"actions have shape {actions.shape}; expected ({batch}, K, {action_dim}), one row for"
             " each episode of the last reset"

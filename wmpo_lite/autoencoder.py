@@ -5,13 +5,14 @@ argument against temporal autoencoders).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmpo_lite.common import checkpoint
+from wmpo_lite.common.checkpoint import Saved
 from wmpo_lite.common.errors import UserError
 
 
@@ -35,16 +36,21 @@ class AutoencoderConfig:
         return self.size // self.fold // 2**halvings
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Saved, nn.Module):
     """Frames (B, 3, H, W) in [-1, 1] <-> latents (B, C, h, w), after `measure_spread` of zero mean
     and unit variance per channel.
     """
+
+    config_class = AutoencoderConfig
+    net: Any  # diffusers' types do not know what its autoencoders return
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
         super().__init__()
         self.config = config
         folded, channels = 3 * config.fold**2, tuple(config.channels)
-        common = {
+        sizes: dict[str, Any] = {
             "in_channels": folded,
             "out_channels": folded,
             "latent_channels": config.latent_channels,
@@ -54,7 +60,7 @@ class Autoencoder(nn.Module):
 
             one = (1,) * len(channels)
             self.net = AutoencoderTiny(
-                **common,
+                **sizes,
                 encoder_block_out_channels=channels,
                 decoder_block_out_channels=channels[::-1],
                 num_encoder_blocks=one,
@@ -64,13 +70,9 @@ class Autoencoder(nn.Module):
         elif config.kind == "kl":
             from diffusers import AutoencoderKL
 
-            self.net = AutoencoderKL(
-                **common,
-                block_out_channels=channels,
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * len(channels),
-                up_block_types=("UpDecoderBlock2D",) * len(channels),
-            )
+            sizes["down_block_types"] = ("DownEncoderBlock2D",) * len(channels)
+            sizes["up_block_types"] = ("UpDecoderBlock2D",) * len(channels)
+            self.net = AutoencoderKL(**sizes, block_out_channels=channels, layers_per_block=2)
         elif config.kind == "pixels":
             if config.latent_channels != folded:
                 raise UserError(
@@ -120,9 +122,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode_uint8(self, frames: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits
-        through.
-        """
+        """uint8 (..., H, W, 3) -> latents (..., C, h, w); in pieces, so that a data set fits."""
         lead = frames.shape[:-3]
         flat = frames.reshape(-1, *frames.shape[-3:])
         latents = torch.cat(
@@ -142,16 +142,6 @@ class Autoencoder(nn.Module):
         """uint8 (..., H, W, 3) encoded and decoded: what a perfect denoiser would show."""
         return self.decode_uint8(self.encode_uint8(torch.from_numpy(frames))).cpu().numpy()
 
-    def save(self, folder, provenance=None):
-        """Write config, weights and provenance to `folder`."""
-        checkpoint.save_module(folder, self, self.config, provenance)
-
-    @classmethod
-    def load(cls, folder) -> "Autoencoder":
-        """Read what `save` wrote."""
-        config = checkpoint.load_config(folder, AutoencoderConfig, cls.__name__)
-        return checkpoint.load_model(folder, lambda: cls(config)).eval()
-
 
 def fold_pixels(frames: torch.Tensor, fold: int) -> torch.Tensor:
     """Frames (B, 3, H, W) -> (B, 3 fold fold, H / fold, W / fold): `F.pixel_unshuffle`, which
@@ -169,9 +159,8 @@ def to_float(frames: torch.Tensor) -> torch.Tensor:
 
 def to_uint8(frames: torch.Tensor) -> torch.Tensor:
     """float (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
-    return (
-        frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    )
+    levels = frames.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1)
 
 
 class PerceptualLoss(nn.Module):
@@ -187,19 +176,16 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         with torch.no_grad():
-            self.spread = (
-                self.tower(pixel_values=sample).last_hidden_state.std(dim=(0, 1)).clamp(min=1e-6)
-            )
+            self.spread = self.features(sample).std(dim=(0, 1)).clamp(min=1e-6)
+
+    def features(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.tower(pixel_values=frames).last_hidden_state
 
     def forward(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean squared error of features, in units of their variance, of frames (B, 3, H, W)."""
         with torch.no_grad():
-            target = self.tower(pixel_values=wanted).last_hidden_state
-        return (
-            ((self.tower(pixel_values=found).last_hidden_state - target) / self.spread)
-            .square()
-            .mean()
-        )
+            target = self.features(wanted)
+        return ((self.features(found) - target) / self.spread).square().mean()
 
 
 def autoencoder_loss(
@@ -210,7 +196,6 @@ def autoencoder_loss(
     batch: int = 48,
     looked_at: int = 16,
     emphasis: float = 6.0,
-    perceptual_weight: float = 10.0,
     latent_noise: float = 0.1,
 ):
     """The `loss_fn` for `fit`: pixels, and what a frozen vision tower makes of them.
@@ -238,6 +223,6 @@ def autoencoder_loss(
         if perceptual is None:
             return loss, logs
         unlike = perceptual(given[:looked_at], x[:looked_at])
-        return loss + perceptual_weight * unlike, logs | {"perceptual": float(unlike.detach())}
+        return loss + 10 * unlike, logs | {"perceptual": float(unlike.detach())}
 
     return loss_fn

@@ -39,16 +39,12 @@ def valid_token_mask(finish_step: torch.Tensor, n_chunks: int, K: int, D: int) -
 
 @dataclass(frozen=True, eq=False)
 class RolloutBatch:
-    """Trajectories cut into chunks. Only the frame that the policy saw when it chose a chunk is
-    kept.
-    """
+    """Trajectories cut into chunks, of which only the frame is kept that each was chosen on."""
 
     frames: torch.Tensor  # uint8 (N, n_chunks, H, W, 3)
     instructions: list[str]  # length N
     tokens: torch.Tensor  # int64 (N, n_chunks, K, D)
-    log_probs: (
-        torch.Tensor
-    )  # float32 (N, n_chunks, K, D) of the policy that sampled; NaN where they were not recorded
+    log_probs: torch.Tensor  # float32 (N, n_chunks, K, D) as sampled; NaN where not recorded
     finish_step: torch.Tensor  # int64 (N,)
     rewards: torch.Tensor  # float32 (N,), 1 for a success
     groups: torch.Tensor  # int64 (N,), -1 for none
@@ -59,30 +55,31 @@ class RolloutBatch:
 
 
 def batch_from_trajectories(trajectories: list[Trajectory]) -> RolloutBatch:
-    """Stack trajectories, padding shorter ones past their finish_step; UserError when they cannot
-    be stacked.
-    """
+    """Stack trajectories, shorter ones padded past their finish_step; UserError if unlike."""
     if not trajectories:
         raise UserError("There are no trajectories to learn from: collect rollouts first.")
-    if any(t.tokens is None for t in trajectories):
+    sampled = [t.tokens for t in trajectories if t.tokens is not None]
+    if len(sampled) < len(trajectories):
         raise UserError(
             "A trajectory has no action tokens: expected rollouts of a policy, not demonstrations."
         )
-    shapes = {(t.chunk, t.tokens.shape[1], *t.frames.shape[1:]) for t in trajectories}
+    shapes = {
+        (t.chunk, rows.shape[1], *t.frames.shape[1:]) for t, rows in zip(trajectories, sampled)
+    }
     if len(shapes) > 1:
         raise UserError(
             f"Trajectories differ in (K, D, H, W, 3): {sorted(shapes)}; expected one chunk length,"
             " one number of action dimensions and one image size."
         )
     (K, D, *image), N = shapes.pop(), len(trajectories)
-    n_chunks = max(math.ceil(len(t.tokens) / K) for t in trajectories)
+    n_chunks = max(math.ceil(len(rows) / K) for rows in sampled)
     frames = np.zeros((N, n_chunks, *image), np.uint8)
     tokens = np.zeros((N, n_chunks * K, D), np.int64)
     log_probs = np.full((N, n_chunks * K, D), np.nan, np.float32)
-    for i, t in enumerate(trajectories):
-        T = len(t.tokens)
+    for i, (t, rows) in enumerate(zip(trajectories, sampled)):
+        T = len(rows)
         frames[i, : math.ceil(T / K)] = t.frames[:T:K]
-        tokens[i, :T] = t.tokens
+        tokens[i, :T] = rows
         if t.log_probs is not None:
             log_probs[i, :T] = t.log_probs
     split = lambda x: torch.from_numpy(x).view(N, n_chunks, K, D)
@@ -109,19 +106,17 @@ def batch_log_probs(
     early.
     """
     tokens = batch.tokens[index]
-    live = (
-        valid_token_mask(batch.finish_step[index], *tokens.shape[1:]).flatten(2).any(-1)
-    )  # (m, n_chunks)
+    mask = valid_token_mask(batch.finish_step[index], *tokens.shape[1:])
+    live = mask.flatten(2).any(-1)  # (m, n_chunks)
     log_probs, entropy = torch.zeros(2, *tokens.shape, device=device)
     if live.any():
         instructions = [batch.instructions[index[i]] for i in live.nonzero()[:, 0].tolist()]
         frames = batch.frames[index][live].to(device)  # (M, H, W, 3)
-        new, spread = policy.log_probs(
-            frames, instructions, tokens[live].to(device), temperature
-        )  # (M, K, D) each
-        where = live.to(device)
-        log_probs = log_probs.masked_scatter(where[..., None, None], new.float())
-        entropy = entropy.masked_scatter(where[..., None, None], spread.float())
+        chosen = tokens[live].to(device)  # (M, K, D)
+        new, spread = policy.log_probs(frames, instructions, chosen, temperature)
+        where = live.to(device)[..., None, None]
+        log_probs = log_probs.masked_scatter(where, new.float())
+        entropy = entropy.masked_scatter(where, spread.float())
     return log_probs, entropy
 
 
@@ -136,9 +131,7 @@ def minibatches(order: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 @contextmanager
 def evaluating(policy):
-    """Dropout off and back to the mode from before: log-probabilities of a policy that drops at
-    random are not those of the policy that acted.
-    """
+    """Dropout off inside: log-probabilities are to be those of the policy that acted."""
     training = policy.training
     policy.eval()
     try:
@@ -148,9 +141,7 @@ def evaluating(policy):
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, grad_clip: float, where: str) -> float:
-    """Clip the gradient, step, return the norm before clipping. UserError and untouched weights if
-    it is not finite.
-    """
+    """Clip the gradient, step, return its norm before. UserError, and no step, if not finite."""
     norm = torch.nn.utils.clip_grad_norm_(
         [p for g in optimizer.param_groups for p in g["params"]], grad_clip
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from wmpo_lite.common.errors import UserError
 
@@ -93,6 +94,12 @@ def compose(config: DenoiserConfig, context: Context, out: torch.Tensor) -> torc
     return frames
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Weights and bias zero: what the layer says is nothing at the start of training."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
     """Sines and cosines (..., size) of t (...), at frequencies from 1 to 1000."""
     frequencies = torch.exp(math.log(1000.0) * torch.linspace(0, 1, size // 2, device=t.device))
@@ -103,25 +110,18 @@ def time_features(t: torch.Tensor, size: int = 64) -> torch.Tensor:
 def action_features(
     config: DenoiserConfig, context: Context, actions: torch.Tensor
 ) -> torch.Tensor:
-    """What the U-Net is told beside pictures, (B, F): actions, summed action, noise level of the
-    context.
-    """
+    """What the U-Net is told beside pictures, (B, F): actions, their sum, the context's noise."""
     every = torch.cat([context.actions, actions], dim=1)  # (B, c - 1 + k, D)
     if config.actions == "pooled":
         every = every.mean(dim=1, keepdim=True).expand_as(every)
     parts = [every.flatten(1), context.level[:, None] * 10]
     if config.path:
-        path = context.path + actions.sum(
-            dim=1
-        )  # (B, D), where the arm should be after these frames
+        path = context.path + actions.sum(dim=1)  # (B, D): where the arm should be after these
         parts += [path / 5, path.sin(), path.cos()]
     return torch.cat(parts, dim=1)
 
 
 def count_features(config: DenoiserConfig) -> int:
     """F of `action_features`."""
-    return (
-        config.action_dim * (config.context - 1 + config.frames)
-        + 1
-        + 3 * config.action_dim * config.path
-    )
+    steps = config.context - 1 + config.frames
+    return config.action_dim * (steps + 3 * config.path) + 1

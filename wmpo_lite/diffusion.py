@@ -19,16 +19,14 @@ def interpolate(x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.
 
 
 def shift_time(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """Push times in [0, 1] towards noise (shift > 1), where few-step sampling is decided (SD3, eq.
-    23).
-    """
+    """Push times in [0, 1] towards noise (shift > 1), where sampling is decided (SD3, eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
 
 
-def draw_times(batch: int, generator, *, shift: float, pure: float, device="cpu") -> torch.Tensor:
-    """Training times (B,) in (0, 1]: a share `pure` at exactly 1, where sampling begins; the rest
-    shifted uniform.
-    """
+def draw_times(
+    batch: int, generator, *, shift: float, pure: float, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Training times (B,) in (0, 1]: a share `pure` at 1, where sampling begins, others shifted."""
     u, first = torch.rand(2, batch, generator=generator)
     t = shift_time(u.clamp(min=1e-3), shift)
     return torch.where(first < pure, torch.ones_like(t), t).to(device)
@@ -45,8 +43,10 @@ def flow_loss(x0, target, t, *, weight=None, cap: float = 4.0) -> torch.Tensor:
     return (error if weight is None else weight * error).mean()
 
 
-def time_grid(steps: int, shift: float, device="cpu") -> torch.Tensor:
-    """The steps + 1 times of Euler sampling, from 1 to 0."""
+def time_grid(steps: int, shift: float, device: str | torch.device = "cpu") -> torch.Tensor:
+    """The steps + 1 times of Euler sampling, from 1 to 0. (diffusers' scheduler for flow matching
+    applies the shift to its end twice: two steps would be 1, 0.009, 0.)
+    """
     return shift_time(torch.linspace(1, 0, steps + 1, device=device), shift)
 
 

@@ -24,8 +24,7 @@ from wmpo_lite.batch import (
     minibatches,
     optimizer_step,
 )
-from wmpo_lite.common.errors import UserError
-from wmpo_lite.grpo import check_choice, check_positive, check_range
+from wmpo_lite.common.errors import UserError, check_choice, check_positive, check_range
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory
@@ -37,9 +36,8 @@ class DPOConfig:
 
     # strength of the pull towards the reference; small lets the policy move further
     beta: float = 0.1
-    normalize: Literal["sum", "mean"] = (
-        "sum"  # of a trajectory's log-probs; mean makes length irrelevant
-    )
+    # of a trajectory's log-probs; mean makes length irrelevant
+    normalize: Literal["sum", "mean"] = "sum"
     lr: float = 1e-4
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
@@ -90,23 +88,16 @@ def make_pairs(
 
 
 def state_key(trajectory: Trajectory, position: int) -> tuple:
-    """What two trajectories from one initial state share; without recorded states, each trajectory
-    has its own key.
-    """
+    """What trajectories from one initial state share; without states, each has its own."""
     state = trajectory.initial_state
-    return (
-        (trajectory.instruction, state.tobytes())
-        if state is not None and state.size
-        else (position,)
-    )
+    known = state is not None and state.size
+    return (trajectory.instruction, state.tobytes()) if known else (position,)
 
 
 def reduce_log_probs(
     log_probs: torch.Tensor, mask: torch.Tensor, normalize: str = "sum"
 ) -> torch.Tensor:
-    """Log-probability of each trajectory: log_probs, mask (N, n_chunks, K, D) -> (N,), over its
-    valid tokens only.
-    """
+    """Log-probability (N,) of each trajectory's valid tokens; both (N, n_chunks, K, D)."""
     check_choice("normalize", normalize, ("sum", "mean"))
     total = log_probs.masked_fill(~mask, 0.0).flatten(1).sum(1)
     return total if normalize == "sum" else total / mask.flatten(1).sum(1).clamp(min=1)
@@ -182,12 +173,11 @@ def train_dpo(
             for rows in minibatches(torch.randperm(len(pairs), generator=generator), config.batch):
                 # One forward pass a trajectory, however often the pairs of this step name it.
                 index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
-                new, old = (
-                    trajectory_log_probs(policy, batch, index, config, device),
-                    ref[index.to(device)],
-                )  # (m,)
-                place = place.to(device)
-                loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), config.beta)
+                new = trajectory_log_probs(policy, batch, index, config, device)  # (m,)
+                old, place = ref[index.to(device)], place.to(device)
+                loss, logs = dpo_loss(
+                    *new[place].unbind(1), *old[place].unbind(1), beta=config.beta
+                )
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now"

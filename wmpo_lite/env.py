@@ -27,6 +27,7 @@ class Env(Protocol):
         """Begin an episode from each of B states, whatever was before: the first frames, uint8
         (B, H, W, 3). UserError where the states do not belong to this environment.
         """
+        ...
 
     def step_chunk(
         self, actions: np.ndarray, every_frame: bool = True
@@ -38,3 +39,4 @@ class Env(Protocol):
         has succeeded; and more about it by name. Numbers beyond [-1, 1] are clipped. UserError,
         before anything moves, for NaN, another shape, and before the first `reset`.
         """
+        ...

@@ -30,9 +30,7 @@ class SuccessRate:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """`gain` = rate(b) - rate(a) on the same n initial states; `won` / `lost` are states only b /
-    only a solves.
-    """
+    """`gain` = rate(b) - rate(a) on n states, of which b alone solves `won` and a alone `lost`."""
 
     gain: float
     low: float
@@ -57,9 +55,7 @@ class Agreement:
     success_agreement: float  # of the real successes, the share imagined as successes (recall)
     failure_agreement: float  # of the real failures, the share imagined as failures (specificity)
     balanced: float  # mean of the two; 0.5 is chance
-    confusion: tuple[
-        tuple[int, int], tuple[int, int]
-    ]  # [real][imagined], index 0 failure, 1 success
+    confusion: tuple[tuple[int, int], tuple[int, int]]  # [real][imagined], 0 failure, 1 success
     n: int
 
 
@@ -73,30 +69,26 @@ def _outcomes(values, name: str) -> np.ndarray:
     return array.astype(bool)
 
 
-def _scores(values, labels: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    array = array if array.dtype.kind == "f" else array.astype(np.float64)
-    if array.shape != labels.shape or not np.isfinite(array).all():
+def _scored(labels, name: str, scores, score_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes bool (N,) of both kinds and a finite score (N,) of each."""
+    labels, scores = _outcomes(labels, name), np.asarray(scores)
+    scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
+    if scores.shape != labels.shape or not np.isfinite(scores).all():
         raise UserError(
-            f"{name} must hold {len(labels)} finite numbers, one an outcome; got shape"
-            f" {array.shape}."
+            f"{score_name} must hold {len(labels)} finite numbers, one an outcome; got shape"
+            f" {scores.shape}."
         )
-    return array
-
-
-def _require_both(labels: np.ndarray, name: str) -> None:
     if labels.all() or not labels.any():
         missing = "negatives" if labels.all() else "positives"
         raise UserError(
             f"{name} holds no {missing} among its {len(labels)} outcomes; "
             "collect episodes until there is at least one success and one failure."
         )
+    return labels, scores
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a success rate: Wilson's score interval, inside [0, 1] and sane even at 0 and
-    n successes.
-    """
+    """(low, high) of a success rate: Wilson's score interval, sane even at 0 and n successes."""
     if not (n >= 1 and 0 <= successes <= n and 0 < confidence < 1):
         raise UserError(
             f"No interval for {successes} successes in {n} episodes at confidence {confidence}; "
@@ -113,24 +105,6 @@ def success_rate(outcomes, confidence: float = 0.95) -> SuccessRate:
     outcomes = _outcomes(outcomes, "outcomes")
     successes, n = int(outcomes.sum()), len(outcomes)
     return SuccessRate(successes, n, successes / n, *wilson_interval(successes, n, confidence))
-
-
-def success_by_kind(outcomes, kinds, confidence: float = 0.95) -> dict[str, SuccessRate]:
-    """The success rate of every kind of initial state apart, in the order in which kinds appear.
-
-    outcomes: bool (N,); kinds: N names, such as "benchmark" and "drawn". Rates of different kinds
-    are never added up: what a policy learned on one kind says little about the other.
-    """
-    outcomes, kinds = _outcomes(outcomes, "outcomes"), list(kinds)
-    if len(kinds) != len(outcomes):
-        raise UserError(
-            f"there are {len(kinds)} kinds for {len(outcomes)} outcomes; name the kind of each"
-            " initial state"
-        )
-    return {
-        kind: success_rate(outcomes[[k == kind for k in kinds]], confidence)
-        for kind in dict.fromkeys(kinds)
-    }
 
 
 def paired_comparison(a, b, *, seed: int = 0, resamples: int = 10_000) -> PairedComparison:
@@ -161,13 +135,8 @@ def paired_comparison(a, b, *, seed: int = 0, resamples: int = 10_000) -> Paired
 
 
 def successful_lengths(trajectories) -> np.ndarray:
-    """finish_step of every successful trajectory, int (M,):
-    what `trajectory_length_ratio` takes.
-    """
-    return np.array(
-        [trajectory.finish_step for trajectory in trajectories if trajectory.success],
-        dtype=np.int64,
-    )
+    """finish_step of every successful trajectory, int (M,), for `trajectory_length_ratio`."""
+    return np.array([t.finish_step for t in trajectories if t.success], dtype=np.int64)
 
 
 def trajectory_length_ratio(base_lengths, other_lengths) -> float:
@@ -180,11 +149,8 @@ def trajectory_length_ratio(base_lengths, other_lengths) -> float:
     means = []
     for name, values in (("base_lengths", base_lengths), ("other_lengths", other_lengths)):
         lengths = np.asarray(values, dtype=np.float64)
-        if (
-            lengths.ndim != 1
-            or lengths.size == 0
-            or not (np.isfinite(lengths) & (lengths > 0)).all()
-        ):
+        positive = np.isfinite(lengths) & (lengths > 0)
+        if lengths.ndim != 1 or lengths.size == 0 or not positive.all():
             raise UserError(
                 f"{name} must hold at least one length, all positive; got {lengths.size} values. "
                 "A policy without a success has no length."
@@ -201,18 +167,14 @@ def agreement(real, imagined_score, threshold: float) -> Agreement:
     success. `auc` needs no threshold: the chance that a real success scores above a real failure,
     ties counting one half (Mann-Whitney). One class only: UserError.
     """
-    real = _outcomes(real, "real")
-    scores = _scores(imagined_score, real, "imagined_score")
-    _require_both(real, "real")
+    real, scores = _scored(real, "real", imagined_score, "imagined_score")
     positives, negatives = int(real.sum()), int((~real).sum())
-    auc = (stats.rankdata(scores)[real].sum() - positives * (positives + 1) / 2) / (
-        positives * negatives
-    )
+    above = stats.rankdata(scores)[real].sum() - positives * (positives + 1) / 2
     imagined = scores >= threshold
     hits, rejections = int((imagined & real).sum()), int((~imagined & ~real).sum())
     recall, specificity = hits / positives, rejections / negatives
     return Agreement(
-        float(auc),
+        float(above / (positives * negatives)),
         recall,
         specificity,
         (recall + specificity) / 2,
@@ -222,9 +184,7 @@ def agreement(real, imagined_score, threshold: float) -> Agreement:
 
 
 def f1_score(predictions, labels) -> float:
-    """F1 = 2 TP / (2 TP + FP + FN) of bool (N,) predictions. Raises UserError if no label is
-    positive: undefined.
-    """
+    """F1 = 2 TP / (2 TP + FP + FN) of bool (N,) predictions; UserError if no label is positive."""
     predictions, labels = _outcomes(predictions, "predictions"), _outcomes(labels, "labels")
     if predictions.shape != labels.shape:
         raise UserError(
@@ -245,9 +205,7 @@ def best_threshold(scores, labels) -> tuple[float, float]:
     are least likely to cross it), then the middle one. Raises UserError for one class only or equal
     scores.
     """
-    labels = _outcomes(labels, "labels")
-    scores = _scores(scores, labels, "scores")
-    _require_both(labels, "labels")
+    labels, scores = _scored(labels, "labels", scores, "scores")
     levels, inverse = np.unique(scores, return_inverse=True)  # ascending
     if len(levels) < 2:
         raise UserError(
@@ -263,8 +221,7 @@ def best_threshold(scores, labels) -> tuple[float, float]:
     best = best[np.isclose(gaps[best], gaps[best].max())]
     k = best[(len(best) - 1) // 2]
     middle = levels[k] + gaps[k] / 2
-    # Between adjacent floats the middle may round to the lower one, which must stay below the
-    # threshold.
+    # Between adjacent floats the middle may be the lower one, which must stay below the threshold.
     return float(middle if middle > levels[k] else levels[k + 1]), float(f1[k])
 
 
@@ -275,13 +232,7 @@ def psnr(a, b) -> np.ndarray:
     10 log10(255^2 / mean squared error); infinite for identical images.
     """
     a, b = np.asarray(a), np.asarray(b)
-    if (
-        a.dtype != np.uint8
-        or b.dtype != np.uint8
-        or a.shape != b.shape
-        or a.ndim < 3
-        or a.size == 0
-    ):
+    if not a.dtype == b.dtype == np.uint8 or a.shape != b.shape or a.ndim < 3 or not a.size:
         raise UserError(
             "psnr compares uint8 images (..., H, W, C) of one shape; "
             f"got {a.dtype} {a.shape} and {b.dtype} {b.shape}."
@@ -292,12 +243,8 @@ def psnr(a, b) -> np.ndarray:
 
 
 def auc_interval(real, scores, *, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """95 % percentile interval of the AUC of `agreement`: successes and failures are resampled
-    apart, so both stay.
-    """
-    real = _outcomes(real, "real")
-    scores = _scores(scores, real, "scores")
-    _require_both(real, "real")
+    """95 % interval of the AUC of `agreement`: successes and failures are resampled apart."""
+    real, scores = _scored(real, "real", scores, "scores")
     rng, good, bad = np.random.default_rng(seed), scores[real], scores[~real]
     # above[i, j]: 1 where success i scores above failure j, 1/2 for a tie
     above = (good[:, None] > bad[None]) + 0.5 * (good[:, None] == bad[None])
@@ -319,19 +266,16 @@ def valid_frames(imagined, truth, width: float = 7.0, visible: int = 10) -> np.n
     measure for reports, nothing is trained on it). width: pixels; visible: pixels of a thing that
     the true picture must show. T - 1 where nothing goes wrong.
     """
-    centers, counts = zip(
-        *(_color_centers(frames) for frames in (imagined, truth))
-    )  # (E, T, 3, 2), (E, T, 3)
-    seen = counts[1] >= visible
-    off = np.linalg.norm(centers[0] - centers[1], axis=-1) > width
-    wrong = (seen & (off | (counts[0] < 0.25 * counts[1]))).any(axis=-1)  # (E, T)
+    centers, counts = _color_centers(imagined)  # (E, T, 3, 2), (E, T, 3)
+    true_centers, true_counts = _color_centers(truth)
+    off = np.linalg.norm(centers - true_centers, axis=-1) > width
+    gone = counts < 0.25 * true_counts
+    wrong = ((true_counts >= visible) & (off | gone)).any(axis=-1)  # (E, T)
     return np.where(wrong.any(axis=1), wrong.argmax(axis=1) - 1, wrong.shape[1] - 1).clip(min=0)
 
 
 def _color_centers(frames) -> tuple[np.ndarray, np.ndarray]:
-    """Mean place (..., 3, 2) and number (..., 3) of the purely red, green and blue pixels of uint8
-    (..., H, W, 3).
-    """
+    """Mean place (..., 3, 2) and number (..., 3) of purely red, green and blue pixels."""
     x = np.asarray(frames).astype(np.int16)
     low, middle, high = np.moveaxis(np.sort(x, axis=-1), -1, 0)
     pure = (high - low > 70) & (middle - low < 0.35 * (high - low))
@@ -339,10 +283,8 @@ def _color_centers(frames) -> tuple[np.ndarray, np.ndarray]:
     counts = which.sum(axis=(-3, -2))
     rows, columns = np.arange(x.shape[-3])[:, None, None], np.arange(x.shape[-2])[None, :, None]
     total = np.maximum(counts, 1)
-    return (
-        np.stack([(which * axis).sum(axis=(-3, -2)) / total for axis in (rows, columns)], axis=-1),
-        counts,
-    )
+    centers = [(which * axis).sum(axis=(-3, -2)) / total for axis in (rows, columns)]
+    return np.stack(centers, axis=-1), counts
 
 
 @dataclass(frozen=True)
@@ -376,9 +318,8 @@ def mean_over_seeds(values, *, seed: int = 0, resamples: int = 4000) -> SeedMean
             f"a mean over seeds takes finite values (seeds, states); got shape {values.shape}"
         )
     (count, n), rng = values.shape, np.random.default_rng(seed)
-    states = rng.multinomial(
-        n, np.full(n, 1 / n), size=resamples
-    )  # (R, n) times that each is drawn
+    # How often each state is drawn, (R, n).
+    states = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     means = states @ values.T / n  # (R, S)
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     low, high = np.percentile((means * seeds).sum(axis=1) / count, (2.5, 97.5))

@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
 from wmpo_lite.batch import (  # noqa: F401
@@ -26,17 +25,22 @@ from wmpo_lite.batch import (  # noqa: F401
     valid_token_mask,
 )
 from wmpo_lite.common import parallel
-from wmpo_lite.common.errors import UserError
-
-if TYPE_CHECKING:
-    from wmpo_lite.trajectory import Trajectory
+from wmpo_lite.common.errors import UserError, check_choice, check_positive, check_range
+from wmpo_lite.groups import (  # noqa: F401
+    GroupStats,
+    filter_groups,
+    group_advantages,
+    group_rewards,
+    group_stats,
+    keep_groups,
+    require_signal,
+    trajectory_advantages,
+)
 
 # exp(20) is 5e8: past any use, yet finite, so a ratio times a zero advantage is 0 and not NaN
 MAX_LOG_RATIO = 20.0
-ROUNDING, ROUNDING_16_BIT = (
-    2e-3,
-    0.05,
-)  # mean difference of log-probs that another batch size may make
+# mean difference of log-probs that another batch size may make
+ROUNDING, ROUNDING_16_BIT = 2e-3, 0.05
 EXTREMES = {"ratio_max": max, "ratio_min": min}  # logs that an average would hide
 
 
@@ -52,12 +56,10 @@ class GRPOConfig:
     groups: int = 16  # groups an iteration
     clip_low: float = 0.20  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.28
-    std: Literal["population", "unbiased"] = (
-        "population"  # paper: population; its code: unbiased + 1e-6
-    )
-    ratio: Literal["token", "chunk"] = (
-        "token"  # paper: per chunk (sum of K x D log-probs); its code: per token
-    )
+    # paper: population; its code: unbiased + 1e-6
+    std: Literal["population", "unbiased"] = "population"
+    # paper: per chunk (sum of K x D log-probs); its code: per token
+    ratio: Literal["token", "chunk"] = "token"
     # What counts alike in the mean. "trajectory": every trajectory, whatever its length (the paper;
     # TRL's loss_type="grpo", verl's seq-mean-token-mean, OpenRLHF without token_level_loss);
     # "token": every valid token, so that long trajectories weigh more (DAPO; the defaults of TRL,
@@ -67,9 +69,8 @@ class GRPOConfig:
     # ratio (Dual-Clip PPO, arXiv 1912.09729; verl's clip_ratio_c, 3 by default, TRL's delta,
     # OpenRLHF's dual_clip). None: as far as the ratio goes (the paper)
     dual_clip: float | None = None
-    dynamic_sampling: Literal["drop", "range"] = (
-        "drop"  # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
-    )
+    # paper: all-equal groups go; its code: keep 0.1 <= mean <= 0.9
+    dynamic_sampling: Literal["drop", "range"] = "drop"
     lr: float = 3e-4
     # iterations over which lr rises: Adam's first steps are as long in directions that are all
     # noise as in any other
@@ -107,153 +108,9 @@ class GRPOConfig:
         check_dual_clip(self.dual_clip)
 
 
-def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
-
-
 def check_dual_clip(c: float | None) -> None:
     if c is not None and not (math.isfinite(c) and c > 1):
         raise UserError(f"dual_clip is {c}: expected a finite number above 1, or None.")
-
-
-def check_range(where: str, config, **minimum: int) -> None:
-    for name, least in minimum.items():
-        if getattr(config, name) < least:
-            raise UserError(f"{where}.{name} is {getattr(config, name)}: expected {least} or more.")
-
-
-def check_positive(where: str, config, *names: str) -> None:
-    for name in names:
-        if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
-            raise UserError(
-                f"{where}.{name} is {getattr(config, name)}: expected a finite number above 0."
-            )
-
-
-def table_of(rewards: torch.Tensor) -> torch.Tensor:
-    """Rewards (N_groups, G) of any number type as floating-point numbers; UserError for another
-    shape and for NaN.
-    """
-    rewards = torch.as_tensor(rewards)
-    rewards = rewards if rewards.is_floating_point() else rewards.float()
-    if rewards.ndim != 2 or not rewards.shape[1]:
-        raise UserError(
-            f"rewards have shape {tuple(rewards.shape)}; expected (N_groups, G), a row for each"
-            " group"
-        )
-    if not torch.isfinite(rewards).all():
-        raise UserError(
-            "rewards hold NaN or infinity, from which no group can be told better or worse; check"
-            " the reward model's weights and the rollouts"
-        )
-    return rewards
-
-
-def group_advantages(rewards: torch.Tensor, std: str = "population") -> torch.Tensor:
-    """A_i = (R_i - mean) / std inside each group: (N_groups, G) -> (N_groups, G); zero in a group
-    of equal rewards.
-    """
-    check_choice("std", std, ("population", "unbiased"))
-    rewards = table_of(rewards)
-    n = rewards.shape[1]
-    centered = rewards - rewards.mean(1, keepdim=True)  # (N_groups, G)
-    squares = centered.square().sum(1, keepdim=True)
-    scale = (squares / n).sqrt() if std == "population" else (squares / max(n - 1, 1)).sqrt() + 1e-6
-    # Rewards are compared, not std > 0: the mean of equal rewards rounds, and the division would
-    # blow that up to +-1.
-    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return torch.where(equal, torch.zeros_like(centered), centered / scale.masked_fill(equal, 1.0))
-
-
-def keep_groups(rewards: torch.Tensor, rule: str = "drop") -> torch.Tensor:
-    """Dynamic sampling: (N_groups, G) rewards -> bool (N_groups,), True for the groups that are
-    worth an update.
-
-    'drop' keeps every group whose rewards differ; 'range' (the paper's code) keeps 0.1 <= mean
-    reward <= 0.9.
-    """
-    check_choice("dynamic_sampling", rule, ("drop", "range"))
-    rewards = table_of(rewards)
-    if rule == "drop":
-        return rewards.amax(1) != rewards.amin(1)
-    mean = rewards.double().sum(1) / rewards.shape[1]
-    return (mean >= 0.1) & (mean <= 0.9)
-
-
-@dataclass(frozen=True)
-class GroupStats:
-    """How many groups dynamic sampling kept, and why it dropped the others."""
-
-    kept: int
-    all_success: int
-    all_failure: int
-    out_of_range: int = 0  # rewards differ, but their mean is outside [0.1, 0.9]
-
-    def message(self) -> str:
-        total = self.kept + self.all_success + self.all_failure + self.out_of_range
-        outside = f", {self.out_of_range} outside the range" if self.out_of_range else ""
-        return (
-            f"{self.kept} of {total} groups kept ({self.all_success} all successes,"
-            f" {self.all_failure} all failures{outside})"
-        )
-
-
-def group_stats(rewards: torch.Tensor, rule: str = "drop") -> GroupStats:
-    """Counts of `keep_groups` on rewards (N_groups, G)."""
-    rewards = table_of(rewards)
-    keep = keep_groups(rewards, rule)
-    equal = rewards.amax(1) == rewards.amin(1)
-    high = rewards[:, 0] > 0.5
-    count = lambda mask: int((mask & ~keep).sum())
-    return GroupStats(int(keep.sum()), count(equal & high), count(equal & ~high), count(~equal))
-
-
-def require_signal(stats: GroupStats) -> None:
-    """Raise UserError when no group is left: the update would otherwise do nothing, in silence."""
-    if stats.kept == 0:
-        raise UserError(
-            f"No group is left to learn from: {stats.message()}; raise the temperature or"
-            " group_size, or start from a policy (or a reward threshold) that yields both"
-            " successes and failures."
-        )
-
-
-def group_rewards(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort trajectories into groups: rewards, groups (N,) -> rewards (N_groups, G), their positions
-    (N_groups, G).
-    """
-    if rewards.shape != groups.shape or groups.ndim != 1:
-        raise UserError(
-            f"there are rewards of shape {tuple(rewards.shape)} and group numbers of shape "
-            f"{tuple(groups.shape)}; expected one of each for each trajectory"
-        )
-    if len(groups) == 0 or bool((groups < 0).any()):
-        raise UserError(
-            "GRPO needs trajectories sampled in groups: there are none, or some have no group (-1)."
-        )
-    sizes = torch.unique(groups, return_counts=True)[1]
-    if bool((sizes != sizes[0]).any()):
-        raise UserError(
-            f"Groups have different sizes ({int(sizes.min())} to {int(sizes.max())} trajectories): "
-            "expected the same group_size for all; sample whole groups."
-        )
-    positions = torch.argsort(groups, stable=True).view(len(sizes), -1)  # (N_groups, G)
-    return rewards[positions], positions
-
-
-def filter_groups(
-    trajectories: list[Trajectory], rule: str = "drop"
-) -> tuple[list[Trajectory], GroupStats]:
-    """Dynamic sampling on trajectories: those of the kept groups, group by group,
-    and the counts.
-    """
-    rewards = torch.tensor([float(t.success) for t in trajectories])
-    table, positions = group_rewards(
-        rewards, torch.tensor([t.group for t in trajectories], dtype=torch.long)
-    )
-    kept = positions[keep_groups(table, rule)].flatten().tolist()
-    return [trajectories[i] for i in kept], group_stats(table, rule)
 
 
 def policy_loss(
@@ -304,17 +161,16 @@ def policy_loss(
         loss = -means.sum() / there.any(2).sum().clamp(min=1)
     with torch.no_grad():
         d, seen = difference[mask].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), r[valid]
-        logs = (
-            {
-                "clip_fraction": stopped[valid].float().mean(),
-                "approx_kl": (d.exp() - 1 - d).mean(),
-                "ratio_max": seen.max(),
-                "ratio_min": seen.min(),
-            }
-            if len(seen)
-            else {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
-        )
-    return loss, {name: float(value) for name, value in logs.items()}
+        if not len(seen):
+            none = {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}
+            return loss, none
+        logs = {
+            "clip_fraction": float(stopped[valid].float().mean()),
+            "approx_kl": float((d.exp() - 1 - d).mean()),
+            "ratio_max": float(seen.max()),
+            "ratio_min": float(seen.min()),
+        }
+    return loss, logs
 
 
 def loss_count(mask: torch.Tensor, ratio: str, aggregation: str) -> int:
@@ -347,128 +203,107 @@ def update(
     those of this policy at this temperature, a loss or gradient that is not finite (that step is
     not taken).
     """
-    advantages = torch.zeros(0) if batch is None else trajectory_advantages(batch, config)
-    mask = None if batch is None else batch.mask
-    places, total = own_places([] if batch is None else batch.groups.tolist())
+    advantages, groups = torch.zeros(0), []
+    if batch is not None:
+        advantages = trajectory_advantages(batch, config.group_size, config.std)
+        groups = batch.groups.tolist()
+    places, total = parallel.places(groups)
     if not total:
         require_signal(GroupStats(0, 0, 0))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = parameters[0].device
-    sums, counts, steps = {}, {}, 0
+    logs, step = _Logs(), 0
     with evaluating(policy):
         for _ in range(config.epochs):
-            for minibatch in minibatches(
-                torch.randperm(total, generator=generator), config.minibatch
-            ):
+            order = torch.randperm(total, generator=generator)
+            for minibatch in minibatches(order, config.minibatch):
                 optimizer.zero_grad(set_to_none=True)
-                surprise = [0.0, 0]  # sum of |log ratio| and number of valid tokens
                 there = places[minibatch]
                 mine = there[there >= 0]
-                part = mask[mine] if len(mine) else torch.zeros(0, 1, 1, 1, dtype=torch.bool)
-                whole = loss_count(part, config.ratio, config.loss_aggregation)
-                whole = max(1, sum(parallel.collect(whole)))
-                for index in mine.split(config.micro_batch or len(mine)) if len(mine) else ():
-                    valid, old = mask[index].to(device), batch.log_probs[index].to(device)
-                    new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
-                    loss, parts = policy_loss(
-                        new,
-                        old,
-                        advantages[index].to(device),
-                        valid,
-                        config.clip_low,
-                        config.clip_high,
-                        config.ratio,
-                        config.loss_aggregation,
-                        config.dual_clip,
-                    )
-                    if not torch.isfinite(loss):
-                        raise UserError(
-                            f"The GRPO loss is {loss.item()} at update {steps}: lower lr "
-                            f"(now {config.lr}), and check the policy's weights for NaN."
-                        )
-                    tokens = int(valid.sum())
-                    count = loss_count(valid, config.ratio, config.loss_aggregation)
-                    surprise[0] += float((new.detach() - old)[valid].abs().sum())
-                    surprise[1] += tokens
-                    if loss.requires_grad:  # the loss is a mean, so shares add up exactly
-                        (loss * (count / whole)).backward()
-                    parts |= {
-                        "loss": loss.item(),
-                        "entropy": float(entropy.detach()[valid].mean()) if tokens else 0.0,
-                    }
-                    chunks = int(valid.flatten(2).any(-1).sum())
-                    weights = {
-                        "loss": count,
-                        "clip_fraction": tokens if config.ratio == "token" else chunks,
-                    }
-                    for name, value in parts.items():
-                        if name in EXTREMES:
-                            sums[name] = EXTREMES[name](sums.get(name, value), value)
-                        else:
-                            _add(sums, counts, name, value, weights.get(name, tokens))
+                surprise = _backward(policy, batch, mine, advantages, config, logs, step)
                 parallel.add_gradients(parameters)
-                if steps == 0:
+                if step == 0:
                     gap, tokens = (sum(part) for part in zip(*parallel.collect(surprise)))
                     check_on_policy(policy, gap / max(1, tokens), config.temperature)
-                norm = optimizer_step(optimizer, config.grad_clip, f"GRPO update {steps}")
-                _add(sums, counts, "grad_norm", norm, 1)
-                steps += 1
-    sums, counts = _join(parallel.collect((sums, counts)))
-    return {
-        name: value if name in EXTREMES else value / max(1, counts[name])
-        for name, value in sums.items()
-    }
+                norm = optimizer_step(optimizer, config.grad_clip, f"GRPO update {step}")
+                logs.add("grad_norm", norm, 1)
+                step += 1
+    return logs.of_all_processes()
 
 
-def trajectory_advantages(batch: RolloutBatch, config: GRPOConfig) -> torch.Tensor:
-    """Advantages (N,) of a batch of whole groups; UserErrors of `update` for what cannot be learned
-    from.
+def _backward(
+    policy,
+    batch: RolloutBatch | None,
+    mine: torch.Tensor,
+    advantages: torch.Tensor,
+    config: GRPOConfig,
+    logs: _Logs,
+    step: int,
+) -> tuple[float, int]:
+    """The gradient of this process's part of a minibatch, trajectories `mine` (m,) of `batch`, in
+    passes of `micro_batch`. Returns the sum of |log ratio| of its valid tokens and their number.
     """
-    table, positions = group_rewards(batch.rewards, batch.groups)
-    if (
-        table.shape[1] != config.group_size
-    ):  # such as two rounds of sampling that number their groups alike
-        raise UserError(
-            f"Groups hold {table.shape[1]} trajectories, but GRPOConfig.group_size is"
-            f" {config.group_size}: give each group its own number."
+    count = lambda mask: loss_count(mask, config.ratio, config.loss_aggregation)
+    whole = parallel.collect(0 if batch is None else count(batch.mask[mine]))
+    if batch is None or not len(mine):
+        return 0.0, 0
+    device, gap, seen = next(policy.parameters()).device, 0.0, 0
+    for index in mine.split(config.micro_batch or len(mine)):
+        valid, old = batch.mask[index].to(device), batch.log_probs[index].to(device)
+        new, entropy = batch_log_probs(policy, batch, index, config.temperature, device)
+        loss, said = policy_loss(
+            new,
+            old,
+            advantages[index].to(device),
+            valid,
+            config.clip_low,
+            config.clip_high,
+            config.ratio,
+            config.loss_aggregation,
+            config.dual_clip,
         )
-    require_signal(group_stats(table, "drop"))
-    if not torch.isfinite(batch.log_probs[batch.mask]).all():
-        raise UserError(
-            "Some trajectories lack the log-probs of the policy that sampled them: record rollouts"
-            " with their log-probs for GRPO."
-        )
-    advantages = torch.empty(len(batch.rewards))
-    advantages[positions] = group_advantages(table, config.std).float()
-    return advantages
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The GRPO loss is {loss.item()} at update {step}: lower lr "
+                f"(now {config.lr}), and check the policy's weights for NaN."
+            )
+        if loss.requires_grad:  # the loss is a mean, so shares add up exactly
+            (loss * (count(valid) / max(1, sum(whole)))).backward()
+        tokens, chunks = int(valid.sum()), int(valid.flatten(2).any(-1).sum())
+        gap, seen = gap + float((new.detach() - old)[valid].abs().sum()), seen + tokens
+        said["loss"] = loss.item()
+        said["entropy"] = float(entropy.detach()[valid].mean()) if tokens else 0.0
+        ratios = tokens if config.ratio == "token" else chunks
+        weights = {"loss": count(valid), "clip_fraction": ratios}
+        for name, value in said.items():
+            logs.add(name, value, weights.get(name, tokens))
+    return gap, seen
 
 
-def own_places(groups: list[int]) -> tuple[torch.Tensor, int]:
-    """Where the trajectories of all processes, sorted by group, are in this one (-1: in another):
-    (total,), total. groups: the group of each trajectory here. One process keeps its order.
-    """
-    found = parallel.collect(groups)
-    *before, total = np.cumsum([0, *map(len, found)]).tolist()
-    order = torch.arange(total)
-    if parallel.count() > 1:
-        order = torch.argsort(torch.tensor(sum(found, []), dtype=torch.long), stable=True)
-    order = order - before[parallel.rank()]
-    return order.masked_fill((order < 0) | (order >= len(groups)), -1), total
+class _Logs:
+    """Weighted means of what the passes of an update say, and the extremes."""
 
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
-def _join(parts: list[tuple[dict, dict]]) -> tuple[dict, dict]:
-    """Sums and counts of all processes as one."""
-    (sums, counts), *others = parts
-    for more, number in others:
-        for name, value in more.items():
-            join = EXTREMES.get(name, operator.add)
-            sums[name] = join(sums[name], value) if name in sums else value
-            counts[name] = counts.get(name, 0) + number.get(name, 0)
-    return sums, counts
+    def add(self, name: str, value: float, count: int) -> None:
+        if name in EXTREMES:
+            self.sums[name] = EXTREMES[name](self.sums.get(name, value), value)
+        else:
+            self.sums[name] = self.sums.get(name, 0.0) + value * count
+            self.counts[name] = self.counts.get(name, 0) + count
 
-
-def _add(sums: dict, counts: dict, name: str, mean: float, count: int) -> None:
-    sums[name], counts[name] = sums.get(name, 0.0) + mean * count, counts.get(name, 0) + count
+    def of_all_processes(self) -> dict[str, float]:
+        (sums, counts), *others = parallel.collect((self.sums, self.counts))
+        for more, number in others:
+            for name, value in more.items():
+                join = EXTREMES.get(name, operator.add)
+                sums[name] = join(sums[name], value) if name in sums else value
+                counts[name] = counts.get(name, 0) + number.get(name, 0)
+        return {
+            name: value if name in EXTREMES else value / max(1, counts[name])
+            for name, value in sums.items()
+        }
 
 
 def check_on_policy(policy, surprise: float, temperature: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from wmpo_lite.actions import check_actions
 from wmpo_lite.common import parallel
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.reward import last_judged
+from wmpo_lite.reward_model import RewardModel, last_judged
 from wmpo_lite.trajectory import InitialStates
 
 PIECE = 64  # episodes that one pass moves: pieces that fit the cache run faster
@@ -45,16 +45,10 @@ class ImaginedEnv:
         stop: bool = True,
         action_names=("dx", "dy", "dz", "gripper"),
     ):
-        for net in (
-            autoencoder,
-            world_model,
-        ):  # the layout in which convolutions are fastest on a CPU
-            net.to(memory_format=torch.channels_last)
-        self.autoencoder, self.world_model, self.reward_model = (
-            autoencoder,
-            world_model,
-            reward_model,
-        )
+        for net in (autoencoder, world_model):
+            net.to(memory_format=torch.channels_last)  # in which convolutions are fastest on a CPU
+        self.autoencoder, self.world_model = autoencoder, world_model
+        self.reward_model: RewardModel | None = reward_model
         self._threshold, self.num_inference_steps = threshold, num_inference_steps
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
         self.reward_stride, self.min_consecutive, self.stop = reward_stride, min_consecutive, stop
@@ -64,7 +58,11 @@ class ImaginedEnv:
     @property
     def threshold(self) -> float:
         """What a window's success probability must reach."""
-        return float(self.reward_model.threshold) if self._threshold is None else self._threshold
+        if self._threshold is not None:
+            return self._threshold
+        if self.reward_model is None:
+            raise UserError("without a reward model imagination has no threshold; give it either")
+        return float(self.reward_model.threshold)
 
     def reset(self, states: InitialStates) -> np.ndarray:
         """Start one episode per recorded first frame; returns uint8 (B, H, W, 3)."""
@@ -91,14 +89,11 @@ class ImaginedEnv:
 
     @torch.no_grad()
     def step_chunk(self, actions: np.ndarray, every_frame: bool = True):
-        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info of the
-        contract.
-        """
-        actions = check_actions(
-            actions, len(self.done) if hasattr(self, "done") else None, self.action_dim
-        )
-        actions = torch.from_numpy(actions).float().clamp(-1, 1).to(self.state.reference.device)
-        batch, chunk, _ = actions.shape
+        """Imagine K control steps: actions (B, K, D) in [-1, 1] -> frames, done, info."""
+        started = len(self.done) if hasattr(self, "done") else None
+        checked = torch.from_numpy(check_actions(actions, started, self.action_dim)).float()
+        moves = checked.clamp(-1, 1).to(self.state.reference.device)  # (B, K, D)
+        batch, chunk, _ = moves.shape
         live = np.flatnonzero(~self.done) if self.stop else np.arange(batch)
         frames = self.recent[:, -1:].repeat(1, chunk, 1, 1, 1)
         done = np.repeat(self.done[:, None], chunk, axis=1)
@@ -107,7 +102,7 @@ class ImaginedEnv:
             for i in pieces(len(live)):
                 part = live[i]
                 new, after = self.world_model.next_frames(
-                    self.state.rows(part), actions[part], noise[i], self.num_inference_steps
+                    self.state.rows(part), moves[part], noise[i], self.num_inference_steps
                 )
                 for whole, rows in zip(self.state, after):
                     whole[part] = rows
@@ -130,26 +125,20 @@ class ImaginedEnv:
         if self.reward_model is None:
             return
         newest = self.frame + frames.shape[1]
-        rest = newest - last_judged(
-            newest, self.reward_stride
-        )  # frames that the next chunk's windows will judge
+        # Frames that the next chunk's windows will judge.
+        rest = newest - last_judged(newest, self.reward_stride)
         seen = torch.cat([self.recent[live], frames[live]], dim=1)
-        seen = seen[:, : seen.shape[1] - rest]
-        scores = self.reward_model.slide(
-            seen, [self.instructions[i] for i in live], self.reward_stride
-        )
+        seen, texts = seen[:, : seen.shape[1] - rest], [self.instructions[i] for i in live]
+        scores = self.reward_model.slide(seen, texts, self.reward_stride)
         if not scores.shape[1]:
             return
-        scores, hold = (
-            np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1),
-            self.min_consecutive,
-        )
+        hold = self.min_consecutive
+        scores = np.concatenate([self.latest[live], scores.cpu().numpy()], axis=1)
         self.latest[live] = scores[:, scores.shape[1] - hold + 1 :]
         scores = np.lib.stride_tricks.sliding_window_view(scores, hold, axis=1).min(axis=-1)
         self.scores[live] = np.maximum(self.scores[live], scores.max(axis=1))
         over = np.zeros((len(live), done.shape[1]), dtype=bool)
-        ends = over[:, ::-1][
-            :, rest : rest + self.reward_stride * scores.shape[1] : self.reward_stride
-        ]
+        stride = self.reward_stride
+        ends = over[:, ::-1][:, rest : rest + stride * scores.shape[1] : stride]
         ends[...] = scores[:, ::-1] >= self.threshold
         done[live] |= np.maximum.accumulate(over, axis=1)

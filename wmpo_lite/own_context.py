@@ -71,40 +71,29 @@ class Episodes:
         frames = (s + torch.arange(1 - context, 1)).clamp(min=0)
         steps = s + torch.arange(1 - context, 0)
         actions = self.actions[e, steps.clamp(min=0)] * (steps >= 0)[..., None]
-        return State(
-            self.at(e[:, 0], 0),
-            self.at(e, frames),
-            actions,
-            self.path[e[:, 0], s[:, 0]],
-        )
+        path = self.path[e[:, 0], s[:, 0]]
+        return State(self.at(e[:, 0], 0), self.at(e, frames), actions, path)
 
     def future(self, episode, frame, k: int):
         """The k frames (B, k, C, h, w) after `frame` and the actions (B, k, D) that led to them."""
         e, s = torch.as_tensor(episode)[:, None], torch.as_tensor(frame)[:, None]
-        return (
-            self.at(e, s + 1 + torch.arange(k)),
-            self.actions[e, s + torch.arange(k)],
-        )
+        steps = s + torch.arange(k)
+        return self.at(e, steps + 1), self.actions[e, steps]
 
     def weights(self, windows: WindowConfig, k: int) -> np.ndarray:
-        """How often each window (E, T), by its newest recorded frame, is drawn; 0 where it would
-        reach too far.
-        """
+        """How often each window (E, T), by its newest frame, is drawn; 0 if it reaches too far."""
         grip = np.sign(self.actions[..., -1].numpy())
         # at the step that opens or closes
         turns = np.pad(grip[:, 1:] != grip[:, :-1], ((0, 0), (1, 0)))
-        soon = (
-            sum(np.pad(turns[:, d:], ((0, 0), (0, d))) for d in range(min(6, turns.shape[1]))) > 0
-        )
+        ahead = range(min(6, turns.shape[1]))
+        soon = np.any([np.pad(turns[:, d:], ((0, 0), (0, d))) for d in ahead], axis=0)
         weight = 1.0 + windows.events * soon
         steps = np.arange(weight.shape[1])
         return weight * (steps[None] + k <= self.last[:, None])
 
 
 class Pool:
-    """B slots, each somewhere in an episode with recorded or own frames as its context. `tensors`:
-    for checkpoints.
-    """
+    """B slots, each in an episode with recorded or own frames as context; `tensors` are saved."""
 
     def __init__(self, episodes: Episodes, model, windows: WindowConfig):
         c = model.config
@@ -144,9 +133,8 @@ class Pool:
         ends = t["frame"].numpy() + c.frames > self.episodes.last[t["episode"].numpy()]
         draws, firsts = rng.random(n) * self.cumulative[-1], rng.integers(len(self.starts), size=n)
         begins, far = rng.random(n) < self.windows.start, rng.random(n)
-        most = round(
-            self.windows.own * min(1.0, step / self.windows.ramp if self.windows.ramp else 1.0)
-        )
+        risen = min(1.0, step / self.windows.ramp) if self.windows.ramp else 1.0
+        most = round(self.windows.own * risen)
         rows = np.flatnonzero((t["left"].numpy() < 0) | ends)
         if not len(rows):
             return
@@ -170,11 +158,8 @@ class Pool:
         newest = self.episodes.at(t["episode"], t["frame"]).to(self.device)
         previous = torch.cat([newest[:, None], target[:, :-1]], dim=1)
         rms = lambda x: x.square().mean(dim=2, keepdim=True).sqrt().clamp(max=1)
-        weight = (
-            1
-            + w.motion * rms(target - previous)
-            + w.change * rms(target - state.reference[:, None])
-        )
+        change = target - state.reference[:, None]
+        weight = 1 + w.motion * rms(target - previous) + w.change * rms(change)
         level = (w.noise * torch.rand(w.batch, generator=generator)).to(self.device)
         own = parallel.rows(w.batch)
         loss, x0, times = self.model.loss(

@@ -7,7 +7,7 @@ import torch
 
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.progress import progress
-from wmpo_lite.trajectory import InitialStates, Trajectory
+from wmpo_lite.trajectory import InitialStates, Trajectory, outcomes
 
 
 def rollout(
@@ -41,58 +41,54 @@ def rollout(
         )
     policy.check_environment(env)
     policy.eval()
-    chunk, generator, out = policy.config.chunk, torch.Generator().manual_seed(seed), []
+    generator, found = torch.Generator().manual_seed(seed), []
     pieces = range(0, len(states), batch)
     for begin in progress(pieces, desc=desc, disable=desc is None or len(pieces) < 2):
         part = states[begin : begin + batch]
-        current = env.reset(part)
-        frames, tokens, log_probs, actions, done = [current[:, None]], [], [], [], []
-        for step in range(0, horizon, chunk):
-            chosen, log_p, acts = (
-                x[:, : horizon - step]
-                for x in policy.act(
-                    torch.from_numpy(np.ascontiguousarray(current)),
-                    env.instructions,
-                    temperature,
-                    generator,
-                )
-            )
-            images, finished, _ = env.step_chunk(acts.cpu().numpy(), every_frame=every_frame)
-            if not every_frame:
-                images = np.concatenate(
-                    [np.repeat(current[:, None], acts.shape[1] - 1, axis=1), images], axis=1
-                )
-            (
-                frames.append(images),
-                tokens.append(chosen),
-                log_probs.append(log_p),
-                actions.append(acts),
-                done.append(finished),
-            )
-            current = images[:, -1]
-        frames, done = np.concatenate(frames, axis=1), np.concatenate(done, axis=1)
-        tokens, log_probs, actions = (
-            torch.cat(x, dim=1).cpu().numpy() for x in (tokens, log_probs, actions)
+        frames, done, sampled = _act_out(
+            policy, env, part, horizon, temperature, generator, every_frame
         )
+        success, finish_step = outcomes(done)
         for b in range(len(part)):
-            success = bool(done[b].any())
-            out.append(
+            found.append(
                 Trajectory(
                     frames=frames[b],
-                    actions=actions[b].astype(np.float32),
-                    tokens=tokens[b],
-                    log_probs=log_probs[b].astype(np.float32),
-                    success=success,
-                    finish_step=int(done[b].argmax()) + 1 if success else horizon,
+                    **{name: array[b] for name, array in sampled.items()},
+                    success=success[b],
+                    finish_step=finish_step[b],
                     instruction=env.instructions[b],
                     initial_state=part.states[b],
                     split=part.split,
                     index=int(part.indices[b]),
                     group=-1 if groups is None else int(groups[begin + b]),
-                    chunk=chunk,
+                    chunk=policy.config.chunk,
                 )
             )
-    return out
+    return found
+
+
+def _act_out(
+    policy, env, states: InitialStates, horizon: int, temperature, generator, every_frame: bool
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    """A batch of episodes: frames (B, T + 1, H, W, 3), done (B, T), what was sampled (B, T, D)."""
+    current = env.reset(states)
+    frames, done = [current[:, None]], []
+    sampled = {"tokens": [], "log_probs": [], "actions": []}
+    for step in range(0, horizon, policy.config.chunk):
+        newest = torch.from_numpy(np.ascontiguousarray(current))
+        chosen = policy.act(newest, env.instructions, temperature, generator)
+        chosen = [array[:, : horizon - step].cpu().numpy() for array in chosen]
+        for arrays, array in zip(sampled.values(), chosen):
+            arrays.append(array)
+        images, finished, _ = env.step_chunk(chosen[-1], every_frame=every_frame)
+        if not every_frame:  # those between repeat the older one
+            between = np.repeat(current[:, None], chosen[-1].shape[1] - 1, axis=1)
+            images = np.concatenate([between, images], axis=1)
+        frames.append(images)
+        done.append(finished)
+        current = images[:, -1]
+    sampled = {name: np.concatenate(arrays, axis=1) for name, arrays in sampled.items()}
+    return np.concatenate(frames, axis=1), np.concatenate(done, axis=1), sampled
 
 
 def replay(
@@ -127,9 +123,8 @@ def replay(
         frames, done = [env.reset(states[begin : begin + batch])[:, None]], []
         for s in range(0, actions.shape[1], chunk):
             images, finished, _ = env.step_chunk(actions[:, s : s + chunk], every_frame=every_frame)
-            frames.append(images), done.append(finished)
-        (
-            all_frames.append(np.concatenate(frames, axis=1)),
-            all_done.append(np.concatenate(done, axis=1)),
-        )
+            frames.append(images)
+            done.append(finished)
+        all_frames.append(np.concatenate(frames, axis=1))
+        all_done.append(np.concatenate(done, axis=1))
     return np.concatenate(all_frames), np.concatenate(all_done)

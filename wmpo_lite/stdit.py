@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wmpo_lite.conditioning import Context, DenoiserConfig, compose, time_features
+from wmpo_lite.conditioning import Context, DenoiserConfig, compose, start_at_zero, time_features
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -16,9 +16,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class STBlock(nn.Module):
-    """Attention and MLP under AdaLN with gates. Spatial: tokens of one frame; temporal: one place
-    and its past.
-    """
+    """Attention and MLP under gated AdaLN: over tokens of a frame, or a place and its past."""
 
     def __init__(self, width: int, heads: int, temporal: bool):
         super().__init__()
@@ -26,28 +24,21 @@ class STBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(
-            self.modulation.weight
-        )  # zero gates: at the start every block is the identity
-        nn.init.zeros_(self.modulation.bias)
+        start_at_zero(self.modulation)  # closed gates: every block is the identity
 
     def forward(
         self, x: torch.Tensor, condition: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
         batch, frames, tokens, width = x.shape  # (B, T, N, W); condition (B, T, W)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, :, None].chunk(
-            6, dim=-1
-        )
+        modulation = self.modulation(condition)[:, :, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         h = torch.addcmul(shift1, F.layer_norm(x, (width,)), 1 + scale1)
-        q, k, v = (
-            self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(3)
-        )  # each (B, T, N, heads, d)
+        # q, k and v, each (B, T, N, heads, d)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(3)
         if self.temporal:
             q, k, v = (part.permute(0, 2, 3, 1, 4) for part in (q, k, v))  # (B, N, heads, T, d)
-            h = F.scaled_dot_product_attention(
-                rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True
-            )
-            h = h.permute(0, 3, 1, 2, 4)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(0, 3, 1, 2, 4)
         else:
             q, k, v = (part.transpose(2, 3) for part in (q, k, v))  # (B, T, heads, N, d)
             h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
@@ -57,9 +48,10 @@ class STBlock(nn.Module):
 
 
 class SpaceTimeDiT(nn.Module):
-    """The paper's denoiser: frames as tokens, each frame modulated by its own noise level and its
-    own action.
-    """
+    """The paper's denoiser: each frame's tokens under its own noise level and its own action."""
+
+    cos: torch.Tensor  # (T, width of a head / 2), as `sin`
+    sin: torch.Tensor
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
@@ -67,35 +59,23 @@ class SpaceTimeDiT(nn.Module):
         tokens, features = (c.latent_size // c.patch) ** 2, c.latent_channels * c.patch**2
         # Frames that are known enter through their own projection: they are pictures, the others
         # mostly noise.
-        self.embed_known, self.embed_noisy = (
-            nn.Linear(features, c.width),
-            nn.Linear(features, c.width),
-        )
+        self.embed_known = nn.Linear(features, c.width)
+        self.embed_noisy = nn.Linear(features, c.width)
         self.position = nn.Parameter(torch.randn(1, 1, tokens, c.width) * 0.02)
-        self.embed_time = nn.Sequential(
-            nn.Linear(64, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
-        )
-        inputs = c.action_dim * (1 + 3 * c.path)
-        self.embed_action = nn.Sequential(
-            nn.Linear(inputs, c.width), nn.SiLU(), nn.Linear(c.width, c.width)
-        )
-        self.null_action = nn.Parameter(
-            torch.zeros(c.width)
-        )  # of the reference, that no action led to
+        mlp = lambda n: nn.Sequential(nn.Linear(n, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.embed_time = mlp(64)
+        self.embed_action = mlp(c.action_dim * (1 + 3 * c.path))
+        self.null_action = nn.Parameter(torch.zeros(c.width))  # of the reference: none led to it
         self.blocks = nn.ModuleList(
             STBlock(c.width, c.heads, bool(i % 2)) for i in range(2 * c.depth)
         )
-        self.final, self.head = (
-            nn.Linear(c.width, 2 * c.width),
-            nn.Linear(c.width, c.outputs * c.patch**2),
-        )
-        for layer in (self.final, self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.final = nn.Linear(c.width, 2 * c.width)
+        self.head = nn.Linear(c.width, c.outputs * c.patch**2)
+        start_at_zero(self.final)
+        start_at_zero(self.head)
         half = c.width // c.heads // 2
-        angles = torch.arange(1 + c.context + c.frames)[:, None] * 100.0 ** (
-            -torch.arange(half) / half
-        )
+        places = torch.arange(1 + c.context + c.frames)[:, None]
+        angles = places * 100.0 ** (-torch.arange(half) / half)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -109,11 +89,8 @@ class SpaceTimeDiT(nn.Module):
         b, t, _, _ = x.shape
         p, s = self.config.patch, self.config.latent_size // self.config.patch
         c = x.shape[-1] // p**2
-        return (
-            x.reshape(b, t, s, s, c, p, p)
-            .permute(0, 1, 4, 2, 5, 3, 6)
-            .reshape(b, t, c, s * p, s * p)
-        )
+        tiles = x.reshape(b, t, s, s, c, p, p).permute(0, 1, 4, 2, 5, 3, 6)
+        return tiles.reshape(b, t, c, s * p, s * p)
 
     def _conditions(self, t: torch.Tensor, context: Context, actions: torch.Tensor) -> torch.Tensor:
         """Of every frame, (B, T, W): its noise level and the action that led to it."""

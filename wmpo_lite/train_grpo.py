@@ -6,18 +6,23 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Generator
+from torch.optim import AdamW
 
 from wmpo_lite import grpo
 from wmpo_lite.common import checkpoint, parallel
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import require
 from wmpo_lite.common.progress import progress
 from wmpo_lite.rollout import rollout
-from wmpo_lite.train import load_progress, origin, save_progress
+from wmpo_lite.train import set_rate
+from wmpo_lite.training_state import due, origin, resume, save_progress
 from wmpo_lite.trajectory import InitialStates
+
+SAVE_EVERY = 5  # iterations between checkpoints
 
 
 def optimize(
@@ -34,22 +39,19 @@ def optimize(
     on_log: Callable | None = None,
     refill: int = 1,
     freeze_vision: bool = False,
-    save_every: int = 5,
     tolerate_silence: bool = False,
     made_from: dict | None = None,
 ) -> list[dict]:
-    """Improve `policy` in place by `iterations` rounds of rollouts and updates; returns one record
-    a round.
+    """Improve `policy` in place by rounds of rollouts and updates; returns one record a round.
 
     make_env(seed) gives the environment of one iteration (an imagined one draws its noise from that
     seed, through `parallel.draw`); states: pool of initial states, of which every iteration takes
     `config.groups` at random, each repeated `config.group_size` times (paper: 64 x 8). Groups
     without signal are dropped and drawn anew in up to `refill` further rounds (paper: until the
-    batch is full). folder: checkpoint
-    here and continue what is found, if it began with the same weights, settings, seed and states;
-    made_from: what else the result depends on (the world model), as plain values by name.
-    tolerate_silence: skip an iteration in which every group was dropped (a real rollout budget is
-    spent all the same); otherwise UserError.
+    batch is full). tolerate_silence: skip an iteration in which every group was dropped (a real
+    rollout budget is spent all the same); otherwise UserError. folder: checkpoint here and continue
+    what is found, if it was made from the same weights, settings, seed, states and `made_from` (the
+    world model, say, as plain values by name).
 
     Several processes share out the groups of an iteration, each a whole one, and keep the policy
     alike; the first one writes and logs. Up to 256 trajectories an iteration they sample what one
@@ -57,89 +59,64 @@ def optimize(
     """
     parallel.require_work(config.groups, "groups")
     parallel.same_weights(policy)
-    if len(states) < 1:
-        raise UserError(
-            f"stage '{stage}' has no initial states to start from; record rollouts first"
-        )
+    require(len(states) > 0, f"stage '{stage}' has no initial states; record rollouts first")
     policy.train_vision(not freeze_vision)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-    made = origin(
-        policy,
-        folder,
-        name=stage,
-        seed=seed,
-        steps=iterations,
-        horizon=horizon,
-        refill=refill,
-        **dataclasses.asdict(dataclasses.replace(config, micro_batch=None)),  # changes no weight
-        states=_digest(states) if folder is not None else "",
-        **(made_from or {}),
-    )
-    records, start = [], 0
-    if folder is not None and (Path(folder) / "progress.json").exists():
-        start, records = load_progress(folder, policy, optimizer, None, made)
-    bar = progress(
-        range(start, iterations), initial=start, total=iterations, desc=stage, mininterval=1
-    )
-    for iteration in bar:
-        clock = time.monotonic()
-        rng = np.random.default_rng([seed, iteration])
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(
-                1.0, (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1)
-            )
-        kept, all_rewards, stats = [], [], grpo.GroupStats(0, 0, 0)
-        for attempt in range(1 + refill):
-            missing = config.groups - stats.kept
-            if missing <= 0:
-                break
-            batch = _sample(policy, make_env, states, config, rng, missing, attempt, horizon)
-            good, found = (
-                grpo.filter_groups(batch, config.dynamic_sampling)
-                if batch
-                else ([], grpo.GroupStats(0, 0, 0))
-            )
-            kept += good
-            for rewards, counts in parallel.collect(([t.success for t in batch], found)):
-                all_rewards += rewards
-                stats = _both(stats, counts)
-        record = {
-            "stage": stage,
-            "step": iteration + 1,
-            "success": float(np.mean(all_rewards)),
-            "rollouts": len(all_rewards),
-            "kept": stats.kept,
-            "all_success": stats.all_success,
-            "all_failure": stats.all_failure,
-            "out_of_range": stats.out_of_range,
-        }
-        if stats.kept:
-            data = grpo.batch_from_trajectories(kept) if kept else None
-            record["valid_fraction"] = _valid_fraction(data)
-            record |= grpo.update(
-                policy,
-                optimizer,
-                data,
-                config,
-                torch.Generator().manual_seed(int(rng.integers(2**31))),
-            )
-        elif not tolerate_silence:
-            grpo.require_signal(stats)
-        record["seconds"] = round(time.monotonic() - clock, 2)
-        records.append(record)
-        bar.set_postfix(success=f"{record['success']:.2f}", kept=stats.kept)
+    optimizer = AdamW([p for p in policy.parameters() if p.requires_grad], weight_decay=0.0)
+    run = {"name": stage, "seed": seed, "steps": iterations, "horizon": horizon, "refill": refill}
+    made = _origin(policy, folder, states, config, run | (made_from or {}))
+    done, records = resume(folder, policy, optimizer, made=made)
+    sample = partial(_sample, policy, make_env, states, config, horizon)
+    left = range(done, iterations)
+    bar = progress(left, initial=done, total=iterations, desc=stage, mininterval=1)
+    for step in bar:
+        clock, rng = time.monotonic(), np.random.default_rng([seed, step])
+        set_rate(optimizer, learning_rate(step, iterations, config))
+        found = _iteration(policy, optimizer, sample, config, rng, refill, tolerate_silence)
+        seconds = round(time.monotonic() - clock, 2)
+        records.append({"stage": stage, "step": step + 1, **found, "seconds": seconds})
+        bar.set_postfix(success=f"{found['success']:.2f}", kept=found["kept"])
         if on_log and not parallel.rank():
-            on_log(record)
-        if folder is not None and (
-            (iteration + 1) % save_every == 0 or iteration + 1 == iterations
-        ):
-            save_progress(folder, iteration + 1, policy, optimizer, None, records, made)
+            on_log(records[-1])
+        if folder is not None and due(step + 1, SAVE_EVERY, iterations):
+            save_progress(folder, step + 1, policy, optimizer, None, records, made)
     policy.eval()
     return records
 
 
-def _sample(policy, make_env, states, config, rng, missing: int, attempt: int, horizon: int):
+def learning_rate(iteration: int, iterations: int, config: grpo.GRPOConfig) -> float:
+    """The rate of an iteration (0, 1, ...): it rises over `warmup` and falls over `decay` ones."""
+    rises, falls = (iteration + 1) / config.warmup, (iterations - iteration) / (config.decay + 1)
+    return config.lr * min(1.0, rises, falls)
+
+
+def _iteration(policy, optimizer, sample, config, rng, refill, tolerate_silence) -> dict:
+    """One round: groups sampled until there are enough with a signal, and an update by them."""
+    kept, all_rewards, stats = [], [], grpo.GroupStats(0, 0, 0)
+    for attempt in range(1 + refill):
+        missing = config.groups - stats.kept
+        if missing <= 0:
+            break
+        batch = sample(rng, missing, attempt)
+        good, found = [], grpo.GroupStats(0, 0, 0)
+        if batch:
+            good, found = grpo.filter_groups(batch, config.dynamic_sampling)
+        kept += good
+        for rewards, counts in parallel.collect(([t.success for t in batch], found)):
+            all_rewards += rewards
+            stats += counts
+    record = {"success": float(np.mean(all_rewards)), "rollouts": len(all_rewards)}
+    record |= dataclasses.asdict(stats)
+    if not stats.kept:
+        if not tolerate_silence:
+            grpo.require_signal(stats)
+        return record
+    data = grpo.batch_from_trajectories(kept) if kept else None
+    record["valid_fraction"] = _valid_fraction(data)
+    generator = Generator().manual_seed(int(rng.integers(2**31)))
+    return record | grpo.update(policy, optimizer, data, config, generator)
+
+
+def _sample(policy, make_env, states, config, horizon: int, rng, missing: int, attempt: int):
     """This process's share of `missing` new groups, sampled: a list of trajectories."""
     chosen = rng.choice(len(states), size=missing, replace=len(states) < missing)
     env_seed, seed = (int(rng.integers(2**31)) for _ in range(2))
@@ -177,23 +154,15 @@ def _valid_fraction(data: grpo.RolloutBatch | None) -> float:
     return sum(mean * n for mean, n in parts) / sum(n for _, n in parts)
 
 
-def _both(a: grpo.GroupStats, b: grpo.GroupStats) -> grpo.GroupStats:
-    return grpo.GroupStats(
-        a.kept + b.kept,
-        a.all_success + b.all_success,
-        a.all_failure + b.all_failure,
-        a.out_of_range + b.out_of_range,
-    )
-
-
-def _digest(states: InitialStates) -> str:
-    return checkpoint.digest(
-        {
-            "states": states.states,
-            "instructions": states.instructions,
-            **({} if states.frames is None else {"frames": states.frames}),
-        }
-    )
+def _origin(policy, folder, states: InitialStates, config: grpo.GRPOConfig, run: dict) -> dict:
+    """What this training is made from."""
+    if folder is None:
+        return {}
+    arrays = {"states": states.states, "instructions": states.instructions}
+    arrays |= {} if states.frames is None else {"frames": states.frames}
+    settings = dataclasses.asdict(config)
+    del settings["micro_batch"]  # changes no weight
+    return origin(policy, folder, **settings, **run, states=checkpoint.digest(arrays))
 
 
 def save_policy_once(folder: Path, policy, provenance: dict):

@@ -1,44 +1,15 @@
 """Initial states and trajectories: what goes into an environment and what comes out of it.
 
 One `Trajectory` type serves the simulator, the imagination, LIBERO and the arm, from collection to
-GRPO. On disk it is HDF5 in the LIBERO / robomimic layout: official LIBERO demonstrations load
-unchanged, and our files open in their tools.
-
-    data                                   attrs env_args (JSON), total, num_demos, problem_info
-                                           (JSON, if all share one instruction); ours: provenance
-    data/demo_0                            attrs num_samples, init_state; ours: instruction,
-                                           success, finish_step, split, index, group, chunk
-    data/demo_0/obs/agentview_rgb          uint8 (T, H, W, 3), the frame that each action was
-                                           chosen on (robomimic: agentview_image)
-    data/demo_0/actions, rewards, dones    float32 (T, D), float32 (T,), uint8 (T,)
-    data/demo_0/next_obs_last/agentview_rgb   ours: uint8 (H, W, 3), the frame after the last action
-    data/demo_0/tokens, log_probs          ours, only if the trajectory carries them
+GRPO. On disk it is HDF5 (`common/hdf5.py` shows the layout); LeRobot's folders are read as well.
 """
 
-import io
-import json
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
-import h5py
 import numpy as np
 
-from wmpo_lite.common import foreign, lerobot
-from wmpo_lite.common.errors import UserError
-from wmpo_lite.common.files import write_atomic
-
-OUR_ATTRS = {
-    "split": foreign.text,
-    "index": foreign.whole,
-    "group": foreign.whole,
-    "chunk": foreign.whole,
-}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+from wmpo_lite.common import hdf5, lerobot
+from wmpo_lite.common.errors import require
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +31,17 @@ class InitialStates:
         object.__setattr__(self, "states", np.asarray(self.states, dtype=np.float64))
         object.__setattr__(self, "indices", np.asarray(self.indices, dtype=np.int64))
         object.__setattr__(self, "instructions", tuple(self.instructions))
-        _require(
+        require(
             self.states.ndim == 2,
             f"InitialStates.states has shape {self.states.shape}; expected (B, S).",
         )
         size = len(self.states)
-        _require(
+        require(
             len(self.instructions) == size and self.indices.shape == (size,),
             f"InitialStates has {size} states, {len(self.instructions)} instructions and indices of"
             f" shape {self.indices.shape}; give one instruction and one index for each state.",
         )
-        _require(
+        require(
             self.frames is None or _is_frames(self.frames, size),
             f"InitialStates.frames must be uint8 ({size}, H, W, 3) or None; got"
             f" {_describe(self.frames)}.",
@@ -80,9 +51,7 @@ class InitialStates:
         return len(self.states)
 
     def __getitem__(self, index) -> "InitialStates":
-        """A slice, an index array or a boolean mask selects states; a single integer gives a batch
-        of one.
-        """
+        """The states of a slice, an index array, a boolean mask or an integer (a batch of one)."""
         rows = np.atleast_1d(np.arange(len(self))[index])
         frames = None if self.frames is None else self.frames[rows]
         return InitialStates(
@@ -94,19 +63,15 @@ class InitialStates:
         )
 
     def repeat(self, times: int) -> "InitialStates":
-        """Each state `times` times in a row: the B groups of GRPO, group g at rows g * times, g *
-        times + 1, ...
-        """
+        """Each state `times` times in a row: group g of GRPO is rows g * times and following."""
         return self[np.repeat(np.arange(len(self)), times)]
 
     @staticmethod
     def concat(parts: "list[InitialStates]") -> "InitialStates":
-        """Join batches end to end. Splits must match: a mixed batch would hide a leak of evaluation
-        into training.
-        """
+        """Join batches of one split: a mixed one would hide a leak of evaluation into training."""
         parts = list(parts)
         splits = sorted({part.split for part in parts})
-        _require(
+        require(
             len(splits) == 1,
             f"InitialStates.concat got the splits {splits}; join batches of one split.",
         )
@@ -114,16 +79,14 @@ class InitialStates:
             (part.states.shape[1], None if part.frames is None else part.frames.shape[1:])
             for part in parts
         }
-        _require(
+        require(
             len(shapes) == 1,
             f"InitialStates.concat got different (state size, frame shape): {list(shapes)}.",
         )
-        frames = (
-            None if parts[0].frames is None else np.concatenate([part.frames for part in parts])
-        )
+        frames = [part.frames for part in parts if part.frames is not None]  # all or none
         return InitialStates(
             np.concatenate([part.states for part in parts]),
-            frames,
+            np.concatenate(frames) if frames else None,
             sum((part.instructions for part in parts), ()),
             parts[0].split,
             np.concatenate([part.indices for part in parts]),
@@ -132,9 +95,7 @@ class InitialStates:
 
 @dataclass(kw_only=True, eq=False)
 class Trajectory:
-    """One episode of T control steps; `len()` is T. Raises UserError where shapes, types or
-    finish_step disagree.
-    """
+    """One episode of T control steps; UserError where shapes, types or finish_step disagree."""
 
     frames: np.ndarray  # uint8 (T+1, H, W, 3); frames[0] is the initial frame
     actions: np.ndarray  # float32 (T, D); actions[s] leads to frames[s + 1]
@@ -155,7 +116,7 @@ class Trajectory:
         self.success, self.finish_step = bool(self.success), int(self.finish_step)
         if self.tokens is not None:
             self.tokens = np.asarray(self.tokens)
-            _require(
+            require(
                 self.tokens.dtype.kind in "iu",
                 f"Trajectory.tokens must be integers; got {self.tokens.dtype}.",
             )
@@ -165,40 +126,38 @@ class Trajectory:
         self.validate()
 
     def validate(self) -> None:
-        """Check every shape against T = len(actions); called on construction and again before
-        saving.
-        """
+        """Check every shape against T = len(actions): on construction and before saving."""
         shape, steps = self.actions.shape, len(self.actions) if self.actions.ndim else 0
-        _require(
+        require(
             len(shape) == 2 and steps > 0,
             f"Trajectory.actions has shape {shape}; expected (T, D) with T >= 1.",
         )
-        _require(
+        require(
             bool(np.isfinite(self.actions).all()),
             "Trajectory.actions holds NaN or infinity; expected numbers.",
         )
-        _require(
+        require(
             _is_frames(self.frames, steps + 1),
             f"Trajectory.frames must be uint8 ({steps + 1}, H, W, 3): one more than its {steps}"
             f" actions; got {_describe(self.frames)}.",
         )
         for name in ("tokens", "log_probs"):
             array = getattr(self, name)
-            _require(
+            require(
                 array is None or array.shape == shape,
                 f"Trajectory.{name} must have the shape of the actions, {shape}; got"
                 f" {_describe(array)}.",
             )
-        _require(
+        require(
             self.initial_state.ndim == 1,
             f"Trajectory.initial_state has shape {self.initial_state.shape}; expected (S,).",
         )
-        _require(
+        require(
             1 <= self.finish_step <= steps and (self.success or self.finish_step == steps),
             f"Trajectory.finish_step is {self.finish_step} with success {self.success}; expected"
             f" 1..{steps} for a success and {steps} for a failure.",
         )
-        _require(self.chunk >= 1, f"Trajectory.chunk is {self.chunk}; expected at least 1.")
+        require(self.chunk >= 1, f"Trajectory.chunk is {self.chunk}; expected at least 1.")
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -209,7 +168,8 @@ def outcomes(done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from the step on that led to the first successful frame; finish_step is T where it never is.
     """
     done = np.asarray(done, dtype=bool)
-    return done.any(axis=1), np.where(done.any(axis=1), done.argmax(axis=1) + 1, done.shape[1])
+    success = np.any(done, axis=1)
+    return success, np.where(success, done.argmax(axis=1) + 1, done.shape[1])
 
 
 def save_trajectories(
@@ -221,46 +181,30 @@ def save_trajectories(
     compression: str = "gzip",
     observations: list[dict] | None = None,
 ) -> None:
-    """Write trajectories to `path` (see the layout above), made in memory first: never half a file,
-    and a full disk is a UserError.
+    """Write trajectories to `path` in the layout of `common/hdf5.py`: never half a file, and a
+    full disk is a UserError.
 
     env_args: the environment, as robomimic keeps it; provenance: how the data came about; both are
     stored as JSON. compression: of the frames, "gzip" (smaller) or "lzf" (faster). A success has
     rewards = dones = 1 at finish_step - 1 and nowhere else; a failure has no reward and is done at
     its last step. observations: for each trajectory further arrays of obs/ by name, T rows each.
     """
-    path, trajectories = Path(path), list(trajectories)
-    _require(len(trajectories) > 0, f"No trajectories to save to {path}; give at least one.")
-    _require(
+    trajectories = list(trajectories)
+    require(len(trajectories) > 0, f"No trajectories to save to {path}; give at least one.")
+    require(
         compression in ("gzip", "lzf"),
         f"Unknown compression {compression!r}; expected 'gzip' or 'lzf'.",
     )
     for trajectory in trajectories:
         trajectory.validate()
-    memory = io.BytesIO()  # the HDF5 library ends the process where a disk is full
-    with h5py.File(memory, "w") as file:
-        data = file.create_group("data")
-        data.attrs["env_args"], data.attrs["provenance"] = (
-            json.dumps(env_args),
-            json.dumps(provenance),
-        )
-        data.attrs["num_demos"], data.attrs["total"] = (
-            len(trajectories),
-            sum(map(len, trajectories)),
-        )
-        if len(instructions := {trajectory.instruction for trajectory in trajectories}) == 1:
-            data.attrs["problem_info"] = json.dumps({"language_instruction": instructions.pop()})
-        for number, trajectory in enumerate(trajectories):
-            demo = data.create_group(f"demo_{number}")
-            _write_demo(demo, trajectory, compression)
-            for name, array in (observations[number] if observations else {}).items():
-                _require(
-                    len(array) == len(trajectory),
-                    f"obs/{name} of trajectory {number} has {len(array)} rows; expected"
-                    f" {len(trajectory)}, one for each action.",
-                )
-                demo.create_dataset(f"obs/{name}", data=array, compression=compression)
-    write_atomic(path, memory.getbuffer())
+    hdf5.write(
+        path,
+        trajectories,
+        env_args=env_args,
+        provenance=provenance,
+        compression=compression,
+        observations=observations,
+    )
 
 
 def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
@@ -281,28 +225,9 @@ def load_trajectories(path, pictures: str | None = None) -> list[Trajectory]:
     chunk is 8. Raises UserError, naming the file, if it is missing, truncated, empty, of another
     layout, or its meaning cannot be told.
     """
-
     if lerobot.is_folder(path):
         return [Trajectory(**fields) for fields in lerobot.read(path)[0]]
-
-    def read(data):
-        names = demo_names(data)
-        for name in names:
-            _check_layout(data, name)
-        told = [
-            (
-                foreign.outcome(data[name], len(data[name]["actions"])),
-                foreign.instruction(data, data[name]),
-            )
-            for name in names
-        ]
-        when = foreign.pictures(data, names, pictures)
-        return [
-            _read_demo(data, name, when, *outcome, text)
-            for name, (outcome, text) in zip(names, told)
-        ]
-
-    return _read(path, read)
+    return hdf5.read(path, Trajectory, pictures)
 
 
 def load_observations(path, pictures: str | None = None) -> list[dict]:
@@ -310,37 +235,15 @@ def load_observations(path, pictures: str | None = None) -> list[dict]:
     measured with the frame that an action was chosen on. Arguments and errors as in
     `load_trajectories`.
     """
-
-    def read(data):
-        names = demo_names(data)
-        cut = int(foreign.pictures(data, names, pictures) == "after")
-        return [_other_observations(data[name], cut) for name in names]
-
-    return _read(path, read)
-
-
-def _other_observations(demo: h5py.Group, cut: int) -> dict:
-    rows, found = len(demo["actions"]) - cut, {}
-    for name, item in demo["obs"].items():
-        if name != foreign.camera(demo):
-            foreign.clear(
-                isinstance(item, h5py.Dataset) and item.ndim > 0 and len(item) >= rows,
-                f"obs/{name} of {demo.name} is no array of a row for each action",
-            )
-            found[name] = item[:rows]
-    return found
+    return hdf5.observations(path, pictures)
 
 
 def load_metadata(path) -> dict:
-    """{"env_args": dict, "provenance": dict} of a file, empty where it has none. Errors as in
-    `load_trajectories`.
-    """
+    """env_args and provenance of a file by name, empty without; errors as `load_trajectories`."""
     if lerobot.is_folder(path):
         found = lerobot.metadata(path)
         return {key: found[key] for key in ("env_args", "provenance")}
-    return _read(
-        path, lambda data: {key: foreign.attribute(data, key) for key in ("env_args", "provenance")}
-    )
+    return hdf5.metadata(path)
 
 
 def _is_frames(frames, length: int) -> bool:
@@ -357,148 +260,4 @@ def _is_frames(frames, length: int) -> bool:
 def _describe(array) -> str:
     return (
         f"{array.dtype} {tuple(array.shape)}" if hasattr(array, "shape") else type(array).__name__
-    )
-
-
-def _write_demo(demo: h5py.Group, trajectory: Trajectory, compression: str) -> None:
-    steps = len(trajectory)
-    rewards, dones = np.zeros(steps, np.float32), np.zeros(steps, np.uint8)
-    rewards[trajectory.finish_step - 1] = float(trajectory.success)
-    dones[trajectory.finish_step - 1] = 1  # finish_step is T for a failure
-    frames = trajectory.frames[:-1]  # (T, H, W, 3)
-    # Neighbouring frames resemble each other: compress up to 16 together.
-    demo.create_dataset(
-        "obs/agentview_rgb",
-        data=frames,
-        compression=compression,
-        chunks=(min(steps, 16), *frames.shape[1:]),
-    )
-    demo.create_dataset(
-        "next_obs_last/agentview_rgb", data=trajectory.frames[-1], compression=compression
-    )
-    arrays = {
-        "actions": trajectory.actions,
-        "rewards": rewards,
-        "dones": dones,
-        "tokens": trajectory.tokens,
-        "log_probs": trajectory.log_probs,
-    }
-    for name, array in arrays.items():
-        if array is not None:
-            demo.create_dataset(name, data=array)
-    demo.attrs["num_samples"], demo.attrs["init_state"] = steps, trajectory.initial_state
-    for name in ("instruction", "success", "finish_step", *OUR_ATTRS):
-        demo.attrs[name] = getattr(trajectory, name)
-
-
-def _read(path, reader):
-    _require(
-        Path(path).is_file(),
-        f"{path} does not exist or is not a file; expected an HDF5 file of trajectories.",
-    )
-    try:
-        with h5py.File(path, "r") as file:
-            if not isinstance(file.get("data"), h5py.Group):
-                raise UserError("it has no group 'data', as LIBERO and robomimic files have")
-            return reader(file["data"])
-    except foreign.Unclear as error:
-        raise UserError(f"Cannot read trajectories from {path}: {error}.") from error
-    # h5py and json answer a damaged or foreign file with any of these, depending on the byte they
-    # trip over.
-    except (
-        UserError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        MemoryError,
-    ) as error:
-        raise UserError(
-            f"Cannot read trajectories from {path}: {str(error).rstrip('.')}. "
-            "Record or download the file again, or check that it is in the LIBERO layout."
-        ) from error
-
-
-def demo_names(data: h5py.Group) -> list[str]:
-    """demo_0, demo_1, ... of the group `data`, in the order of their numbers."""
-    names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
-    _require(len(names) > 0, "it holds no demo_0, demo_1, ...: it is empty")
-    return sorted(names, key=lambda name: int(name[5:]))  # HDF5 lists demo_10 before demo_2
-
-
-def _read_demo(
-    data: h5py.Group, name: str, pictures: str, success: bool, finish_step: int, text: str
-) -> Trajectory:
-    demo = data[name]
-    frames, actions = demo["obs"][foreign.camera(demo)][()], demo["actions"][()]
-    steps, cut = len(actions), int(pictures == "after")
-    foreign.clear(
-        finish_step > cut,
-        f"{name} is solved by its first action, before its first frame; take it out of the file",
-    )
-    optional = {key: demo[key][cut:] for key in ("tokens", "log_probs") if key in demo}
-    extras = {"split": "demos", "index": int(name[5:])}
-    for key, kind in OUR_ATTRS.items():
-        if key in demo.attrs:
-            extras[key] = kind(demo.attrs[key], f"the attribute {key} of {name}")
-    try:
-        return Trajectory(
-            **extras | optional,
-            success=success,
-            finish_step=finish_step - cut,
-            frames=_frames(demo, frames, steps, cut),
-            actions=actions[cut:],
-            instruction=text,
-            initial_state=_initial_state(demo, cut),
-        )
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-
-
-def _frames(demo: h5py.Group, frames: np.ndarray, steps: int, cut: int) -> np.ndarray:
-    """One more than the actions: with the frame after the last one, as far as the file has it."""
-    if cut or len(frames) == steps + 1:
-        return frames
-    name = foreign.camera(demo)
-    for key, rows in ((f"next_obs_last/{name}", ...), (f"next_obs/{name}", -1)):
-        if key in demo:
-            return np.concatenate([frames, demo[key][rows][None]])
-    return np.concatenate([frames, frames[-1:]])
-
-
-def _initial_state(demo: h5py.Group, cut: int):
-    """The state that the first frame shows, empty where the file does not have it; init_state is
-    from before all.
-    """
-    if "init_state" in demo.attrs and not cut:
-        return demo.attrs["init_state"]
-    return demo["states"][cut] if "states" in demo and len(demo["states"]) > cut else []
-
-
-def _check_layout(data: h5py.Group, name: str) -> None:
-    demo = data[name]
-    _require(isinstance(demo, h5py.Group), f"{name} is not a group")
-    pictures = f"obs/{foreign.camera(demo)}"
-    for key in (pictures, "actions"):
-        _require(isinstance(demo.get(key), h5py.Dataset), f"{name} has no {key}")
-    frames, actions, told = (
-        demo[pictures],
-        demo["actions"],
-        demo.attrs.get("num_samples"),
-    )
-    _require(
-        actions.ndim == 2 and actions.dtype.kind in "biuf",
-        f"{name} has actions of {_describe(actions)}; expected numbers (T, D)",
-    )
-    _require(
-        len(frames) in (len(actions), len(actions) + 1),
-        f"{name} has {len(frames)} frames and {len(actions)} actions; expected as many, or one"
-        " frame more",
-    )
-    foreign.clear(
-        told is None or foreign.whole(told, f"num_samples of {name}") == len(actions),
-        f"{name} has {len(actions)} actions, {len(frames)} frames and num_samples {told}; store as"
-        " many as there are",
     )

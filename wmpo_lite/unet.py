@@ -12,33 +12,25 @@ from wmpo_lite.conditioning import (
     action_features,
     compose,
     count_features,
+    start_at_zero,
     time_features,
 )
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, each after a group norm that time and actions scale
-    and shift (FiLM).
-    """
+    """Two 3x3 convolutions after group norms that time and actions scale and shift (FiLM)."""
 
     def __init__(self, width_in: int, width: int, embed: int):
         super().__init__()
         self.width_in, self.width = width_in, width
-        self.norm1, self.conv1 = (
-            nn.GroupNorm(8, width_in, affine=False),
-            nn.Conv2d(width_in, width, 3, padding=1),
-        )
-        self.norm2, self.conv2 = (
-            nn.GroupNorm(8, width, affine=False),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
+        self.norm1 = nn.GroupNorm(8, width_in, affine=False)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, width, affine=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
         self.film = nn.Linear(embed, 2 * width_in + 2 * width)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        # Zero: at the start of training a block passes its input on.
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.film)
+        start_at_zero(self.conv2)  # a block passes its input on
 
     def forward(
         self, x: torch.Tensor, embed: torch.Tensor
@@ -52,35 +44,26 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions of the half-resolution map: what happens here may depend on
-    over there.
-    """
+    """Self-attention over the half-resolution map: what is here may depend on over there."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads, self.norm = heads, nn.GroupNorm(8, width)
         self.qkv, self.out = nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        start_at_zero(self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, W, h, w)
         b, width, h, w = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x))
-            .reshape(b, 3, self.heads, width // self.heads, h * w)
-            .transpose(3, 4)
-            .unbind(1)
-        )
-        found = F.scaled_dot_product_attention(q, k, v).transpose(
-            2, 3
-        )  # (B, heads, W / heads, h w)
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, width // self.heads, h * w)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # each (B, heads, h w, W / heads)
+        found = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return x + self.out(found.reshape(b, width, h, w))
 
 
 class UNet(nn.Module):
-    """Stacks noisy next frames, context frames and reference as channels; predicts the change of
-    the newest frame.
-    """
+    """Noisy, context and reference frames stacked as channels -> change of the newest frame."""
+
+    grid: torch.Tensor  # (1, 2, h, w)
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
@@ -101,12 +84,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             ResBlock(wide if i else 2 * wide, wide, embed) for i in range(c.blocks)
         )
-        self.norm, self.output = (
-            nn.GroupNorm(8, wide),
-            nn.Conv2d(wide, c.outputs * c.frames, 3, padding=1),
-        )
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.norm = nn.GroupNorm(8, wide)
+        self.output = nn.Conv2d(wide, c.outputs * c.frames, 3, padding=1)
+        start_at_zero(self.output)
         side = (torch.arange(c.latent_size) + 0.5) / c.latent_size * 2 - 1
         self.register_buffer(
             "grid", torch.stack(torch.meshgrid(side, side, indexing="xy"))[None], persistent=False
@@ -115,19 +95,12 @@ class UNet(nn.Module):
     def predict_x0(
         self, x_t: torch.Tensor, t: torch.Tensor, context: Context, actions: torch.Tensor
     ) -> torch.Tensor:
-        """Clean next frames (B, k, C, h, w) from noisy ones x_t, times t (B,) and the actions (B,
-        k, D) towards them.
-        """
-        embed = self.embed(
-            torch.cat([time_features(t), action_features(self.config, context, actions)], dim=1)
-        )
+        """Clean next frames (B, k, C, h, w) from x_t alike, times t (B,) and actions (B, k, D)."""
+        told = [time_features(t), action_features(self.config, context, actions)]
+        embed = self.embed(torch.cat(told, dim=1))
         # (B, 2, h, w), (B, c C, h, w), (B, k C, h, w), (B, C, h, w)
-        maps = [
-            self.grid.expand(len(t), -1, -1, -1),
-            context.frames.flatten(1, 2),
-            x_t.flatten(1, 2),
-        ]
-        maps += [context.reference] * self.config.reference
+        maps = [self.grid.expand(len(t), -1, -1, -1), context.frames.flatten(1, 2)]
+        maps += [x_t.flatten(1, 2), *[context.reference] * self.config.reference]
         h = self.input(torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last))
         for block in self.down:
             h = block(h, embed)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from wmpo_lite.common import checkpoint
+from wmpo_lite.common.checkpoint import Saved
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.conditioning import Context, DenoiserConfig
 from wmpo_lite.denoiser import build_denoiser
@@ -49,8 +49,10 @@ class State(NamedTuple):
         )
 
 
-class WorldModel(nn.Module):
+class WorldModel(Saved, nn.Module):
     """p(next frames | first frame, newest frames, actions), in the autoencoder's latents."""
+
+    config_class = WorldModelConfig
 
     def __init__(self, config: WorldModelConfig = WorldModelConfig()):
         super().__init__()
@@ -79,17 +81,13 @@ class WorldModel(nn.Module):
         )
 
     def context(self, state: State, level: float | torch.Tensor = 0.0, generator=None) -> Context:
-        """The denoiser's view of a state; `level` (B,): noise to add to the newest frames
-        (training).
-        """
+        """The denoiser's view of a state; `level` (B,): noise on the newest frames (training)."""
         if torch.is_tensor(level):
             noise = torch.randn(state.frames.shape, generator=generator).to(state.frames)
             frames = state.frames + level.view(-1, 1, 1, 1, 1) * noise
         else:
-            frames, level = (
-                state.frames,
-                torch.full((len(state.frames),), level, device=state.frames.device),
-            )
+            frames = state.frames
+            level = torch.full((len(frames),), level, device=frames.device)
         return Context(state.reference, frames, state.actions, state.path, level)
 
     @torch.no_grad()
@@ -130,9 +128,7 @@ class WorldModel(nn.Module):
         return torch.cat(frames, dim=1), state
 
     def noise(self, n: int, steps: int, generator=None) -> torch.Tensor:
-        """What the passes start from that imagine `steps` frames of n episodes: (n, passes x k, C,
-        h, w).
-        """
+        """What the passes for `steps` frames of n episodes start from: (n, passes x k, C, h, w)."""
         c = self.config
         shape = (n, c.frames, c.latent_channels, c.latent_size, c.latent_size)
         passes = range(-(-steps // c.frames))
@@ -165,13 +161,3 @@ class WorldModel(nn.Module):
         target, noise, now = target[rows], noise[rows], t[rows]
         x0 = self.denoiser.predict_x0(interpolate(target, noise, now), now, context, actions[rows])
         return flow_loss(x0, target, now, weight=weight), x0.detach(), t
-
-    def save(self, folder, provenance=None):
-        """Write config, weights and provenance to `folder`."""
-        checkpoint.save_module(folder, self, self.config, provenance)
-
-    @classmethod
-    def load(cls, folder) -> "WorldModel":
-        """Read what `save` wrote."""
-        config = checkpoint.load_config(folder, WorldModelConfig, cls.__name__)
-        return checkpoint.load_model(folder, lambda: cls(config)).eval()

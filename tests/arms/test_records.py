@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_in_mid_motion_stops_the_arm_and_keeps_the_episode(
     arm = Arm()
     with monkeypatch.context() as full:
         full.setattr(records, "write_all", write_all)
-        full.setattr("wmpo_lite.trajectory.write_atomic", write_atomic)
+        full.setattr("wmpo_lite.common.hdf5.write_atomic", write_atomic)
         with pytest.raises(
             UserError, match="No space left on device.*free some disk space"
         ) as raised:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from wmpo_lite import cli
+from wmpo_lite import cli, run_commands
 from wmpo_lite.arms.settings import Settings
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.recipes.profiles import PROFILES, Profile
@@ -152,7 +152,7 @@ def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypa
 
 
 def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "train_assets", lambda *a: pytest.fail("training has begun"))
+    monkeypatch.setattr(run_commands, "train_assets", lambda *a: pytest.fail("training has begun"))
     assert "smaller than one group" in refused(
         capsys, "demo", "--from-scratch", "--rollout-budget", "4"
     )

@@ -70,6 +70,13 @@ def test_every_frame_or_only_the_last_is_the_same_film():
     )
 
 
+def test_the_threshold_is_the_given_one_or_the_reward_models():
+    assert ImaginedEnv(*never(models())).threshold == 2.0
+    assert ImaginedEnv(*models(reward=False), threshold=0.7).threshold == pytest.approx(0.7)
+    with pytest.raises(UserError, match="no threshold"):
+        _ = ImaginedEnv(*models(reward=False)).threshold
+
+
 def test_the_caller_may_write_into_what_it_got():
     def scribble(env):
         film = [env.reset(tiny.states(B))]

@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.files import (  # noqa: F401
-    _plain,
     is_a,
     make_folder,
     one_sentence,
@@ -66,9 +67,7 @@ def versions() -> dict:
 
 
 def commit() -> str:
-    """The checkout's revision, with '+' for uncommitted changes; 'unknown' outside
-    a git checkout.
-    """
+    """The checkout's revision, '+' for uncommitted changes; 'unknown' outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         run = lambda *a: subprocess.run(
@@ -105,10 +104,25 @@ def save_module(
         )
 
 
+class Saved:
+    """Mixed into a module with a dataclass `config`: it is written to a folder, and read."""
+
+    config_class: type
+    config: Any
+
+    def save(self, folder, provenance: dict | None = None) -> None:
+        """Write config, weights and provenance to `folder`."""
+        save_module(folder, self, self.config, provenance)
+
+    @classmethod
+    def load(cls, folder) -> Self:
+        """Read what `save` wrote."""
+        config = load_config(folder, cls.config_class, cls.__name__)
+        return load_model(folder, lambda: cls(config)).eval()  # pyright: ignore[reportCallIssue]
+
+
 def load_config(folder: Path, config_class, class_name: str):
-    """Rebuild the dataclass config of a checkpoint, refusing another class's or another version's
-    fields.
-    """
+    """The dataclass config of a checkpoint; UserError for another class's or version's fields."""
     values = read_json(restore(folder) / "config.json")
     found = values.pop("class", None)
     if found != class_name:
@@ -123,21 +137,14 @@ def load_config(folder: Path, config_class, class_name: str):
             " written by another version of the kit"
         )
     for name, field in fields.items():
-        usual = field.default
-        if (
-            name not in values
-            and usual is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
+        usual, absent = field.default, dataclasses.MISSING
+        if name not in values and usual is absent and field.default_factory is absent:
             raise UserError(
                 f"{folder}/config.json lacks '{name}'; it was truncated or edited, fetch or train"
                 " it again"
             )
-        if (
-            name in values
-            and usual not in (dataclasses.MISSING, None)
-            and not _fits(values[name], usual)
-        ):
+        known = name in values and usual not in (absent, None)
+        if known and not _fits(values[name], usual):
             raise UserError(
                 f"{folder}/config.json has {values[name]!r} for '{name}', expected something like"
                 f" {usual!r}; it was edited, fetch or train it again"
@@ -151,23 +158,14 @@ LARGEST_SIZE = 2**31 - 1
 
 
 def _fits(value, usual) -> bool:
-    """Whether a setting from JSON is of the type of the usual one; numbers must be finite and no
-    larger than any size can be.
-    """
+    """Whether a setting from JSON is of the usual one's type and no larger than a size can be."""
     if isinstance(usual, tuple):
-        return (
-            isinstance(value, list) and all(_fits(item, usual[0]) for item in value)
-            if usual
-            else isinstance(value, list)
-        )
-    return is_a(value, type(usual)) and (
-        isinstance(value, (bool, str))
-        or not isinstance(value, (int, float))
-        or abs(value) <= LARGEST_SIZE
-    )
+        return isinstance(value, list) and all(_fits(item, usual[0]) for item in value if usual)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_a(value, type(usual)) and (not number or abs(value) <= LARGEST_SIZE)
 
 
-def load_model(folder: Path, build):
+def load_model(folder: Path, build: Callable[[], Any]):
     """The module that `build()` makes, with the weights of a checkpoint folder.
 
     It is built on the `meta` device first, where nothing is allocated: a config.json that was
@@ -216,9 +214,7 @@ def load_state(folder: Path, module, keep_dtype: bool = False):
 
 
 def digest(arrays: dict) -> str:
-    """Twelve digits that tell named tensors, arrays or lists of strings from any others, bit by
-    bit.
-    """
+    """Twelve digits that tell named tensors, arrays or lists of strings from others, bit by bit."""
     import torch
 
     found = hashlib.sha256()
@@ -232,18 +228,10 @@ def digest(arrays: dict) -> str:
 
 
 def fingerprint(module) -> str:
-    """Twelve digits that tell the weights of `module` (rounded to half precision, as they are
-    shipped) from others.
-    """
-    digest = hashlib.sha256()
+    """Twelve digits that tell a module's weights, in half precision as shipped, from others."""
+    found = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(
-            (value.half() if value.is_floating_point() else value)
-            .detach()
-            .cpu()
-            .contiguous()
-            .numpy()
-            .tobytes()
-        )
-    return digest.hexdigest()[:12]
+        value = value.half() if value.is_floating_point() else value
+        found.update(key.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,28 +20,14 @@ from wmpo_lite.common.errors import UserError
 ASSETS = Path(os.environ.get("WMPO_ASSETS") or Path(__file__).resolve().parents[2] / "assets")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What reading a damaged zip archive, or an array inside it, raises.
-BROKEN_ARCHIVE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+BROKEN_ARCHIVE = (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError)
+BROKEN_ARCHIVE += (MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 BLOCKED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def explain(error: OSError, path=None, doing: str = "use") -> str:
-    """One sentence about an OSError: which file (`path`, else the one that the error names), what
-    is wrong, what to do.
-    """
+    """One sentence about an OSError: the file (`path`, or its own), what is wrong, what to do."""
     named = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else None
     place, what = path or named or "a file", error.strerror or str(error) or type(error).__name__
     if error.errno in FULL:
@@ -70,18 +57,14 @@ def make_folder(path) -> Path:
 
 
 def write_all(file, data: bytes):
-    """All of `data` into an unbuffered file, whose `write` may stop half-way (on a disk that is
-    nearly full, without an error).
-    """
+    """All of `data` into an unbuffered file, whose `write` may stop half-way without an error."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
-def write_atomic(path: Path, data: bytes):
-    """Write a file so that a reader, or a kill, never meets half of it. UserError, and nothing
-    left, where that cannot be.
-    """
+def write_atomic(path: Path, data: bytes | memoryview):
+    """Write a file that nobody ever meets half of. UserError, and nothing left, if it fails."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -99,9 +82,7 @@ def write_atomic(path: Path, data: bytes):
 
 
 def append(path: Path, line: bytes):
-    """Add a line (without its end) to a file, all of it or nothing; half a line that a kill has
-    left is ended first.
-    """
+    """Add a line (without its end), all or nothing; half a line that a kill has left is ended."""
     path = Path(path)
     with one_sentence(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +98,7 @@ def append(path: Path, line: bytes):
 
 
 def swap(staging: Path, folder: Path):
-    """Put the finished folder `staging` in the place of `folder`, whose old content is deleted
-    last.
-    """
+    """Put the finished folder `staging` in the place of `folder`, whose content goes last."""
     staging, folder = Path(staging), Path(folder)
     old = folder.with_name(folder.name + ".old")
     with one_sentence(folder):
@@ -138,9 +117,7 @@ def swap(staging: Path, folder: Path):
 
 
 def restore(folder: Path) -> Path:
-    """`folder`, put back first if a kill between the two renames of `swap` has left only its old
-    content beside it.
-    """
+    """`folder`, put back first if a kill inside `swap` has left only its old content beside it."""
     folder = Path(folder)
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.is_dir():
@@ -151,9 +128,7 @@ def restore(folder: Path) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path):
-    """Gives an empty folder to write into; it takes the place of `folder` once all inside went
-    well, and is gone otherwise.
-    """
+    """An empty folder to write into, which takes the place of `folder` once all went well."""
     folder = restore(folder)
     staging = folder.with_name(folder.name + ".part")
     try:
@@ -200,7 +175,7 @@ def write_json(path: Path, value):
     write_atomic(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
 
 
-def read_json(path: Path, shape=dict):
+def read_json(path: Path, shape: Any = dict):
     """The JSON in a file, which must have `shape`: a type (float takes whole numbers, too), None
     for anything, {key: shape of what must be there}, or [shape of each element]. UserError with the
     file's name otherwise.
@@ -232,34 +207,21 @@ def misfit(value, shape, where: str = "its content") -> str | None:
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     if kind is not None and not is_a(value, kind):
         return f"{_name(type(value))} where {_name(kind)} is expected ({where})"
+    parts = []
     if isinstance(shape, dict):
-        parts = [(key, part) for key, part in shape.items()]
-        if absent := [key for key, _ in parts if key not in value]:
+        if absent := [key for key in shape if key not in value]:
             return f"no '{absent[0]}' ({where})"
-        found = (misfit(value[key], part, f"'{key}'") for key, part in parts)
-    else:
-        found = (
-            (misfit(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value))
-            if isinstance(shape, list)
-            else ()
-        )
-    return next((problem for problem in found if problem), None)
+        parts = [(value[key], part, f"'{key}'") for key, part in shape.items()]
+    elif isinstance(shape, list):
+        parts = [(item, shape[0], f"element {n} of {where}") for n, item in enumerate(value)]
+    return next((problem for part in parts if (problem := misfit(*part))), None)
 
 
 def is_a(value, kind) -> bool:
     """Whether a JSON value is of a type: true is no number, and a whole number is a float, too."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(
-        value,
-        (
-            (int, float)
-            if kind is float
-            else tuple
-            if kind is list and isinstance(value, tuple)
-            else kind
-        ),
-    )
+    return isinstance(value, {float: (int, float), list: (list, tuple)}.get(kind, kind))
 
 
 def _name(kind: type) -> str:
@@ -284,7 +246,5 @@ def _plain(value):
 
 
 def plain(value):
-    """`value` as it looks after a round trip through JSON, for comparing settings
-    with stored ones.
-    """
+    """`value` as it looks after a round trip through JSON, to be compared with stored ones."""
     return json.loads(json.dumps(value, default=_plain))

@@ -5,12 +5,16 @@ Nothing is converted by `str`, `bool` or `> 0`: what cannot be told from the fil
 """
 
 import json
+from typing import Any
 
 import h5py
 import numpy as np
 
 from wmpo_lite.common.errors import UserError
 
+# Of an HDF5 file. In h5py's types an item may be anything, so that nothing could be done with it;
+# what it has to be is looked at as the file is read.
+Group = Any
 CAMERAS = ("agentview_rgb", "agentview_image")
 
 
@@ -43,11 +47,8 @@ def text(value, name: str) -> str:
         f"{name} is {_short(value)}; store it as a string",
     )
     parts = [text(part, name) for part in parts]
-    return (
-        "".join(parts)
-        if all(len(part) <= 1 for part in parts)
-        else " ".join(" ".join(parts).split())
-    )
+    letters = all(len(part) <= 1 for part in parts)
+    return "".join(parts) if letters else " ".join(" ".join(parts).split())
 
 
 def flag(value, name: str) -> bool:
@@ -68,7 +69,7 @@ def whole(value, name: str) -> int:
     return int(value)
 
 
-def instruction(data: h5py.Group, demo: h5py.Group) -> str:
+def instruction(data: Group, demo: Group) -> str:
     """Of a demonstration's own attributes, else from problem_info or env_args of the file."""
     for key in ("instruction", "language_instruction"):
         if key in demo.attrs:
@@ -85,7 +86,7 @@ def instruction(data: h5py.Group, demo: h5py.Group) -> str:
     )
 
 
-def attribute(data: h5py.Group, key: str) -> dict:
+def attribute(data: Group, key: str) -> dict:
     """An attribute that holds a JSON object; {} where there is none."""
     if key not in data.attrs:
         return {}
@@ -100,7 +101,7 @@ def attribute(data: h5py.Group, key: str) -> dict:
 # -- outcomes --------------------------------------------------------------------------------------
 
 
-def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
+def outcome(demo: Group, steps: int) -> tuple[bool, int]:
     """(success, finish_step) of T = `steps` actions; finish_step is 1..T, T for a failure.
 
     `success` decides, an attribute, or a dataset of one flag or of one for each step. Without it
@@ -136,11 +137,11 @@ def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
             f"{name} has {demo[key].size} {key} and {steps} actions; store one for each action",
         )
         flags = _flags(demo[key])
-        clear(
-            flags is not None,
-            f"{name} has {key} other than 0 and 1, which do not tell success; add an attribute"
-            " success to it",
-        )
+        if flags is None:
+            raise Unclear(
+                f"{name} has {key} other than 0 and 1, which do not tell success; add an attribute"
+                " success to it"
+            )
         success = bool(flags.any())
     if "finish_step" in demo.attrs:
         return success, whole(demo.attrs["finish_step"], f"the attribute finish_step of {name}")
@@ -150,17 +151,14 @@ def outcome(demo: h5py.Group, steps: int) -> tuple[bool, int]:
 def _flags(dataset: h5py.Dataset) -> np.ndarray | None:
     """A sparse signal as bool (T,); None if it is anything but 0 and 1."""
     values = dataset[()].ravel()
-    return (
-        values.astype(bool)
-        if values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
-        else None
-    )
+    flags = values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
+    return values.astype(bool) if flags else None
 
 
 # -- frames and actions ----------------------------------------------------------------------------
 
 
-def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
+def pictures(data: Group, names: list[str], said: str | None) -> str:
     """Whether the frame beside an action is from "before" or "after" it, for all demonstrations of
     a file.
 
@@ -179,16 +177,16 @@ def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
         "some demonstrations keep frames from before the action, others from after it; split the"
         " file",
     )
+    if not found and said is not None:
+        return said
     if not found:
-        if said is None and all(_still(data[name]["obs"][camera(data[name])]) for name in names):
+        if all(_still(data[name]["obs"][camera(data[name])]) for name in names):
             return "before"  # nothing that could be misplaced
-        clear(
-            said is not None,
+        raise Unclear(
             "it does not tell whether a frame is from before or after the action beside it (no"
             " positions of the robot that move as `states` do); say which with pictures='before' or"
-            " pictures='after'",
+            " pictures='after'"
         )
-        return said
     seen = found.pop()
     clear(
         said in (None, seen),
@@ -198,28 +196,19 @@ def pictures(data: h5py.Group, names: list[str], said: str | None) -> str:
     return seen
 
 
-def _seen(demo: h5py.Group) -> str | None:
+def _seen(demo: Group) -> str | None:
     name, steps = camera(demo), len(demo["actions"])
     frames = demo["obs"][name]
     if f"next_obs_last/{name}" in demo or len(frames) == steps + 1:
         return "before"
     following = demo.get(f"next_obs/{name}")
-    if (
-        following is not None
-        and following.shape == frames.shape
-        and steps > 1
-        and not _still(frames)
-    ):
-        if np.array_equal(following[:-1], frames[1:]):
+    if following is not None and following.shape == frames.shape and steps > 1:
+        if not _still(frames) and np.array_equal(following[:-1], frames[1:]):
             return "before"
     states = demo["states"][()] if "states" in demo else None
-    if (
-        states is None
-        or states.ndim != 2
-        or len(states) < steps
-        or steps < 2
-        or states.dtype.kind not in "iuf"
-    ):
+    if states is None or states.ndim != 2 or states.dtype.kind not in "iuf":
+        return None
+    if not 2 <= steps <= len(states):
         return None
     measured = [
         d for d in [*demo["obs"].values(), demo.get("robot_states")] if isinstance(d, h5py.Dataset)
@@ -242,7 +231,7 @@ def _seen(demo: h5py.Group) -> str | None:
     return "before" if same < following else "after"
 
 
-def camera(demo: h5py.Group) -> str:
+def camera(demo: Group) -> str:
     """The name of the pictures in obs/: as LIBERO calls them, or as robomimic does."""
     return next((name for name in CAMERAS if f"obs/{name}" in demo), CAMERAS[0])
 
@@ -256,7 +245,7 @@ def _single(value):
     return value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
 
 
-def _name(demo: h5py.Group) -> str:
+def _name(demo: Group) -> str:
     return demo.name.rpartition("/")[2]
 
 

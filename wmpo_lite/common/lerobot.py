@@ -166,9 +166,7 @@ def _choose(folder: Path, cameras: dict, camera: str | None) -> str:
 
 
 def _tables(paths: list, broken: list) -> list:
-    """The tables of parquet files; those without a footer, whose writer was killed, are added to
-    `broken` instead.
-    """
+    """The tables of parquet files; those without a footer (killed) are added to `broken`."""
     pa, found = arrow(), []
     for path in paths:
         try:
@@ -239,8 +237,8 @@ def _state(table, layout: dict | None) -> dict:
     """`observation.state` as `state` (T, n), or as the parts that this kit has written."""
     if STATE not in table.column_names:
         return {}
-    state = _array(table[STATE])
-    widths = [max(width, 1) for width in (layout or {}).values()]
+    state, layout = _array(table[STATE]), layout or {}
+    widths = [max(width, 1) for width in layout.values()]
     if sum(widths) != state.shape[1]:
         return {"state": state}
     parts = np.split(state, np.cumsum(widths)[:-1], axis=1)

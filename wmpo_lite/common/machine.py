@@ -32,9 +32,7 @@ def choose_device(name: str = "auto"):
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run may save memory and time by. Its result changes by rounding, no more, so that a
-    run can go on with other choices.
-    """
+    """What a run may save memory and time by; its result changes by rounding, no more."""
 
     precision: str = "fp32"
     """bf16: matrix products and convolutions in 16 bits (weights, averages, losses in 32)"""
@@ -78,12 +76,22 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def require_one_process(what: str) -> None:
+    """UserError where several processes were started: each would do, and write, the same."""
+    if processes() > 1:
+        raise UserError(
+            f"{what} runs as one process and {processes()} were started; start it without a"
+            " launcher"
+        )
+
+
 def cores(root: Path = Path("/")) -> int:
     """Processor cores that this process may use: fewer than the machine has where it is pinned to
     some (taskset), has a quota (a container) or was started as one of several.
     """
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    seen = min(seen, int(cpu_quota(root))) if cpu_quota(root) else seen
+    if (quota := cpu_quota(root)) is not None:
+        seen = min(seen, int(quota))
     return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

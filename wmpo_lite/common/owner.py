@@ -22,6 +22,8 @@ class Owner:
     UserError, with the other's process number, where another process holds it.
     """
 
+    release: weakref.finalize
+
     def __new__(cls, folder):
         key = str(Path(folder).resolve())
         if (owner := _held.get(key)) is None:

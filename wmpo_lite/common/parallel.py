@@ -74,9 +74,7 @@ def share(n: int) -> float:
 
 @contextmanager
 def one_batch():
-    """Inside, the processes' things are rows of one batch, in the order of the processes, and all
-    of them call `draw` equally often.
-    """
+    """Inside, all processes' things are rows of one batch, and all call `draw` equally often."""
     global _one_batch
     _one_batch = count() > 1
     try:
@@ -86,9 +84,7 @@ def one_batch():
 
 
 def draw(make: Callable, n: int) -> torch.Tensor:
-    """`make(n)`, n rows of random numbers; in `one_batch` those that these rows have among the
-    rows of all processes.
-    """
+    """`make(n)`, n random rows; in `one_batch` those that they are among all processes' rows."""
     if not _one_batch:
         return make(n)
     *before, total = np.cumsum([0, *collect(n)]).tolist()
@@ -146,9 +142,7 @@ def add(values: torch.Tensor) -> torch.Tensor:
 
 
 def add_gradients(parameters) -> None:
-    """Sum the gradients of all processes, in place. A parameter without one counts as zero, unless
-    no process has one.
-    """
+    """Sum all processes' gradients in place; one that is missing counts as zero, if any has it."""
     parameters = list(parameters)
     if count() == 1 or not parameters:
         return
@@ -159,6 +153,19 @@ def add_gradients(parameters) -> None:
     for p, part, known in zip(parameters, flat.split([p.numel() for p in parameters]), some):
         if known:
             p.grad = part.view_as(p).to(p.dtype)
+
+
+def places(keys: list[int]) -> tuple[torch.Tensor, int]:
+    """Where the things of all processes, sorted by their `keys`, are in this one (-1: in another):
+    (total,), total. keys: of the things here. One process keeps its order.
+    """
+    found = collect(keys)
+    *before, total = np.cumsum([0, *map(len, found)]).tolist()
+    order = torch.arange(total)
+    if count() > 1:
+        order = torch.argsort(torch.tensor(sum(found, []), dtype=torch.long), stable=True)
+    order = order - before[rank()]
+    return order.masked_fill((order < 0) | (order >= len(keys)), -1), total
 
 
 def merge_rows(tensors: dict) -> dict:

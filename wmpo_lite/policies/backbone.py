@@ -18,17 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wmpo_lite.action_tokens import ActionStatistics, TokenPolicy, check_frames
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.policy import (
-    ActionStatistics,
-    TokenPolicy,
-    check_count,
-    check_frames,
-    check_words,
-    language_files,
-    load_language,
-)
+from wmpo_lite.language import check_count, check_words
+from wmpo_lite.policy import language_files, load_language
 
 # What LoRA adapts, by the names that SmolVLM's, PaliGemma's and most other decoders give their
 # linear maps.

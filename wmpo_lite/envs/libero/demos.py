@@ -9,7 +9,8 @@ import numpy as np
 
 from wmpo_lite.common import foreign
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.trajectory import Trajectory, demo_names, load_trajectories
+from wmpo_lite.common.hdf5 import demo_names
+from wmpo_lite.trajectory import Trajectory, load_trajectories
 
 ACTIONS = 7
 

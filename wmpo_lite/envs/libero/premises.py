@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import UserError, require
 from wmpo_lite.common.files import ASSETS, read_json, write_json
 from wmpo_lite.common.machine import cores
 from wmpo_lite.envs.libero import installed
 from wmpo_lite.envs.libero.env import LiberoEnv, Premise
 from wmpo_lite.envs.libero.simulation import SETTLE
 from wmpo_lite.envs.libero.states import SUITES, LiberoTask, of_the_benchmark, tasks
-from wmpo_lite.evaluate import SuccessRate, success_by_kind
+from wmpo_lite.evaluate import SuccessRate, success_rate
 from wmpo_lite.trajectory import InitialStates
 
 BENCHMARK, DRAWN, BROKEN = "benchmark", "drawn", "broken premise"
@@ -66,9 +66,14 @@ def kinds(states: InitialStates, premises: list[Premise]) -> list[str]:
 
 def rates(states: InitialStates, premises: list[Premise], success) -> dict[str, SuccessRate]:
     """Success, bool (N,), on the benchmark's states, on drawn ones and on broken ones apart, each
-    with n and its 95 % Wilson interval.
+    with n and its 95 % Wilson interval: what a policy learned on one kind says little of another.
     """
-    return success_by_kind(success, kinds(states, premises))
+    success, own = np.asarray(success), np.asarray(kinds(states, premises))
+    require(
+        len(success) == len(own),
+        f"there are {len(success)} outcomes for {len(own)} initial states; give one for each",
+    )
+    return {kind: success_rate(success[own == kind]) for kind in dict.fromkeys(own.tolist())}
 
 
 # -- the table -------------------------------------------------------------------------------------
