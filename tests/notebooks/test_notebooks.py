@@ -69,10 +69,38 @@ def test_executing_twice_stores_the_same_bytes(stored):
     assert stored.read_bytes() == before and b"2 1" in before
 
 
+def test_what_no_two_runs_share_is_kept_until_the_code_changes(tmp_path):
+    def outputs():
+        notebooks.execute(path)
+        return [cell.outputs for cell in nbformat.read(path, as_version=4).cells[1:]]
+
+    def write(source):
+        clock = new_code_cell(source, metadata={"tags": [notebooks.KEEP]})
+        cells = [new_markdown_cell("# small"), clock, new_code_cell("print(time.time_ns())")]
+        nbformat.write(new_notebook(cells=cells), path)
+
+    path = tmp_path / "00_small.ipynb"
+    write("import time\nprint(time.time_ns())")
+    first, second = outputs(), outputs()
+    assert first[0] == second[0] and first[1] != second[1]
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source += "  # changed"
+    nbformat.write(notebook, path)
+    assert outputs()[0] != first[0]
+
+
+def test_text_may_change_without_a_run(stored, tmp_path):
+    notebook = nbformat.read(stored, as_version=4)
+    notebook.cells[0].source += "\n\nwith another sentence"
+    path = tmp_path / "00_small.ipynb"
+    nbformat.write(notebook, path)
+    assert notebooks.problems(path) == []
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda cells: cells[1].update(source="x = 3"), "sources changed"),
+        (lambda cells: cells[1].update(source="x = 3"), "code changed"),
         (lambda cells: cells[2].update(outputs=[]), "no stored output"),
         (lambda cells: cells[1].update(execution_count=7), "in order"),
         (lambda cells: cells[2]["metadata"].pop("tags"), "no cell's output is checked"),

@@ -7,6 +7,7 @@ import re
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from wmpo_lite.report import notebooks
@@ -129,6 +130,13 @@ def test_say_fills_in_values(monkeypatch):
     assert [paragraph.data for paragraph in shown] == ["a gain of +14.3 points"]
     with pytest.raises(KeyError):
         notebooks.say("{missing}")
+
+
+def test_the_book_reads_formulas_in_the_middle_of_a_paragraph():
+    """Jupyter does, and the notebooks have them; the book needs an option for it."""
+    assert any(re.search(r"\S\n\$\$", text) for path in PATHS for text in prose(path))
+    config = yaml.safe_load((notebooks.FOLDER / "_config.yml").read_text(encoding="utf-8"))
+    assert config["sphinx"]["config"]["myst_dmath_double_inline"]
 
 
 def exists(name: str) -> bool:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.course import EXERCISES, CheckFailed, capstone, check, models, sheets
-from wmpo_lite.course.exercise import Raised, same
+from wmpo_lite.course import EXERCISES, CheckFailed, capstone, check, grading, models, sheets
+from wmpo_lite.course.exercise import Raised, Verdict, same
 from wmpo_lite.course.extract import code_cells, extract
 from wmpo_lite.course.packing import pack, unpack
 from wmpo_lite.course.registry import verdict
@@ -346,3 +346,11 @@ def test_packing_keeps_values_shapes_and_kinds():
 def test_what_pack_does_not_write_is_refused(value):
     with pytest.raises(UserError, match="not an outcome"):
         unpack(value)
+
+
+def test_a_student_whose_work_could_not_be_graded_is_not_told_0_points():
+    lost, done = grading.not_graded("it was killed"), Verdict("passed", "right", 1.0)
+    assert grading.summary({"05.mask": lost, "05.filter": lost}) == "could not be graded"
+    said = grading.summary({"05.mask": lost, "05.filter": done})
+    assert said == f"{EXERCISES['05.filter'].points:g} points at least, 1 could not be graded"
+    assert "graded" not in grading.summary({"05.filter": done})

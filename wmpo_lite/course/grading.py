@@ -218,6 +218,15 @@ def table(graded: dict[str, dict[str, Verdict]], exercises: list[Exercise]) -> s
     return out.getvalue()
 
 
+def summary(verdicts: dict[str, Verdict]) -> str:
+    """A student's result in a line; no points are named where nothing could be graded."""
+    missing = sum(v.score is None for v in verdicts.values())
+    if missing == len(verdicts):
+        return "could not be graded"
+    points = f"{total(verdicts):g} points"
+    return f"{points} at least, {missing} could not be graded" if missing else points
+
+
 def spelled(text: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
@@ -240,9 +249,7 @@ def grade_folder(folder: Path, out: Path, only: tuple[str, ...] = (), seed: int 
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             verdicts = {exercise.name: not_graded(said) for exercise in exercises}
         graded[one.student] = verdicts
-        missing = sum(v.score is None for v in verdicts.values())
-        said = f", {missing} could not be graded" if missing else ""
-        print(f"{one.student}: {total(verdicts):g} points{said}", flush=True)
+        print(f"{one.student}: {summary(verdicts)}", flush=True)
     make_folder(out / "gradescope")
     write_atomic(out / "grades.csv", table(graded, exercises).encode())
     for student, verdicts in graded.items():

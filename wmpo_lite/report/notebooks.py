@@ -10,6 +10,9 @@ from wmpo_lite.common.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CHECK = "nbval-check-output"  # the tag of cells whose stored output a test compares
+# The tag of cells that show what no two runs share, such as an arm that moves in real time: what is
+# stored stays until the code of the notebook changes.
+KEEP = "keep-output"
 # code cells a notebook, lines a cell, columns a line, bytes a file
 MAX_CELLS, MAX_LINES, MAX_COLUMNS, MAX_BYTES = 30, 40, 88, 1_400_000
 CAPTION = re.compile(r"\*\*Figure (\d+)\.\*\* \S")
@@ -109,22 +112,29 @@ def paths() -> list[Path]:
 
 
 def fingerprint(notebook) -> str:
-    """Of the sources of all cells, so that outputs can be told to belong to them."""
+    """Of the code, so that outputs can be told to belong to it; text may change without a run."""
     text = "\0".join(
-        f"{cell.cell_type}\0{cell.source}\0{sorted(cell.metadata.get('tags', []))}"
+        f"{cell.source}\0{sorted(cell.metadata.get('tags', []))}"
         for cell in notebook.cells
+        if cell.cell_type == "code"
     )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def execute(path: Path) -> None:
-    """Run a notebook in its own folder and store its outputs, nothing that differs from
-    run to run.
+    """Run a notebook in its own folder and store its outputs. A second run of the same code stores
+    the same bytes: what differs from run to run is left out, or kept in cells tagged KEEP.
     """
     import nbclient
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    same_code = notebook.metadata.get("wmpo_lite", {}).get("sources") == fingerprint(notebook)
+    stored = {
+        number: cell.outputs
+        for number, cell in enumerate(notebook.cells)
+        if same_code and KEEP in cell.metadata.get("tags", []) and cell.outputs
+    }
     kept = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
@@ -144,6 +154,8 @@ def execute(path: Path) -> None:
                 os.environ[name] = value
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
+        if number in stored:
+            cell.outputs = stored[number]
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -165,7 +177,7 @@ def problems(path: Path) -> list[str]:
     notebook, found = nbformat.read(path, as_version=4), []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if notebook.metadata.get("wmpo_lite", {}).get("sources") != fingerprint(notebook):
-        found.append("the sources changed after the outputs were stored; run make notebooks")
+        found.append("the code changed after the outputs were stored; run make notebooks")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("cells were not executed once each, in order; run make notebooks")
     if len(code) > MAX_CELLS:
