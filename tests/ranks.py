@@ -3,17 +3,20 @@
 Every process writes what its model computes in the end, and what it logged, to FOLDER/CASE-<rank>.
 """
 
+import atexit
 import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import tiny
 import torch
+import torch.distributed as dist
 
 from wmpo_lite import grpo
 from wmpo_lite.common import parallel
@@ -184,7 +187,10 @@ def launch(arguments: list[str], processes: int, **options) -> list[subprocess.P
 
 def main(folder: Path, cases: list[str]):
     torch.set_num_threads(1)
+    groups = []
+    atexit.register(lambda: [print("the group is left", file=sys.stderr) for g in groups if g()])
     parallel.start()
+    groups.append(weakref.ref(dist.group.WORLD))
     for case in cases:
         torch.manual_seed(parallel.rank())  # weights that differ at first: the first one's count
         try:

@@ -83,6 +83,11 @@ def test_when_one_process_dies_the_other_ends_with_one_sentence(two):
     assert "waited in vain" in said[0] and "Traceback" not in said[0]
 
 
+def test_the_group_and_its_threads_end_before_python_does(two):
+    """Those of gloo abort the process when they outlive the interpreter."""
+    assert "the group is left" not in "".join(two[2])
+
+
 def together(monkeypatch, rank=0):
     """As if three processes had been started."""
     monkeypatch.setattr(parallel, "count", lambda: 3)

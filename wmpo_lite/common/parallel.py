@@ -13,6 +13,7 @@ while the others wait (`first`), and it alone writes files, which the others mus
 With one process nothing here does anything.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -35,10 +36,15 @@ _one_batch = False  # see `one_batch`
 def start(device: str = "cpu") -> None:
     """Join the other processes, if there are any; on a GPU each takes its own."""
     if processes() > 1 and not dist.is_initialized():
+        # Its functions have the group of all processes as a default argument. Imported later, as
+        # AdamW does, they would keep it, and gloo's threads abort when they outlive Python.
+        import torch.distributed.nn  # noqa: F401
         from accelerate import PartialState
 
         with _together():
             PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        if dist.get_backend() == "gloo":  # whatever ends this process; NCCL would wait for others
+            atexit.register(stop)
         if rank():
             os.environ["TQDM_DISABLE"] = "1"  # one progress bar is enough
 
