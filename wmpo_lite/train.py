@@ -83,6 +83,7 @@ def fit(
     extra: dict | None = None,
     made_from: dict | None = None,
     shared: bool = False,
+    passes: int = 1,
 ) -> list[dict]:
     """Minimize `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
     leaves the averaged weights in it.
@@ -93,6 +94,8 @@ def fit(
     what else the result depends on, as plain values by name (see `checkpoint.digest` for data).
     shared: on several processes `loss_fn` computes this one's `parallel.rows` of the batch, losses
     and logs add up to those of the batch, and `extra` is kept by rows; the first one writes.
+    passes: call such a `loss_fn` so often a step, each time for a part of the rows
+    (`parallel.one_pass`) and with the same random numbers: the same step in less memory.
     Returns the logged records: means since the one before, and `ema_decay`, the decay that acts at
     that step. Raises UserError when the loss is not finite, and when the folder
     holds a training that was made from something else.
@@ -122,15 +125,13 @@ def fit(
     ):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        loss, logs = loss_fn(*generators(seed, step), step)
-        total, logs = whole(loss, logs)
+        optimizer.zero_grad(set_to_none=True)
+        total, logs = backward(lambda: loss_fn(*generators(seed, step), step), passes)
         if not math.isfinite(total):
             raise UserError(
                 f"the loss of '{name}' became {total} at step {step}; lower its learning rate"
                 f" ({config.lr:g}) and start again"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         parallel.add_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         if not torch.isfinite(norm):
@@ -171,13 +172,22 @@ def fit(
     return records
 
 
-def whole(loss: torch.Tensor, logs: dict) -> tuple[float, dict]:
-    """Loss and logs of the whole batch, to which every process adds its part."""
+def backward(loss_fn: Callable, passes: int = 1) -> tuple[float, dict]:
+    """Loss and logs of the whole batch, to which every pass of every process adds its part
+    `loss_fn() -> (loss, logs)`; gradients are those of this process.
+    """
+    total, sums = 0.0, {}
+    for number in range(passes):
+        with parallel.one_pass(number, passes):
+            loss, logs = loss_fn()
+            loss.backward()
+        total += float(loss.detach())
+        sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
     if parallel.count() == 1:
-        return float(loss.detach()), logs
-    parts = torch.tensor([float(loss.detach()), *logs.values()], dtype=torch.float64)
+        return total, sums
+    parts = torch.tensor([total, *sums.values()], dtype=torch.float64)
     total, *others = parallel.add(parts).tolist()
-    return total, dict(zip(logs, others))
+    return total, dict(zip(sums, others))
 
 
 def trainable(module) -> dict:

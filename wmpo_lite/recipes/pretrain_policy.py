@@ -284,6 +284,7 @@ def clone(
     tune_vision: bool = False,
     early: float = 0.3,
     log_every: int = 50,
+    passes: int = 1,
 ):
     """Behavior cloning on chunks from every frame of the demonstrations up to shortly after
     success, or to their end where there is none (the intended actions, never the noise).
@@ -291,9 +292,9 @@ def clone(
     early: share of frames from the first three, where the instruction alone says which way to go;
     later the hand gives it away, and a policy that learns from those unlearns the words.
     tune_vision=False: the vision tower stays as pre-trained and its features are computed once;
-    True: everything learns, slower. log_every: steps between records. A chunk's steps after a
-    disturbance are masked: the expert's correction of a stroke that the frame does not show yet is
-    noise to the policy.
+    True: everything learns, slower. log_every: steps between records; passes: see `fit`. A chunk's
+    steps after a disturbance are masked: the expert's correction of a stroke that the frame does
+    not show yet is noise to the policy.
     """
     import torch
 
@@ -343,4 +344,5 @@ def clone(
         log_every=log_every,
         made_from={"demonstrations": digest(demos), "batch": batch, "early": early},
         shared=True,
+        passes=passes,
     )

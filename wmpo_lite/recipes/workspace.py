@@ -19,6 +19,7 @@ from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
+GREEDY_BATCH, SCORED = 64, 16  # episodes that are evaluated, and judged, together
 # What takes the memory of a stage, where the result may be another.
 LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
 LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
@@ -219,8 +220,9 @@ class Workspace:
             advice = []
             if name in LEARNING and not self.compute.recompute:
                 advice.append("add --recompute")
-            if name in ("wmpo", "grpo"):
-                now = self.compute.micro_batch or self.settings.minibatch
+            if name in LEARNING:
+                whole = {"align": self.settings.align_batch, "reward": 48, "dpo": 16}
+                now = self.compute.micro_batch or whole.get(name, self.settings.minibatch)
                 advice.append(f"lower --micro-batch (now {now})")
             raise UserError(
                 f"stage '{name}' ran out of memory; {' or '.join(advice or ['free some'])} and run"
@@ -353,9 +355,26 @@ def greedy(w: Workspace, policy, states, **options):
         states,
         horizon=w.horizon,
         every_frame=options.pop("every_frame", False),
-        batch=64,
+        batch=GREEDY_BATCH,
         **options,
     )
+
+
+def replay_in(env, trajectories) -> np.ndarray:
+    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the
+    recorded first frames. Processes share out every batch, with the noise of the whole.
+    """
+    from wmpo_lite.rollout import replay
+
+    def frames(part):
+        run = lambda own: replay(env, part[own], initial_frames(part[own], states=False))[0]
+        if len(part) < parallel.count():  # each draws all of the noise, or it would be another's
+            return run(slice(None))
+        with parallel.one_batch():
+            return parallel.whole(run, len(part))
+
+    batches = range(0, len(trajectories), 128)
+    return np.concatenate([frames(trajectories[i : i + 128]) for i in batches])
 
 
 def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1) -> np.ndarray:
@@ -364,14 +383,14 @@ def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1)
     return np.concatenate(
         [
             model.score(
-                torch.from_numpy(films[i : i + 16]),
-                list(starts.instructions[i : i + 16]),
+                torch.from_numpy(films[i : i + SCORED]),
+                list(starts.instructions[i : i + SCORED]),
                 stride,
                 min_consecutive,
             )
             .cpu()
             .numpy()
-            for i in range(0, len(films), 16)
+            for i in range(0, len(films), SCORED)
         ]
     )
 
