@@ -100,9 +100,10 @@ def fit(
     that step. Raises UserError when the loss is not finite, and when the folder
     holds a training that was made from something else.
     """
-    if parallel.count() > 1 and not shared:
+    if (parallel.count() > 1 or passes > 1) and not shared:
         raise UserError(
-            f"the training of '{name}' does not run on several processes; start it with one"
+            f"the training of '{name}' does not run on several processes or in several passes; ask"
+            " for one"
         )
     parallel.same_weights(module)
     trained = trainable(module)

@@ -14,6 +14,7 @@ from wmpo_lite.common.machine import Compute
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
     GREEDY_BATCH,
+    REWARD_CLIPS,
     Run,
     Workspace,
     clip_scores,
@@ -214,10 +215,9 @@ def fit_reward(w: Workspace) -> dict:
     imagined = replay_in(env, seen)
     parts = (real, w.autoencoder().reconstruct(real), imagined)
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
-    half = 24
     records = fit(
         model,
-        reward_loss(model, episodes, half=half),
+        reward_loss(model, episodes, half=REWARD_CLIPS // 2),
         FitConfig(
             steps=s.reward_steps,
             lr=s.reward_lr,
@@ -233,7 +233,7 @@ def fit_reward(w: Workspace) -> dict:
         log_every=20,
         on_log=w.log,
         shared=True,
-        passes=parallel.passes(2 * half, w.compute.micro_batch),
+        passes=parallel.passes(REWARD_CLIPS, w.compute.micro_batch),
         made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
     )
     chosen_on = [trajectories[i] for i in held]

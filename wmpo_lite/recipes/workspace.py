@@ -20,6 +20,7 @@ from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
 GREEDY_BATCH, SCORED = 64, 16  # episodes that are evaluated, and judged, together
+REWARD_CLIPS = 48  # a batch of the reward model's training
 # What takes the memory of a stage, where the result may be another.
 LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
 LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
@@ -210,6 +211,8 @@ class Workspace:
         """`fn()` as `compute` says; out of memory it is UserError, which names what to lower."""
         import torch
 
+        from wmpo_lite.dpo import DPOConfig
+
         try:
             with self.compute.autocast(self.device):
                 return fn()
@@ -221,8 +224,9 @@ class Workspace:
             if name in LEARNING and not self.compute.recompute:
                 advice.append("add --recompute")
             if name in LEARNING:
-                whole = {"align": self.settings.align_batch, "reward": 48, "dpo": 16}
-                now = self.compute.micro_batch or whole.get(name, self.settings.minibatch)
+                sizes = {"align": self.settings.align_batch, "reward": REWARD_CLIPS}
+                sizes["dpo"] = DPOConfig.batch
+                now = self.compute.micro_batch or sizes.get(name, self.settings.minibatch)
                 advice.append(f"lower --micro-batch (now {now})")
             raise UserError(
                 f"stage '{name}' ran out of memory; {' or '.join(advice or ['free some'])} and run"
