@@ -3,25 +3,33 @@
 Every process writes what its model computes in the end, and what it logged, to FOLDER/CASE-<rank>.
 """
 
+import atexit
 import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import tiny
 import torch
+import torch.distributed as dist
 
 from wmpo_lite import grpo
 from wmpo_lite.common import parallel
 from wmpo_lite.common.checkpoint import save_tensors, write_json
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.dpo import DPOConfig, train_dpo
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
+from wmpo_lite.recipes.main_job import outcomes
 from wmpo_lite.recipes.pretrain_policy import clone
+from wmpo_lite.recipes.trust import shared_scores
+from wmpo_lite.recipes.workspace import replay_in
 from wmpo_lite.reward import reward_loss
 from wmpo_lite.rollout import rollout
 from wmpo_lite.train import FitConfig, fit
@@ -32,7 +40,7 @@ CONFIG = FitConfig(steps=STEPS, warmup=5, decay=0.0, ema=0.9, save_every=5)
 GRPO = grpo.GRPOConfig(group_size=4, groups=4, minibatch=6, micro_batch=4, epochs=2)
 
 
-def world_model(folder, steps=STEPS):
+def world_model(folder, steps=STEPS, passes=1):
     """A batch of 5, which two processes cannot halve."""
     draw = torch.Generator().manual_seed(0)
     latents = torch.randn(4, 9, 4, 8, 8, generator=draw)
@@ -40,9 +48,13 @@ def world_model(folder, steps=STEPS):
     model = tiny.world_model()
     pool = Pool(episodes, model, WindowConfig(batch=5, own=3, ramp=4))
     config = FitConfig(**vars(CONFIG) | {"steps": steps})
-    options = dict(seed=0, name="world model", extra=pool.tensors, shared=True)
+    options = dict(seed=0, name="world model", extra=pool.tensors, shared=True, passes=passes)
     records = fit(model, pool.loss, config, folder=folder / "fit", log_every=5, **options)
     return model, records
+
+
+def world_model_in_passes(folder):
+    return world_model(folder / "passes", passes=2)
 
 
 def half_of_world_model(folder):
@@ -61,13 +73,14 @@ def episodes():
     return found, columns | {"other": [""] * len(found)}
 
 
-def reward_model(folder):
+def reward_model(folder, passes=1):
     model = tiny.reward_model()
     loss = reward_loss(model, episodes()[1], half=4)
-    return model, fit(model, loss, CONFIG, seed=0, name="reward", log_every=5, shared=True)
+    options = dict(seed=0, name="reward", log_every=5, shared=True, passes=passes)
+    return model, fit(model, loss, CONFIG, **options)
 
 
-def cloning(folder):
+def cloning(folder, passes=1):
     found, columns = episodes()
     actions = np.stack([t.actions for t in found])
     struck = actions + (np.random.default_rng(0).random(actions.shape[:2]) < 0.2)[..., None]
@@ -80,7 +93,7 @@ def cloning(folder):
         "instruction": columns["instruction"],
     }
     policy = tiny.policy()
-    options = dict(seed=0, folder=None, batch=7, log_every=5)
+    options = dict(seed=0, folder=None, batch=7, log_every=5, passes=passes)
     return policy, clone(policy, demos, CONFIG, **options)
 
 
@@ -118,6 +131,30 @@ def update_tokens(folder):
 
 def update_none(folder):
     return update((4, 0))
+
+
+def dpo(folder, micro_batch=None, batch=3):
+    """Steps of 3 pairs, which two processes cannot halve."""
+    policy = tiny.policy()
+    config = DPOConfig(lr=1e-3, pairs=9, batch=batch, micro_batch=micro_batch)
+    return policy, train_dpo(policy, None, sum(groups(policy), []), config)
+
+
+def dpo_of_single_pairs(folder):
+    """One of two processes has nothing to do."""
+    return dpo(folder, batch=1)
+
+
+def imagination(folder):
+    """What the trust panel and the evaluation share out; a single episode cannot be."""
+    env = ImaginedEnv(tiny.autoencoder(), tiny.world_model(), seed=0, stop=False)
+    films = [replay_in(env, tiny.trajectories(n)) for n in (9, 1, 130)]
+    policy, judge = tiny.policy(), tiny.reward_model()
+    w = SimpleNamespace(reward_model=lambda: judge, env=tiny.Counter(), horizon=8)
+    success, finish_step = outcomes(w, policy, tiny.states(70))
+    record = {"success": success, "finish_step": finish_step}
+    record["scores"] = shared_scores(w, films[2], tiny.states(130)).tolist()
+    return policy, [record | {"films": [film[:, ::4].tolist() for film in films]}]
 
 
 class Judged(ImaginedEnv):
@@ -184,7 +221,10 @@ def launch(arguments: list[str], processes: int, **options) -> list[subprocess.P
 
 def main(folder: Path, cases: list[str]):
     torch.set_num_threads(1)
+    groups = []
+    atexit.register(lambda: [print("the group is left", file=sys.stderr) for g in groups if g()])
     parallel.start()
+    groups.append(weakref.ref(dist.group.WORLD))
     for case in cases:
         torch.manual_seed(parallel.rank())  # weights that differ at first: the first one's count
         try:

@@ -8,6 +8,7 @@ equation 7).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,15 @@ from wmpo_lite.batch import (
     minibatches,
     optimizer_step,
 )
+from wmpo_lite.common import parallel
 from wmpo_lite.common.errors import UserError, check_choice, check_positive, check_range
+from wmpo_lite.train import backward
 
 if TYPE_CHECKING:
     from wmpo_lite.trajectory import Trajectory
+
+
+LOGS = ("loss", "accuracy", "margin", "chosen_shift", "rejected_shift")  # of `dpo_loss`
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,16 @@ class DPOConfig:
     epochs: int = 2  # passes over the pairs
     pairs: int = 256  # pairs drawn from the rollouts
     batch: int = 16  # pairs an optimizer step, give or take what divides them evenly
+    # pairs a forward pass; gradients add up to the same step in less memory
+    micro_batch: int | None = None
     grad_clip: float = 1.0
     temperature: float = 1.0  # of the log-probs, policy and reference alike
 
     def __post_init__(self):
         check_choice("normalize", self.normalize, ("sum", "mean"))
         check_range("DPOConfig", self, epochs=1, pairs=1, batch=1)
+        if self.micro_batch is not None:
+            check_range("DPOConfig", self, micro_batch=1)
         check_positive("DPOConfig", self, "beta", "lr", "grad_clip", "temperature")
 
 
@@ -153,9 +163,11 @@ def train_dpo(
 
     `reference` is the base policy: its log-probs are taken once, before training, so None is the
     policy as it comes in. Dropout is off in both. Only success, tokens and finish_step of the
-    rollouts are used, not the log-probs of the policy that sampled them. UserError: no successes,
-    no failures, no tokens, or a loss or gradient that is not finite.
+    rollouts are used, not the log-probs of the policy that sampled them. Several processes share
+    out the pairs of a step; the first one calls `on_step`. UserError: no successes, no failures, no
+    tokens, or a loss or gradient that is not finite.
     """
+    parallel.same_weights(policy)
     generator = torch.Generator().manual_seed(seed)
     pairs = make_pairs(trajectories, generator, config.pairs)  # (n, 2)
     batch = batch_from_trajectories(trajectories)
@@ -163,32 +175,45 @@ def train_dpo(
     device = parameters[0].device
     base = policy if reference is None else reference
     ref = torch.zeros(len(trajectories), device=device)
+    named = pairs.unique()
     with evaluating(base), torch.no_grad():
-        for index in pairs.unique().split(2 * config.batch):
+        for index in named[parallel.rows(len(named))].split(2 * config.batch):
             ref[index.to(device)] = trajectory_log_probs(base, batch, index, config, device)
+    ref = parallel.add(ref)
     optimizer = torch.optim.AdamW(parameters, lr=config.lr)
     history: list[dict[str, float]] = []
     with evaluating(policy):
         for _ in range(config.epochs):
             for rows in minibatches(torch.randperm(len(pairs), generator=generator), config.batch):
-                # One forward pass a trajectory, however often the pairs of this step name it.
-                index, place = pairs[rows].unique(return_inverse=True)  # (m,), (batch, 2)
-                new = trajectory_log_probs(policy, batch, index, config, device)  # (m,)
-                old, place = ref[index.to(device)], place.to(device)
-                loss, logs = dpo_loss(
-                    *new[place].unbind(1), *old[place].unbind(1), beta=config.beta
-                )
-                if not torch.isfinite(loss):
+                optimizer.zero_grad(set_to_none=True)
+                passes = parallel.passes(len(rows), config.micro_batch)
+                share = lambda: _share_of_loss(policy, batch, pairs[rows], ref, config)
+                loss, logs = backward(share, passes)
+                if not math.isfinite(loss):
                     raise UserError(
-                        f"The DPO loss is {loss.item()} at step {len(history)}: lower lr (now"
+                        f"The DPO loss is {loss} at step {len(history)}: lower lr (now"
                         f" {config.lr}), and check the policy's weights for NaN."
                     )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                parallel.add_gradients(parameters)
                 logs["grad_norm"] = optimizer_step(
                     optimizer, config.grad_clip, f"DPO step {len(history)}"
                 )
                 history.append(logs)
-                if on_step is not None:
+                if on_step is not None and not parallel.rank():
                     on_step(len(history) - 1, logs)
     return history
+
+
+def _share_of_loss(policy, batch: RolloutBatch, pairs: torch.Tensor, ref, config: DPOConfig):
+    """What this process adds to `dpo_loss` and its logs on pairs (n, 2) of trajectories, whose
+    log-probs under the reference are ref (N,).
+    """
+    own, share = pairs[parallel.rows(len(pairs))], parallel.share(len(pairs))
+    if not len(own):
+        return ref.new_zeros((), requires_grad=True), dict.fromkeys(LOGS, 0.0)
+    # One forward pass a trajectory, however often the pairs of this step name it.
+    index, place = own.unique(return_inverse=True)  # (m,), (own, 2)
+    new = trajectory_log_probs(policy, batch, index, config, ref.device)  # (m,)
+    old, place = ref[index.to(ref.device)], place.to(ref.device)
+    loss, logs = dpo_loss(*new[place].unbind(1), *old[place].unbind(1), beta=config.beta)
+    return loss * share, {name: value * share for name, value in logs.items()}

@@ -149,9 +149,12 @@ class Pool:
         t["left"][index] = torch.from_numpy((far[rows] * (most + 1)).astype(int))
 
     def loss(self, generator, rng, step):
-        """The `loss_fn` for `fit`: one pass of every slot, or of this process's share of them."""
+        """The `loss_fn` for `fit`: every slot goes a pass of the model further, or those that are
+        this process's share.
+        """
         t, c, w = self.tensors, self.model.config, self.windows
-        self.refill(rng, step)
+        if parallel.is_pass(0):
+            self.refill(rng, step)
         state = State(*(t[name] for name in State._fields))
         future = self.episodes.future(t["episode"], t["frame"], c.frames)
         target, actions = (part.to(self.device) for part in future)
@@ -168,8 +171,9 @@ class Pool:
         after = state.rows(own).append(x0, actions[own])
         for name, value in zip(State._fields, after):
             t[name] = torch.cat([t[name][: own.start], value, t[name][own.stop :]])
-        t["frame"] += c.frames
-        t["left"] -= 1
+        if parallel.is_pass(-1):
+            t["frame"] += c.frames
+            t["left"] -= 1
         pure = times == 1  # (B,)
         error = (x0 - target[own]).square().mean(dim=(1, 2, 3, 4))
         mse = float(error[pure[own]].sum() / pure.sum()) if pure.any() else 0.0

@@ -68,7 +68,7 @@ class Demo:
         """The run and its folder, once all that can be known to be wrong has been looked at."""
         from wmpo_lite.common import parallel
         from wmpo_lite.envs.tasks import folder_name, get_task
-        from wmpo_lite.recipes.workspace import ASSETS, Run, run_folder
+        from wmpo_lite.recipes.workspace import ASSETS, REWARD_CLIPS, Run, run_folder
 
         if self.from_scratch:
             require_one_process("--from-scratch")
@@ -87,6 +87,8 @@ class Demo:
         settings, _ = run.settings(), get_task(self.task)
         online = min(settings.online_groups, self.rollout_budget // settings.online_group_size)
         parallel.require_work(min(settings.groups, online), "groups (--groups, --online-groups)")
+        parallel.require_work(settings.align_batch, "windows (--align-batch)")
+        parallel.require_work(REWARD_CLIPS, "clips of a reward model's batch")
         return run, run_folder(
             self.name
             or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"

@@ -87,6 +87,7 @@ def fit(
     extra: dict | None = None,
     made_from: dict | None = None,
     shared: bool = False,
+    passes: int = 1,
 ) -> list[dict]:
     """Minimize `loss_fn(generator, rng, step) -> (loss, logs)` over the parameters of `module`;
     leaves the averaged weights in it. Returns the logged records: means since the one before.
@@ -94,14 +95,13 @@ def fit(
     folder: of checkpoints; a training found there is continued. extra: tensors by name that
     `loss_fn` changes as it goes (a pool of windows), which belong to a checkpoint, too. made_from:
     what else the result depends on, as plain values by name (`checkpoint.digest` for data). shared:
-    on several processes `loss_fn` computes this one's `parallel.rows` of the batch, losses and logs
-    add up to those of the batch, and `extra` is kept by rows; the first one writes. UserError for a
-    loss that is not finite, and for a folder whose training was made from something else.
+    `loss_fn` computes this process's `parallel.rows` of the batch, losses and logs add up to those
+    of the batch, and `extra` is kept by rows; the first one writes. passes: call such a `loss_fn`
+    so often a step, each time for other rows and with the same random numbers: less memory.
+    UserError: a loss that is not finite, a folder whose training was made from something else.
     """
-    require(
-        shared or parallel.count() == 1,
-        f"the training of '{name}' does not run on several processes; start it with one",
-    )
+    advice = "does not run on several processes or in several passes; ask for one"
+    require(shared or parallel.count() * passes == 1, f"the training of '{name}' {advice}")
     parallel.same_weights(module)
     trained = trainable(module)
     optimizer = AdamW(trained.values(), betas=(0.9, 0.99), weight_decay=config.weight_decay)
@@ -115,8 +115,8 @@ def fit(
     steps = range(start, config.steps)
     for step in progress(steps, initial=start, total=config.steps, desc=name, mininterval=2):
         set_rate(optimizer, learning_rate(step, config))
-        loss, logs = loss_fn(*generators(seed, step), step)
-        said.append(descend(loss, logs, optimizer, config, f"'{name}'", step))
+        part = lambda: loss_fn(*generators(seed, step), step)
+        said.append(descend(part, passes, optimizer, config, f"'{name}'", step))
         for key, mean in average.items():
             mean.lerp_(trained[key].detach(), 1 - ema_decay(step, config.ema))
         if due(step + 1, log_every, config.steps):
@@ -140,16 +140,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def descend(loss, logs: dict, optimizer, config: FitConfig, what: str, step: int) -> dict:
-    """One step down `loss`; returns loss and logs of the whole batch. UserError, and no step, where
-    the loss or its gradient is not finite.
+def descend(loss_fn, passes: int, optimizer, config: FitConfig, what: str, step: int) -> dict:
+    """One step down the loss of `loss_fn`; returns loss and logs of the whole batch. UserError, and
+    no step, where the loss or its gradient is not finite.
     """
-    total, logs = whole(loss, logs)
+    optimizer.zero_grad(set_to_none=True)
+    total, logs = backward(loss_fn, passes)
     advice = f"at step {step}; lower its learning rate ({config.lr:g}) and start again"
     require(math.isfinite(total), f"the loss of {what} became {total} {advice}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     parallel.add_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
     require(bool(torch.isfinite(norm)), f"the gradient of {what} is not finite {advice}")
@@ -166,13 +165,22 @@ def means(logs: list[dict]) -> dict:
     return {key: value / len(logs) for key, value in sums.items()}
 
 
-def whole(loss: torch.Tensor, logs: dict) -> tuple[float, dict]:
-    """Loss and logs of the whole batch, to which every process adds its part."""
+def backward(loss_fn: Callable, passes: int = 1) -> tuple[float, dict]:
+    """Loss and logs of the whole batch, to which every pass of every process adds its part
+    `loss_fn() -> (loss, logs)`; gradients are those of this process.
+    """
+    total, sums = 0.0, {}
+    for number in range(passes):
+        with parallel.one_pass(number, passes):
+            loss, logs = loss_fn()
+            loss.backward()
+        total += float(loss.detach())
+        sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
     if parallel.count() == 1:
-        return float(loss.detach()), logs
-    parts = torch.tensor([float(loss.detach()), *logs.values()], dtype=torch.float64)
+        return total, sums
+    parts = torch.tensor([total, *sums.values()], dtype=torch.float64)
     total, *others = parallel.add(parts).tolist()
-    return total, dict(zip(logs, others))
+    return total, dict(zip(sums, others))
 
 
 class MetricsLog:

@@ -24,6 +24,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -373,20 +374,21 @@ def launch(name: str, steps: int, processes: int, out: Path) -> dict:
             key: str(value) for key, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items()
         }
         started.append(subprocess.Popen(command, env=os.environ | own))
-    if any(process.wait() for process in started):
+    if any([process.wait() for process in started]):
         raise SystemExit(f"{name} with {processes} processes failed; see above")
     return read_json(out, {"seconds": float})
 
 
 def ranks(s: dict, device) -> list[dict]:
     """Medians over pairs measured one after the other; the error is that of the loss."""
-    rows, scratch, pairs = [], Path(f"{os.getpid()}.part.json"), 1 if s is DRY else 3
+    rows, pairs = [], 1 if s is DRY else 3
     for name, count in {"world model": 20, "GRPO": 4}.items():
         ones, twos = [], []
         for _ in range(pairs):
             for found, processes in ((ones, 1), (twos, 2)):
-                found.append(launch(name, 1 if s is DRY else count, processes, scratch))
-        scratch.unlink()
+                with tempfile.TemporaryDirectory() as folder:
+                    steps, out = 1 if s is DRY else count, Path(folder) / "out.json"
+                    found.append(launch(name, steps, processes, out))
         loss = [found[0]["loss"] for found in (ones, twos)]
         rows.append(
             {

@@ -86,6 +86,24 @@ def test_an_update_in_small_pieces_is_the_same_update(tmp_path):
     assert torch.allclose(ranks.answers(whole), ranks.answers(pieces), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "case, pieces",
+    (
+        ("world_model", {"passes": 3}),
+        ("reward_model", {"passes": 3}),
+        ("cloning", {"passes": 3}),
+        ("dpo", {"micro_batch": 2}),
+    ),
+)
+def test_a_batch_in_several_passes_is_the_same_batch(case, pieces, tmp_path):
+    """Gradients add up, and every row has the random numbers that it has in the whole batch."""
+    whole, expected = getattr(ranks, case)(tmp_path / "whole")
+    found, records = getattr(ranks, case)(tmp_path / "pieces", **pieces)
+    assert torch.allclose(ranks.answers(whole), ranks.answers(found), rtol=0, atol=1e-5)
+    losses = [[record["loss"] for record in each] for each in (records, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_rounding_of_16_bits_is_not_taken_for_another_policy():
     policy = tiny.policy()
     with pytest.raises(UserError, match="not sampled by this policy"):

@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -17,8 +18,9 @@ from wmpo_lite.train import FitConfig, fit
 from wmpo_lite.train_grpo import optimize
 
 UPDATES = ("update_uneven", "update_tokens", "update_none")
-CASES = ("world_model", "reward_model", "cloning", *UPDATES, "loop")
-MORE = ("half_of_world_model", "other_half")
+FITS = ("world_model", "world_model_in_passes", "reward_model", "cloning")
+CASES = (*FITS, *UPDATES, "loop", "dpo", "dpo_of_single_pairs")
+MORE = ("half_of_world_model", "other_half", "imagination")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,18 @@ def test_two_processes_learn_what_one_learns(two, tmp_path, case):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
 
 
+def test_two_processes_imagine_judge_and_evaluate_as_one_does(two, tmp_path):
+    _, [expected] = ranks.imagination(tmp_path)
+    assert len(set(expected["success"])) == 2
+    for rank in (0, 1):
+        _, [found] = results(two[0], "imagination", rank)
+        assert found["success"] == expected["success"]
+        assert found["finish_step"] == expected["finish_step"]
+        assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+        for a, b in zip(found["films"], expected["films"], strict=True):
+            assert np.abs(np.array(a) - np.array(b)).max() <= 1  # of 255, where rounding tips
+
+
 def test_processes_that_sample_their_own_groups_keep_one_policy(two):
     (first, records), (second, _) = (results(two[0], "loop", rank) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -83,6 +97,11 @@ def test_when_one_process_dies_the_other_ends_with_one_sentence(two):
     assert "waited in vain" in said[0] and "Traceback" not in said[0]
 
 
+def test_the_group_and_its_threads_end_before_python_does(two):
+    """Those of gloo abort the process when they outlive the interpreter."""
+    assert "the group is left" not in "".join(two[2])
+
+
 def together(monkeypatch, rank=0):
     """As if three processes had been started."""
     monkeypatch.setattr(parallel, "count", lambda: 3)
@@ -97,6 +116,21 @@ def test_rows_are_shared_out_without_gaps(monkeypatch):
             found += range(n)[parallel.rows(n)]
             assert parallel.share(n) == len(range(n)[parallel.rows(n)]) / n
         assert found == list(range(n))
+
+
+def test_no_pass_is_empty_or_larger_than_asked(monkeypatch):
+    assert parallel.passes(7, None) == 1 and parallel.passes(7, 2) == 4
+    for n, micro_batch in ((7, 1), (8, 2), (48, 5), (2, 1)):
+        found = []
+        for rank in range(3):
+            together(monkeypatch, rank)
+            for number in range(k := parallel.passes(n, micro_batch)):
+                with parallel.one_pass(number, k):
+                    found.append(range(n)[parallel.rows(n)])
+                    assert parallel.is_pass(-1) == (number == k - 1)
+        assert sum(map(list, found), []) == list(range(n))
+        if n >= 3:
+            assert all(1 <= len(part) <= max(micro_batch, 2) for part in found)
 
 
 def test_what_is_not_supported_is_refused(monkeypatch, capsys):

@@ -527,7 +527,8 @@ def test_out_of_memory_names_what_to_lower_and_the_same_command_goes_on(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     align = lambda w: w.stage("align", lambda: main_job.align_world_model(w), shared=True)
-    with pytest.raises(UserError, match="'align' ran out of memory; add --recompute and run the"):
+    advice = r"add --recompute or lower --micro-batch \(now 4\) and run the"
+    with pytest.raises(UserError, match=f"'align' ran out of memory; {advice}"):
         align(made)
     made.close()
     again = Workspace(made.run, made.folder, compute=Compute(recompute=True))

@@ -37,7 +37,9 @@ class Compute:
     precision: str = "fp32"
     """bf16: matrix products and convolutions in 16 bits (weights, averages, losses in 32)"""
     recompute: bool = False  # a network's blocks once more on the way back, not kept in memory
-    micro_batch: int | None = None  # trajectories that GRPO's update looks at in one pass
+    micro_batch: int | None = None
+    """how much of a batch a stage that learns looks at in one pass: windows, clips, pairs of
+    trajectories, in GRPO trajectories"""
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:

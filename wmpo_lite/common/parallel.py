@@ -8,11 +8,13 @@ A script of one's own calls `parallel.start()`, then `fit` and `optimize` as eve
 
 Every process draws the random numbers of the whole batch and computes its own rows of it, and
 gradients are summed. So they learn what one process learns from the same batch, up to rounding,
-and a checkpoint goes on with any number of them. What is not shared out the first process does
-while the others wait (`first`), and it alone writes files, which the others must be able to read.
+and a checkpoint goes on with any number of them. What learns nothing is shared out as well
+(`whole`), or the first process does it while the others wait (`first`); it alone writes files,
+which the others must be able to read.
 With one process nothing here does anything.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -30,15 +32,21 @@ from wmpo_lite.common.machine import processes
 # at once, by its connection.
 PATIENCE = timedelta(hours=12)
 _one_batch = False  # see `one_batch`
+_pass = (0, 1)  # see `one_pass`
 
 
 def start(device: str = "cpu") -> None:
     """Join the other processes, if there are any; on a GPU each takes its own."""
     if processes() > 1 and not dist.is_initialized():
+        # Its functions have the group of all processes as a default argument. Imported later, as
+        # AdamW does, they would keep it, and gloo's threads abort when they outlive Python.
+        import torch.distributed.nn  # noqa: F401
         from accelerate import PartialState
 
         with _together():
             PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        if dist.get_backend() == "gloo":  # whatever ends this process; NCCL would wait for others
+            atexit.register(stop)
         if rank():
             os.environ["TQDM_DISABLE"] = "1"  # one progress bar is enough
 
@@ -62,14 +70,45 @@ def rank() -> int:
 
 
 def rows(n: int) -> slice:
-    """This process's part of n things; parts differ by one at most and may be empty."""
-    return slice(n * rank() // count(), n * (rank() + 1) // count())
+    """This process's part of n things, in `one_pass` a part of that; parts differ by one at most
+    and may be empty.
+    """
+    number, passes = _pass
+    part, parts = rank() * passes + number, count() * passes
+    return slice(n * part // parts, n * (part + 1) // parts)
 
 
 def share(n: int) -> float:
     """The size of `rows(n)` over n: what turns a mean over them into a part of the whole mean."""
     own = rows(n)
     return (own.stop - own.start) / n
+
+
+def passes(n: int, micro_batch: int | None) -> int:
+    """How often a process has to look at a batch of n to see `micro_batch` of them at a time. No
+    pass is empty where there are as many as processes.
+    """
+    if micro_batch is None:
+        return 1
+    return max(1, min(-(-n // (micro_batch * count())), n // count()))
+
+
+@contextmanager
+def one_pass(number: int, passes: int):
+    """Inside, pass `number` (from 0) of `passes` over one batch: its gradients add up to those of
+    all rows at once, in less memory.
+    """
+    global _pass
+    _pass = number, passes
+    try:
+        yield
+    finally:
+        _pass = 0, 1
+
+
+def is_pass(number: int) -> bool:
+    """Whether this is pass `number` over the batch, where -1 is the last one."""
+    return _pass[0] == number % _pass[1]
 
 
 @contextmanager
@@ -166,6 +205,23 @@ def places(keys: list[int]) -> tuple[torch.Tensor, int]:
         order = torch.argsort(torch.tensor(sum(found, []), dtype=torch.long), stable=True)
     order = order - before[rank()]
     return order.masked_fill((order < 0) | (order >= len(keys)), -1), total
+
+
+def whole(compute: Callable, n: int, piece: int = 1) -> np.ndarray:
+    """The array (n, ...) of which `compute(slice)` gives rows; each process computes its share, cut
+    at multiples of `piece`. Numbers, not bools.
+    """
+    if count() == 1:
+        return compute(slice(0, n))
+    own = rows(-(-n // piece))
+    own = slice(own.start * piece, min(n, own.stop * piece))
+    part = compute(own) if own.start < own.stop else None
+    kinds = collect(None if part is None else (part.shape[1:], part.dtype.str))
+    shape, kind = next(found for found in kinds if found)
+    found = np.zeros((n, *shape), kind)
+    if part is not None:
+        found[own] = part
+    return add(torch.from_numpy(found)).numpy()
 
 
 def merge_rows(tensors: dict) -> dict:

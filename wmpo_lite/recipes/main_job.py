@@ -13,12 +13,15 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.machine import Compute
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
+    GREEDY_BATCH,
+    REWARD_CLIPS,
     Run,
     Workspace,
     clip_scores,
     greedy,
     imagined_env,
     initial_frames,
+    replay_in,
     save_arrays,
 )
 
@@ -116,6 +119,7 @@ def align_world_model(w: Workspace) -> dict:
         on_log=w.log,
         extra=pool.tensors,
         shared=True,
+        passes=parallel.passes(s.align_batch, w.compute.micro_batch),
         made_from={
             **recordings(shown),
             "autoencoder": checkpoint.fingerprint(w.autoencoder()),
@@ -198,7 +202,7 @@ def fit_reward(w: Workspace) -> dict:
     episodes = reward_episodes(seen * len(parts), np.concatenate(parts))
     records = fit(
         model,
-        reward_loss(model, episodes, half=24),
+        reward_loss(model, episodes, half=REWARD_CLIPS // 2),
         FitConfig(
             steps=s.reward_steps,
             lr=s.reward_lr,
@@ -214,16 +218,17 @@ def fit_reward(w: Workspace) -> dict:
         log_every=20,
         on_log=w.log,
         shared=True,
+        passes=parallel.passes(REWARD_CLIPS, w.compute.micro_batch),
         made_from={**recordings(seen), "world model": checkpoint.fingerprint(w.world_model())},
     )
-    return parallel.first(
-        lambda: choose_thresholds(w, model, env, [trajectories[i] for i in held], records[-1])
-    )
+    chosen_on = [trajectories[i] for i in held]
+    imagined = replay_in(env, chosen_on)
+    return parallel.first(lambda: choose_thresholds(w, model, chosen_on, imagined, records[-1]))
 
 
-def choose_thresholds(w: Workspace, model, env, chosen_on: list, trained: dict) -> dict:
-    """Both thresholds of the fitted reward model on held-out rollouts; the model is saved with
-    them. trained: the last record of its training.
+def choose_thresholds(w: Workspace, model, chosen_on: list, imagined, trained: dict) -> dict:
+    """Both thresholds of the fitted reward model on held-out rollouts and their imagined frames;
+    the model is saved with them. trained: the last record of its training.
     """
     import torch
 
@@ -241,7 +246,7 @@ def choose_thresholds(w: Workspace, model, env, chosen_on: list, trained: dict) 
     )
     scores = clip_scores(
         model,
-        replay_in(env, chosen_on),
+        imagined,
         initial_frames(chosen_on),
         s.reward_stride,
         s.min_consecutive,
@@ -258,15 +263,6 @@ def choose_thresholds(w: Workspace, model, env, chosen_on: list, trained: dict) 
         "imagined_f1": imagined_f1,
         "loss": trained["loss"],
     }
-
-
-def replay_in(env, trajectories) -> np.ndarray:
-    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the
-    recorded first frames.
-    """
-    from wmpo_lite.rollout import replay
-
-    return replay(env, trajectories, initial_frames(trajectories, states=False))[0]
 
 
 def train_wmpo(w: Workspace) -> dict:
@@ -392,30 +388,29 @@ def train_offline(w: Workspace) -> dict:
             lr=s.dpo_lr,
             epochs=s.dpo_epochs,
             pairs=s.dpo_pairs,
+            micro_batch=w.compute.micro_batch,
             temperature=s.temperature,
         ),
         seed=w.run.seed,
         on_step=lambda step, record: w.log({"stage": "dpo", "step": step, **record}),
     )
-    save_policy_once(w.folder / "policies" / "dpo", policy.eval(), w.provenance(stage="dpo"))
+    about, policy = w.provenance(stage="dpo"), policy.eval()
+    parallel.first(lambda: save_policy_once(w.folder / "policies" / "dpo", policy, about))
     return {"steps": len(logs), **{key: logs[-1][key] for key in ("loss", "accuracy")}}
 
 
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
-    from wmpo_lite.evaluate import paired_comparison, successful_lengths, trajectory_length_ratio
+    from wmpo_lite.evaluate import paired_comparison, trajectory_length_ratio
 
     n = w.settings.evaluation_states
     states = w.states("evaluation", n, w.settings.evaluation_from)
-    policies, trajectories = {"base": w.base()}, {}
+    policies = {"base": w.base()}
     policies |= {name: w.policy(w.folder / "policies" / name) for name in ("grpo", "dpo", "wmpo")}
     table = {}
     for name, policy in policies.items():
-        trajectories[name] = greedy(w, policy, states, desc=f"evaluate {name}")
-        table[name] = {
-            "success": [t.success for t in trajectories[name]],
-            "finish_step": [t.finish_step for t in trajectories[name]],
-        }
+        success, finish_step = outcomes(w, policy, states, desc=f"evaluate {name}")
+        table[name] = {"success": success, "finish_step": finish_step}
     compare = {
         f"wmpo_vs_{other}": dataclasses.asdict(
             paired_comparison(np.array(table[other]["success"]), np.array(table["wmpo"]["success"]))
@@ -424,10 +419,10 @@ def evaluate(w: Workspace) -> dict:
     }
     lengths = {}
     for name in ("grpo", "dpo", "wmpo"):
-        pairs = zip(trajectories["base"], trajectories[name])
-        both = [pair for pair in pairs if pair[0].success and pair[1].success]
-        if both:
-            lengths[name] = trajectory_length_ratio(*map(successful_lengths, zip(*both)))
+        both = np.logical_and(table["base"]["success"], table[name]["success"])
+        if both.any():
+            base, other = (np.array(table[who]["finish_step"])[both] for who in ("base", name))
+            lengths[name] = trajectory_length_ratio(base, other)
     result = {
         "n": n,
         "from": w.settings.evaluation_from,
@@ -436,8 +431,27 @@ def evaluate(w: Workspace) -> dict:
         "length_ratio": lengths,
         "instruction_swap": instruction_swap(w, policies["base"]),
     }
+    parallel.first(lambda: show_episodes(w, policies, states[:8], result))
+    return {
+        "n": n,
+        **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()},
+        "comparisons": compare,
+    }
+
+
+def outcomes(w: Workspace, policy, states, **options) -> tuple[list[bool], list[int]]:
+    """Whether the greedy `policy` succeeds from each of the states, and when. Processes share out
+    the batches of `greedy`, so that each is computed as one process computes it.
+    """
+    pairs = lambda found: np.array([[t.success, t.finish_step] for t in found], np.int64)
+    run = lambda own: pairs(greedy(w, policy, states[own], **options))
+    success, finish_step = parallel.whole(run, len(states), GREEDY_BATCH).T  # (n, 2)
+    return success.astype(bool).tolist(), finish_step.tolist()
+
+
+def show_episodes(w: Workspace, policies: dict, shown, result: dict) -> None:
+    """Write the result of the evaluation, and episodes from the states `shown` as arrays."""
     checkpoint.write_json(w.folder / "evaluation.json", result)
-    shown = states[np.arange(min(n, 8))]
     before = greedy(w, policies["base"], shown, every_frame=True)
     after = greedy(w, policies["wmpo"], shown, every_frame=True)
     save_arrays(
@@ -448,11 +462,6 @@ def evaluate(w: Workspace) -> dict:
         after_success=np.array([t.success for t in after]),
         instructions=np.array([t.instruction for t in before]),
     )
-    return {
-        "n": n,
-        **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()},
-        "comparisons": compare,
-    }
 
 
 def instruction_swap(w: Workspace, policy) -> dict:
@@ -466,11 +475,11 @@ def instruction_swap(w: Workspace, policy) -> dict:
     count = max(24, w.settings.evaluation_states // 4)
     states = w.states("instruction_swap", count)
     swapped = with_other_sentence(w.task, states)
-    said, other = greedy(w, policy, states), greedy(w, policy, swapped)
+    said, other = (outcomes(w, policy, told)[0] for told in (states, swapped))
     return {
         "n": count,
-        "as_said": float(np.mean([t.success for t in said])),
-        "swapped_follows_new": float(np.mean([t.success for t in other])),
+        "as_said": float(np.mean(said)),
+        "swapped_follows_new": float(np.mean(other)),
     }
 
 
@@ -546,11 +555,11 @@ def _main_job(w: Workspace) -> dict:
         ("rollouts", record_rollouts, False),
         ("align", align_world_model, True),
         ("reward", fit_reward, True),
-        ("trust", trust, False),
+        ("trust", trust, True),
         ("wmpo", train_wmpo, True),
         ("grpo", train_online, True),
-        ("dpo", train_offline, False),
-        ("evaluate", evaluate, False),
+        ("dpo", train_offline, True),
+        ("evaluate", evaluate, True),
     )
     stages = {}
     for name, fn, shared in steps:

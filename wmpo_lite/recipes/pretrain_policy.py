@@ -13,6 +13,7 @@ from wmpo_lite.common import parallel
 from wmpo_lite.common.checkpoint import digest
 from wmpo_lite.policy import cloning_loss
 from wmpo_lite.train import fit
+from wmpo_lite.trajectory import outcomes
 
 HELD_OUT_SCENES = 1024
 CENTER, SCALE = (0.19, 0.0, 0.05), (0.04, 0.07, 0.04)  # m: what places are measured from and in
@@ -233,18 +234,16 @@ def clone(
     tune_vision: bool = False,
     early: float = 0.3,
     log_every: int = 50,
+    passes: int = 1,
 ):
     """Behavior cloning on chunks from every frame of the demonstrations up to shortly after
     success, or to their end where there is none (the intended actions, never the noise).
 
     early: share of frames from the first three, where the instruction alone says which way to go;
-    later the hand gives it away, and a policy that learns from those unlearns the words.
-    tune_vision=False: the vision tower stays as pre-trained and its features are computed once. A
-    chunk's steps after a disturbance are masked: the expert's correction of a stroke that the frame
-    does not show yet is noise to the policy.
+    later the hand gives it away. tune_vision=False: the vision tower's features are computed once.
+    A chunk's steps after a disturbance are masked: the expert's correction of a stroke that the
+    frame does not show yet is noise to the policy.
     """
-    from wmpo_lite.trajectory import outcomes
-
     episodes, steps = demos["intended"].shape[:2]
     chunk = policy.config.chunk
     pad = lambda x: np.concatenate([x, np.repeat(x[:, -1:], chunk, axis=1)], axis=1)
@@ -281,4 +280,5 @@ def clone(
         log_every=log_every,
         made_from={"demonstrations": digest(demos), "batch": batch, "early": early},
         shared=True,
+        passes=passes,
     )

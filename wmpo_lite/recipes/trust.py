@@ -9,19 +9,31 @@ import dataclasses
 
 import numpy as np
 
-from wmpo_lite.common import checkpoint
+from wmpo_lite.common import checkpoint, parallel
 from wmpo_lite.recipes.workspace import (
+    SCORED,
     Workspace,
     clip_scores,
     imagined_env,
     initial_frames,
+    replay_in,
     save_arrays,
+)
+
+PANEL = (  # of a trust panel, what a stage's result and the report show
+    "agreement",
+    "auc_interval",
+    "reward_f1_imagined",
+    "sensitivity",
+    "psnr",
+    "latent_error",
+    "valid_frames",
 )
 
 
 def trust(w: Workspace) -> dict:
     """Replay fresh real rollouts of the base policy in imagination, before and after alignment, and
-    compare.
+    compare. Every process records them; they share out what is imagined and judged.
     """
     from wmpo_lite.evaluate import f1_score
     from wmpo_lite.rollout import rollout
@@ -38,7 +50,7 @@ def trust(w: Workspace) -> dict:
         desc="trust: real rollouts",
     )
     success, truth = np.array([t.success for t in real]), np.stack([t.frames for t in real])
-    camera = clip_scores(w.reward_model(), truth, initial_frames(real))
+    camera = shared_scores(w, truth, initial_frames(real))
     before = panel(w, real, truth, w.pretrained_world_model())
     after = panel(w, real, truth, w.world_model())
     imagined, scores = after.pop("frames"), after.pop("imagined_scores")
@@ -55,30 +67,26 @@ def trust(w: Workspace) -> dict:
         "scores": [round(float(x), 4) for x in scores],
         "real": [bool(x) for x in success],
     }
-    checkpoint.write_json(w.folder / "trust.json", result)
+    films = examples(real, truth, imagined, scores)
+
+    def write():
+        checkpoint.write_json(w.folder / "trust.json", result)
+        save_arrays(w.folder / "trust_films.npz", **films)
+
+    parallel.first(write)
+    return {key: result[key] for key in (*PANEL, "n", "reward_f1_real", "before_alignment")}
+
+
+def examples(real, truth: np.ndarray, imagined: np.ndarray, scores: np.ndarray) -> dict:
+    """The first four real successes and failures, as arrays by name for trust_films.npz."""
+    success = np.array([t.success for t in real])
     pick = np.concatenate([np.flatnonzero(success)[:4], np.flatnonzero(~success)[:4]])
-    save_arrays(
-        w.folder / "trust_films.npz",
-        real=truth[pick],
-        imagined=imagined[pick],
-        real_success=success[pick],
-        scores=scores[pick],
-        instructions=np.array([real[i].instruction for i in pick]),
-    )
     return {
-        key: result[key]
-        for key in (
-            "n",
-            "agreement",
-            "auc_interval",
-            "reward_f1_real",
-            "reward_f1_imagined",
-            "sensitivity",
-            "psnr",
-            "latent_error",
-            "valid_frames",
-            "before_alignment",
-        )
+        "real": truth[pick],
+        "imagined": imagined[pick],
+        "real_success": success[pick],
+        "scores": scores[pick],
+        "instructions": np.array([real[i].instruction for i in pick]),
     }
 
 
@@ -89,13 +97,12 @@ def panel(w: Workspace, real, truth: np.ndarray, world_model, few: int = 64) -> 
     import torch
 
     from wmpo_lite.evaluate import agreement, auc_interval, psnr, valid_frames
-    from wmpo_lite.rollout import replay
 
     starts, success = initial_frames(real), np.array([t.success for t in real])
     env = imagined_env(w, w.run.seed, stop=False, world_model=world_model)
-    imagined, _ = replay(env, real, starts)
-    scores = clip_scores(
-        w.reward_model(), imagined, starts, w.settings.reward_stride, w.settings.min_consecutive
+    imagined = replay_in(env, real)
+    scores = shared_scores(
+        w, imagined, starts, w.settings.reward_stride, w.settings.min_consecutive
     )
     horizons = sorted({h for h in (8, 16, 24, 32, w.horizon) if h <= w.horizon})
     copy = np.repeat(truth[:, :1], truth.shape[1], axis=1)
@@ -119,10 +126,8 @@ def panel(w: Workspace, real, truth: np.ndarray, world_model, few: int = 64) -> 
             dataclasses.replace(t, actions=a, tokens=None, log_probs=None)
             for t, a in zip(real[:few], wrong)
         ]
-        frames, _ = replay(
-            imagined_env(w, w.run.seed, stop=False, judged=False, world_model=world_model),
-            told,
-            starts[:few],
+        frames = replay_in(
+            imagined_env(w, w.run.seed, stop=False, judged=False, world_model=world_model), told
         )
         quality[kind] = float(np.mean(psnr(frames[:, 1:], truth[:few, 1:])))
         quality[f"{kind}_cost"] = quality["true"] - quality[kind]
@@ -141,6 +146,12 @@ def panel(w: Workspace, real, truth: np.ndarray, world_model, few: int = 64) -> 
         "frames": imagined,
         "imagined_scores": scores,
     }
+
+
+def shared_scores(w: Workspace, films, starts, *rule) -> np.ndarray:
+    """`clip_scores` of this run's reward model, of which every process computes its share."""
+    run = lambda own: clip_scores(w.reward_model(), films[own], starts[own], *rule)
+    return parallel.whole(run, len(films), SCORED)
 
 
 def describe_trust(t: dict) -> str:

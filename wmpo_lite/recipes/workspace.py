@@ -19,6 +19,8 @@ from wmpo_lite.envs.splits import USES, numbers
 from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
+GREEDY_BATCH, SCORED = 64, 16  # episodes that are evaluated, and judged, together
+REWARD_CLIPS = 48  # a batch of the reward model's training
 # What takes the memory of a stage, where the result may be another.
 LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
 LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
@@ -197,6 +199,8 @@ class Workspace:
         """`fn()` as `compute` says; out of memory it is UserError, which names what to lower."""
         import torch
 
+        from wmpo_lite.dpo import DPOConfig
+
         try:
             with self.compute.autocast(self.device):
                 return fn()
@@ -207,8 +211,10 @@ class Workspace:
             advice = []
             if name in LEARNING and not self.compute.recompute:
                 advice.append("add --recompute")
-            if name in ("wmpo", "grpo"):
-                now = self.compute.micro_batch or self.settings.minibatch
+            if name in LEARNING:
+                sizes = {"align": self.settings.align_batch, "reward": REWARD_CLIPS}
+                sizes["dpo"] = DPOConfig.batch
+                now = self.compute.micro_batch or sizes.get(name, self.settings.minibatch)
                 advice.append(f"lower --micro-batch (now {now})")
             raise UserError(
                 f"stage '{name}' ran out of memory; {' or '.join(advice or ['free some'])} and run"
@@ -333,16 +339,34 @@ def imagined_env(w: Workspace, seed: int, stop: bool = True, judged: bool = True
 def greedy(w: Workspace, policy, states, **options):
     from wmpo_lite.rollout import rollout
 
-    options = {"every_frame": False, "batch": 64, **options}
+    options = {"every_frame": False, "batch": GREEDY_BATCH, **options}
     return rollout(policy, w.env, states, horizon=w.horizon, **options)
+
+
+def replay_in(env, trajectories) -> np.ndarray:
+    """Frames uint8 (E, T + 1, H, W, 3) that recorded actions lead to in imagination, from the
+    recorded first frames. Processes share out every batch, with the noise of the whole.
+    """
+    from wmpo_lite.rollout import replay
+
+    def frames(part):
+        run = lambda own: replay(env, part[own], initial_frames(part[own], states=False))[0]
+        if len(part) < parallel.count():  # each draws all of the noise, or it would be another's
+            return run(slice(None))
+        with parallel.one_batch():
+            return parallel.whole(run, len(part))
+
+    batches = range(0, len(trajectories), 128)
+    return np.concatenate([frames(trajectories[i : i + 128]) for i in batches])
 
 
 def clip_scores(model, films, starts, stride: int = 1, min_consecutive: int = 1) -> np.ndarray:
     import torch
 
     scores = []
-    for i in range(0, len(films), 16):
-        frames, texts = torch.from_numpy(films[i : i + 16]), list(starts.instructions[i : i + 16])
+    for i in range(0, len(films), SCORED):
+        part = slice(i, i + SCORED)
+        frames, texts = torch.from_numpy(films[part]), list(starts.instructions[part])
         scores.append(model.score(frames, texts, stride, min_consecutive).cpu().numpy())
     return np.concatenate(scores)
 
