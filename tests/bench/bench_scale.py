@@ -422,7 +422,7 @@ def summary(rows: list[dict]) -> dict:
     pairs = part("ranks")
     return {
         "two_rank_ratio": min((row["ratio"] for row in pairs), default=None),
-        "two_rank_error": next((row["error"] for row in pairs), None),
+        "two_rank_error": max((row["error"] for row in pairs), default=None),
         "exponents": {name: exponent(part(name), name) for name in GROWTH if part(name)},
         "rows": rows,
     }

@@ -80,7 +80,7 @@ def _stored(path: Path, shape: dict) -> list[dict]:
 
 def collect_panels(runs, folder: Path = RESULTS):
     """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and
-    as aligned, one record per task and variant.
+    as aligned, one record per task and variant; of runs with several seeds, seed 0.
     """
     path = folder / "world_model.json"
     stored = _stored(path, {"task": str, "variant": str})
@@ -90,8 +90,10 @@ def collect_panels(runs, folder: Path = RESULTS):
             continue
         shape = {"n": int, **PANEL, "before_alignment": PANEL}
         trust = checkpoint.read_json(run / "trust.json", shape)
-        shape = {"task": str, "align_steps": int, "align_batch": int}
+        shape = {"task": str, "seed": int, "align_steps": int, "align_batch": int}
         config = checkpoint.read_json(run / "config.json", shape)
+        if config["seed"] and (config["task"], ALIGNED) in records:
+            continue
         weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
         frames = 2 * config["align_steps"] * config["align_batch"]
         for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
