@@ -100,12 +100,14 @@ class Config:
     """Print all numbers of a preset, and of what is changed of it, as JSON, without running it."""
 
     profile: Preset = "laptop"  # smoke, laptop or gpu
+    rollout_budget: int = 128  # P: the more rollouts, the more steps of the fits to them
     settings: Numbers = Overrides()
 
     def __call__(self):
         from wmpo_lite.recipes.workspace import Run
 
-        run = Run(profile=self.profile, changes=changed(self.settings))
+        changes = changed(self.settings)
+        run = Run(profile=self.profile, rollout_budget=self.rollout_budget, changes=changes)
         print(json.dumps(dataclasses.asdict(run.settings()), indent=1))
 
 

@@ -137,6 +137,12 @@ def test_presets_have_two_names(capsys):
     assert printed[0] == printed[1] == dataclasses.asdict(PROFILES["smoke"])
 
 
+def test_the_numbers_of_a_run_with_more_rollouts(capsys):
+    cli.main(["config", "--rollout-budget", "256"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["align_steps"], found["reward_steps"]) == (600, 1000)
+
+
 def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "up" / "stages").mkdir(parents=True)

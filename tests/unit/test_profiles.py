@@ -8,7 +8,7 @@ import torch
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy
-from wmpo_lite.recipes.profiles import PROFILES, paper_models
+from wmpo_lite.recipes.profiles import PROFILES, for_budget, paper_models
 from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.world_model import WorldModel
@@ -45,6 +45,18 @@ def test_paper_sizes_on_the_meta_device():
 def test_budget_smaller_than_a_group_is_refused():
     with pytest.raises(UserError, match="smaller than one group of 8"):
         Run(rollout_budget=7).settings()
+
+
+@pytest.mark.parametrize("budget, times", [(8, 1), (128, 1), (192, 1.5), (1280, 10)])
+def test_more_rollouts_are_fitted_for_more_steps(budget, times):
+    usual, sized = PROFILES["laptop"], Run(rollout_budget=budget).settings()
+    grown = {"align_steps": round(300 * times), "reward_steps": round(500 * times)}
+    assert sized == dataclasses.replace(usual, **grown) == for_budget(usual, budget)
+
+
+def test_steps_that_are_asked_for_do_not_grow_with_the_budget():
+    asked = Run(rollout_budget=1280, changes={"align_steps": 20}).settings()
+    assert (asked.align_steps, asked.reward_steps) == (20, 5000)
 
 
 def test_unknown_profile_is_named():

@@ -102,7 +102,7 @@ NOT_CELLS = {
 # that is the most that it can have computed. (seconds, whether they grow with P)
 STAGES = {
     "rollouts": (46, True),
-    "align": (399, False),
+    "align": (399, True),
     "reward": (33, True),
     "trust": (239, False),
     "wmpo": (1452, False),

@@ -12,6 +12,8 @@ from wmpo_lite.common.errors import require_between
 class Profile:
     """Sizes of one run, the same for all tasks. Every number that a result depends on is here and
     is written into the run's config.json.
+
+    `align_steps` and `reward_steps` are those of a run with P = 128: see `for_budget`.
     """
 
     evaluation_states: int = 256
@@ -103,6 +105,18 @@ PROFILES = {
         trust_rollouts=512,
     ),
 }
+
+
+BUDGET = 128  # P that the profiles' numbers of training steps are meant for
+
+
+def for_budget(profile: Profile, rollout_budget: int) -> Profile:
+    """The profile for P rollouts: where there are more of them, world model and reward model are
+    fitted for more steps in proportion, so that a recorded frame is seen as often.
+    """
+    times = max(1.0, rollout_budget / BUDGET)
+    steps = {name: round(times * getattr(profile, name)) for name in ("align_steps", "reward_steps")}
+    return dataclasses.replace(profile, **steps)
 
 
 ZERO_IS_FINE = ("evaluation_from", "after_success", "reward_frozen", "refill", "wmpo_decay")

@@ -16,7 +16,7 @@ from wmpo_lite.common.files import ASSETS
 from wmpo_lite.common.machine import Compute
 from wmpo_lite.common.owner import Owner
 from wmpo_lite.envs.splits import USES, numbers
-from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges
+from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges, for_budget
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
 GREEDY_BATCH, SCORED = 64, 16  # episodes that are evaluated, and judged, together
@@ -59,10 +59,11 @@ class Run:
             raise UserError(
                 f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}"
             )
-        settings = dataclasses.replace(PROFILES[self.profile], **self.changes)
         require_between("--seed", self.seed, 0, LARGEST_SEED)
-        check_ranges(settings)
         require_between("--rollout-budget", self.rollout_budget, 1, USES["rollouts"].room)
+        sized = for_budget(PROFILES[self.profile], self.rollout_budget)
+        settings = dataclasses.replace(sized, **self.changes)
+        check_ranges(settings)
         if self.rollout_budget < settings.online_group_size:
             raise UserError(
                 f"a rollout budget of {self.rollout_budget} is smaller than one group of"
