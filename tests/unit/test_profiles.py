@@ -50,13 +50,14 @@ def test_budget_smaller_than_a_group_is_refused():
 @pytest.mark.parametrize("budget, times", [(8, 1), (128, 1), (192, 1.5), (1280, 10)])
 def test_more_rollouts_are_fitted_for_more_steps(budget, times):
     usual, sized = PROFILES["laptop"], Run(rollout_budget=budget).settings()
-    grown = {"align_steps": round(300 * times), "reward_steps": round(500 * times)}
+    grown = {"align_steps": round(300 * times), "reward_steps": round(500 * times**0.5)}
+    grown["dpo_pairs"] = round(256 * times)
     assert sized == dataclasses.replace(usual, **grown) == for_budget(usual, budget)
 
 
 def test_steps_that_are_asked_for_do_not_grow_with_the_budget():
     asked = Run(rollout_budget=1280, changes={"align_steps": 20}).settings()
-    assert (asked.align_steps, asked.reward_steps) == (20, 5000)
+    assert (asked.align_steps, asked.reward_steps) == (20, 1581)
 
 
 def test_unknown_profile_is_named():

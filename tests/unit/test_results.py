@@ -87,6 +87,7 @@ def test_the_trust_panels_of_a_run_become_two_records_and_two_rows(tmp_path):
     after = {**side, "agreement": {**side["agreement"], "auc": 0.875}}
     (run / "trust.json").write_text(json.dumps({"n": 32, **after, "before_alignment": side}))
     config = {"task": "place", "seed": 0, "align_steps": 10, "align_batch": 4}
+    config |= {"rollout_budget": 128}
     (run / "config.json").write_text(json.dumps(config))
     checkpoint.save_tensors(run / "world_model" / "model.safetensors", {"w": torch.zeros(3, 5)})
     results.collect_panels([run, tmp_path], tmp_path)  # a folder without a panel is passed over
@@ -94,7 +95,10 @@ def test_the_trust_panels_of_a_run_become_two_records_and_two_rows(tmp_path):
     (run / "trust.json").write_text(json.dumps({"n": 32, **side, "before_alignment": side}))
     (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
     results.collect_panels([run], tmp_path)  # another seed changes nothing
-    aligned, before = read(tmp_path / "world_model.json")
+    (run / "config.json").write_text(json.dumps(config | {"rollout_budget": 1280}))
+    results.collect_panels([run], tmp_path)
+    larger, aligned, before = read(tmp_path / "world_model.json")
+    assert (larger["variant"], larger["auc"]) == ("aligned on P = 1280 and demonstrations", 0.75)
     assert (aligned["variant"], aligned["auc"], aligned["frames"]) == (results.ALIGNED, 0.875, 80)
     assert (before["variant"], before["auc"], before["frames"]) == (results.NOT_ALIGNED, 0.75, 0)
     assert before["parameters"] == 15 and (

@@ -61,6 +61,7 @@ EXPERIMENTS = {
         "try",
         "WMPO's policy recovers from errors",
         tasks=FIVE[:2],
+        budgets=(128, 1280),
         variants={
             error: {"error": error} for error in ("collision", "slip", "offset", "early_closing")
         },

@@ -13,7 +13,7 @@ class Profile:
     """Sizes of one run, the same for all tasks. Every number that a result depends on is here and
     is written into the run's config.json.
 
-    `align_steps` and `reward_steps` are those of a run with P = 128: see `for_budget`.
+    `align_steps`, `reward_steps` and `dpo_pairs` are those of a run with P = 128: see `for_budget`.
     """
 
     evaluation_states: int = 256
@@ -111,12 +111,17 @@ BUDGET = 128  # P that the profiles' numbers of training steps are meant for
 
 
 def for_budget(profile: Profile, rollout_budget: int) -> Profile:
-    """The profile for P rollouts: where there are more of them, world model and reward model are
-    fitted for more steps in proportion, so that a recorded frame is seen as often.
+    """The profile for P rollouts. Where there are more of them, the world model is fitted for more
+    steps and DPO gets more pairs in proportion, so that a rollout is seen as often, and the reward
+    model is fitted for more steps by the square root: its loss levels off sooner.
     """
     times = max(1.0, rollout_budget / BUDGET)
-    steps = {name: round(times * getattr(profile, name)) for name in ("align_steps", "reward_steps")}
-    return dataclasses.replace(profile, **steps)
+    return dataclasses.replace(
+        profile,
+        align_steps=round(times * profile.align_steps),
+        reward_steps=round(times**0.5 * profile.reward_steps),
+        dpo_pairs=round(times * profile.dpo_pairs),
+    )
 
 
 ZERO_IS_FINE = ("evaluation_from", "after_success", "reward_frozen", "refill", "wmpo_decay")

@@ -10,6 +10,7 @@ from wmpo_lite.report.markdown import markdown
 
 RESULTS = ASSETS / "results"
 PATH = RESULTS / "main_job.json"
+BUDGET = 128  # P of the README's runs, which have the plain names of these variants
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
 BOUND = {"task": str, "upper_bound_success": float}
 RECORD = {
@@ -80,7 +81,8 @@ def _stored(path: Path, shape: dict) -> list[dict]:
 
 def collect_panels(runs, folder: Path = RESULTS):
     """Add the trust panels of finished runs to world_model.json: the world model as pre-trained and
-    as aligned, one record per task and variant; of runs with several seeds, seed 0.
+    as aligned, one record per task and variant; of runs with several seeds, seed 0. With another P
+    than 128 the aligned one alone, whose variant says so: it is judged by another reward model.
     """
     path = folder / "world_model.json"
     stored = _stored(path, {"task": str, "variant": str})
@@ -90,20 +92,25 @@ def collect_panels(runs, folder: Path = RESULTS):
             continue
         shape = {"n": int, **PANEL, "before_alignment": PANEL}
         trust = checkpoint.read_json(run / "trust.json", shape)
-        shape = {"task": str, "seed": int, "align_steps": int, "align_batch": int}
-        config = checkpoint.read_json(run / "config.json", shape)
-        if config["seed"] and (config["task"], ALIGNED) in records:
+        shape = dict.fromkeys(("seed", "rollout_budget", "align_steps", "align_batch"), int)
+        config = checkpoint.read_json(run / "config.json", {"task": str, **shape})
+        usual, panels = config["rollout_budget"] == BUDGET, {}
+        aligned = ALIGNED if usual else ALIGNED.replace("P", f"P = {config['rollout_budget']}")
+        if config["seed"] and (config["task"], aligned) in records:
             continue
         weights = checkpoint.load_tensors(run / "world_model" / "model.safetensors")
         frames = 2 * config["align_steps"] * config["align_batch"]
-        for variant, panel in ((NOT_ALIGNED, trust["before_alignment"]), (ALIGNED, trust)):
+        if usual:
+            panels[NOT_ALIGNED] = trust["before_alignment"]
+        panels[aligned] = trust
+        for variant, panel in panels.items():
             records[config["task"], variant] = {
                 "task": config["task"],
                 "variant": variant,
                 "n": trust["n"],
                 **panel_record(panel),
                 "parameters": sum(w.numel() for w in weights.values()),
-                "frames": frames if variant == ALIGNED else 0,
+                "frames": frames if variant == aligned else 0,
             }
     if records:
         checkpoint.write_json(path, [records[key] for key in sorted(records)])
