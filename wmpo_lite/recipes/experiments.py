@@ -90,7 +90,7 @@ EXPERIMENTS = {
 
 # Why a task's cells are not run unless they are named: the sentence that --dry-run prints.
 WAITING = {
-    "square": "its world model misleads: 10 % of imagined successes come true, and WMPO loses",
+    "square": "its world model misleads: few imagined successes come true, and WMPO loses",
     **dict.fromkeys(FIVE[2:], "the task is not in the kit yet"),
 }
 NOT_CELLS = {
