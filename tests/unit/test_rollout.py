@@ -235,8 +235,8 @@ class Judge(torch.nn.Module):
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("horizon", [12, 10, 9, 7])
 def test_rollout_replay_and_the_score_of_the_film_agree_for_every_horizon(horizon, stride, hold):
-    judge, states, threshold = Judge(), tiny.states(24, texts=(tiny.RED,)), {1: 0.8, 2: 0.6}[hold]
-    imagine = lambda: ImaginedEnv(
+    judge, states = Judge(), tiny.states(24, texts=(tiny.RED,))
+    imagine = lambda threshold: ImaginedEnv(
         tiny.autoencoder(),
         tiny.world_model(),
         judge,
@@ -246,17 +246,24 @@ def test_rollout_replay_and_the_score_of_the_film_agree_for_every_horizon(horizo
         min_consecutive=hold,
         stop=False,
     )
-    trajectories = rollout(
-        tiny.policy(), imagine(), states, horizon=horizon, temperature=1.0, seed=1
+    roll_with = lambda threshold: rollout(
+        tiny.policy(), imagine(threshold), states, horizon=horizon, temperature=1.0, seed=1
     )
-    films, done = replay(imagine(), trajectories, states)
+    judged = len([end for end in range(stride, horizon + 1, stride) if end >= 3])
+    threshold = 0.5
+    if judged >= hold:  # the median of the scores: some films succeed on every processor
+        films = torch.from_numpy(np.stack([t.frames for t in roll_with(threshold)]))
+        scores = judge.score(films, list(states.instructions), stride, hold).sort().values
+        threshold = float(scores[12])
+    trajectories = roll_with(threshold)
+    films, done = replay(imagine(threshold), trajectories, states)
     assert np.array_equal(films, np.stack([t.frames for t in trajectories])) and done.shape == (
         24,
         horizon,
     )
     success = [t.success for t in trajectories]
-    judged = len([end for end in range(stride, horizon + 1, stride) if end >= 3])
-    assert done.any(axis=1).tolist() == success and (judged < hold or 0 < sum(success) < 24)
+    assert done.any(axis=1).tolist() == success
+    assert 0 < sum(success) < 24 if judged >= hold else not any(success)
     assert [t.finish_step for t in trajectories] == [
         int(d.argmax()) + 1 if d.any() else horizon for d in done
     ]
