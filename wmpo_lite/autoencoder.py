@@ -29,11 +29,22 @@ class AutoencoderConfig:
     channels: tuple = (48, 48)  # from fine to coarse; each step halves the resolution
     latent_channels: int = 16
 
+    def __post_init__(self):
+        if self.size % self.pixels:
+            raise UserError(
+                f"frames of {self.size} x {self.size} pixels cannot be cut into latents of"
+                f" {self.pixels} x {self.pixels} pixels; choose a size that this divides"
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Rows and columns of pixels that a latent stands for."""
+        return self.fold * 2 ** (0 if self.kind == "pixels" else len(self.channels) - 1)
+
     @property
     def latent_size(self) -> int:
         """Rows and columns of a latent."""
-        halvings = 0 if self.kind == "pixels" else len(self.channels) - 1
-        return self.size // self.fold // 2**halvings
+        return self.size // self.pixels
 
 
 class Autoencoder(Saved, nn.Module):

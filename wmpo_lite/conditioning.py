@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import UserError, check_range
 
 
 class Context(NamedTuple):
@@ -60,6 +60,14 @@ class DenoiserConfig:
                     f" {', '.join(allowed)}"
                 )
 
+        least = dict.fromkeys(("context", "frames", "blocks", "patch", "depth", "heads"), 1)
+        check_range(type(self).__name__, self, **least)
+        piece = self.patch if self.kind == "stdit" else 2
+        if self.latent_size % piece:
+            raise UserError(
+                f"latents of {self.latent_size} x {self.latent_size} cannot be cut into pieces of"
+                f" {piece} x {piece}; choose latent_size and patch so that one divides the other"
+            )
         if self.gates < 1 or self.latent_channels % self.gates:
             raise UserError(
                 f"{self.gates} gates cannot share {self.latent_channels} channels; gates has to "

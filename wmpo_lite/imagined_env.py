@@ -7,7 +7,7 @@ import torch
 
 from wmpo_lite.actions import check_actions
 from wmpo_lite.common import parallel
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import UserError, require
 from wmpo_lite.reward_model import RewardModel, last_judged
 from wmpo_lite.trajectory import InitialStates
 
@@ -51,6 +51,8 @@ class ImaginedEnv:
         self.reward_model: RewardModel | None = reward_model
         self._threshold, self.num_inference_steps = threshold, num_inference_steps
         self.action_dim, self.action_names = world_model.config.action_dim, tuple(action_names)
+        for name, value in (("reward_stride", reward_stride), ("min_consecutive", min_consecutive)):
+            require(value >= 1, f"{name} is {value}: expected 1 or more.")
         self.reward_stride, self.min_consecutive, self.stop = reward_stride, min_consecutive, stop
         self.generator = torch.Generator().manual_seed(seed)
         self.instructions: list[str] = []

@@ -76,6 +76,10 @@ class Demo:
         changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
         if self.evaluation_states is not None:
             changes["evaluation_states"] = self.evaluation_states
+        # a number said that P gives anyway changes nothing
+        plain = vars(Run(profile=self.profile, rollout_budget=self.rollout_budget).settings())
+        kept = lambda name: name == "evaluation_states" or changes[name] != plain[name]
+        changes = {name: changes[name] for name in changes if kept(name)}
         run = Run(
             task=self.task,
             profile=self.profile,
@@ -181,6 +185,8 @@ class UpperBound:
     task: str = "place"
     seed: int = 0
     iterations: int = 40
+    evaluation_states: int | None = None
+    """held-out initial states; by default the profile's number"""
     name: str = ""  # folder under runs/
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
@@ -189,8 +195,10 @@ class UpperBound:
         from wmpo_lite.recipes.upper_bound import upper_bound
         from wmpo_lite.recipes.workspace import Run, run_folder
 
+        n = self.evaluation_states
+        changes = {} if n is None else {"evaluation_states": n}
         upper_bound(
-            Run(task=self.task, seed=self.seed),
+            Run(task=self.task, seed=self.seed, changes=changes),
             run_folder(self.name or f"{folder_name(self.task)}-upper-s{self.seed}"),
             self.iterations,
             self.device,

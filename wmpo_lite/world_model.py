@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wmpo_lite.common.checkpoint import Saved
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import UserError, require
 from wmpo_lite.conditioning import Context, DenoiserConfig
 from wmpo_lite.denoiser import build_denoiser
 from wmpo_lite.diffusion import draw_times, euler_sample, flow_loss, interpolate
@@ -110,6 +110,7 @@ class WorldModel(Saved, nn.Module):
                 " load the one of this robot"
             )
         steps = num_inference_steps or c.num_inference_steps
+        require(steps >= 1, f"num_inference_steps is {steps}: expected 1 or more.")
         for part in actions.split(c.frames, dim=1):
             k = part.shape[1]
             if k < c.frames:  # a last short piece: what it does not show is not kept

@@ -92,6 +92,13 @@ def test_folded_pixels_lose_nothing_and_learn_nothing():
     assert latents[1, 1, 16 * 2 + 4 * 3 + 1, 2, 0] == frames[1, 1, 8 + 3, 1, 2] / 127.5 - 1
 
 
+@pytest.mark.parametrize("kind, fold, pixels", [("tiny", 4, 8), ("pixels", 8, 8)])
+def test_frames_that_latents_do_not_tile_are_refused(kind, fold, pixels):
+    said = f"frames of 20 x 20 pixels cannot be cut into latents of {pixels} x {pixels} pixels"
+    with pytest.raises(UserError, match=said):
+        AutoencoderConfig(kind=kind, fold=fold, size=20)
+
+
 def test_folded_pixels_with_other_channels_are_refused():
     with pytest.raises(UserError, match="a latent of pixels has 48 channels, not 16"):
         Autoencoder(AutoencoderConfig(kind="pixels", fold=4))

@@ -170,6 +170,27 @@ def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatc
     Run(profile="smoke", rollout_budget=5).settings()
 
 
+@pytest.mark.parametrize(
+    "flag, value, expected",
+    [
+        ("--trust-rollouts", 1024, "1 to 1_000"),
+        ("--track-states", 1024, "1 to 1_000"),
+        ("--evaluation-states", 999_001, "1 to 999_000"),
+        ("--group-size", 1, "2 to"),
+        ("--online-group-size", 1, "2 to"),
+    ],
+)
+def test_sizes_that_a_later_stage_would_refuse_are_refused_at_once(capsys, flag, value, expected):
+    said = refused(capsys, "demo", flag, str(value))
+    assert said.startswith(f"wmpo-lite: {flag} is {value}; expected {expected}")
+
+
+def test_a_number_that_the_budget_gives_anyway_is_no_change():
+    numbers = run_commands.Overrides(align_steps=3000, reward_steps=500)
+    run, folder = run_commands.Demo(rollout_budget=1280, settings=numbers)._checked()
+    assert run.changes == {"reward_steps": 500} and folder.name == "place-laptop-p1280-s0"
+
+
 def test_whatever_a_disk_refuses_is_one_line(capsys, monkeypatch):
     def refuse(self):
         raise OSError(28, "No space left on device", "runs/x")

@@ -46,6 +46,12 @@ class Judge:
         return verdict[:, None].expand(-1, frames.shape[1] - self.config.clip + 1)
 
 
+@pytest.mark.parametrize("name", ["reward_stride", "min_consecutive"])
+def test_windows_are_judged_one_at_least(name):
+    with pytest.raises(UserError, match=f"{name} is 0: expected 1 or more"):
+        ImaginedEnv(*models(), **{name: 0})
+
+
 def test_shapes_and_types_are_those_of_every_environment():
     env = ImaginedEnv(*never(models()))
     states = tiny.states(B)

@@ -313,7 +313,7 @@ def test_the_command_says_in_one_line_what_cannot_be(tmp_path, capsys, arguments
 def test_the_dry_run_lists_what_is_missing_with_its_cost_and_what_waits_with_the_reason(book):
     said = reproduce.describe(book)
     assert "table_1: WMPO ends above both baselines; 4 of 95 cells are done" in said
-    assert f"missing {dataclasses.replace(WMPO, seed=1)} (1.25 core-hours)" in said
+    assert f"missing {dataclasses.replace(WMPO, seed=1)} (1.38 core-hours)" in said
     assert f"missing {WMPO} " not in said and f"missing {SLIP} " not in said
     assert all(f"  {task}: " in said and why in said for task, why in WAITING.items())
 

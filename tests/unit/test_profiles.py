@@ -8,6 +8,7 @@ import torch
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy
+from wmpo_lite.recipes import main_job
 from wmpo_lite.recipes.profiles import PROFILES, for_budget, paper_models
 from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.reward import RewardModel
@@ -58,6 +59,15 @@ def test_more_rollouts_are_fitted_for_more_steps(budget, times):
 def test_steps_that_are_asked_for_do_not_grow_with_the_budget():
     asked = Run(rollout_budget=1280, changes={"align_steps": 20}).settings()
     assert (asked.align_steps, asked.reward_steps) == (20, 1581)
+
+
+@pytest.mark.parametrize(
+    "budget, spent", [(8, 8), (24, 24), (63, 48), (64, 64), (100, 96), (128, 128), (1280, 1280)]
+)
+def test_online_grpo_spends_the_budget(budget, spent):
+    """In equal iterations, of about four groups of eight."""
+    iterations, groups, size = main_job.online_iterations(PROFILES["laptop"], budget)
+    assert iterations * groups * size == spent and 1 <= groups <= 6 and size == 8
 
 
 def test_unknown_profile_is_named():

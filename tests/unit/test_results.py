@@ -159,6 +159,30 @@ def test_runs_with_another_profile_are_refused_and_nothing_is_written(tmp_path, 
     assert not (tmp_path / "main_job.json").exists() and not (tmp_path / "libero.json").exists()
 
 
+def test_a_run_with_other_settings_is_no_row(tmp_path):
+    changed = finished(tmp_path / "a")
+    write = lambda changes: (changed / "config.json").write_text(json.dumps({"changes": changes}))
+    write({"align_steps": 1, "evaluation_states": 64})
+    with pytest.raises(UserError, match=r"other settings than its profile's \(align_steps\)"):
+        results.collect([changed], tmp_path)
+    write({"evaluation_states": 64, "track_real": False})
+    results.collect([changed], tmp_path)
+    assert len(read(tmp_path / "main_job.json")) == 1
+
+
+def test_an_upper_bound_reaches_runs_that_are_collected_later(tmp_path):
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    row = {"task": "place", "upper_bound_success": 0.75, "profile": "laptop"}
+    (bound / "upper_bound.json").write_text(json.dumps(row))
+    results.collect([finished(tmp_path / "a"), bound], tmp_path)
+    results.collect([finished(tmp_path / "b", seed=1)], tmp_path)
+    assert [r["upper_bound_success"] for r in read(tmp_path / "main_job.json")] == [0.75, 0.75]
+    (bound / "upper_bound.json").write_text(json.dumps(row | {"profile": "smoke"}))
+    with pytest.raises(UserError, match="a smoke run proves nothing"):
+        results.collect([bound], tmp_path)
+
+
 def test_an_unfinished_run_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.*run the same demo again"):
         results.collect([tmp_path / "nowhere"], tmp_path)

@@ -112,6 +112,24 @@ def test_a_stage_that_broke_is_done_again(workspace):
     assert workspace.stage("align", lambda: {"n": 1}) == {"n": 1}
 
 
+def test_a_stage_that_was_stopped_counts_the_time_before(workspace, monkeypatch):
+    times = iter([5.0, 15.0, 100.0, 102.5])
+    monkeypatch.setattr("wmpo_lite.recipes.workspace.time.monotonic", lambda: next(times))
+    with pytest.raises(KeyboardInterrupt):
+        workspace.stage("align", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    workspace.stage("align", dict)
+    assert workspace.seconds() == 12.5
+    assert [path.name for path in (workspace.folder / "stages").iterdir()] == ["align.json"]
+
+
+def test_rollouts_of_another_budget_are_refused(workspace, run):
+    """`deploy --collect N` may have recorded any number."""
+    workspace.stage("rollouts", lambda: {"n": run.rollout_budget - 1})
+    said = f"holds {run.rollout_budget - 1} rollouts and --rollout-budget is {run.rollout_budget}"
+    with pytest.raises(UserError, match=said):
+        Workspace(run, workspace.folder)
+
+
 def test_a_folder_of_other_settings_is_refused_and_the_difference_named(workspace, run):
     with pytest.raises(
         UserError,

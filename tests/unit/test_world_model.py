@@ -230,6 +230,25 @@ def test_actions_of_another_robot_are_refused():
         model.next_frames(model.init_state(latents(B)), torch.zeros(B, 4, 7))
 
 
+def test_fewer_than_one_step_of_the_sampler_are_refused():
+    model = tiny.world_model()
+    actions = torch.zeros(B, 4, tiny.ACTIONS)
+    with pytest.raises(UserError, match="num_inference_steps is -1: expected 1 or more"):
+        model.next_frames(model.init_state(latents(B)), actions, num_inference_steps=-1)
+
+
+@pytest.mark.parametrize("name", ["context", "frames", "blocks", "heads", "patch"])
+def test_sizes_of_nothing_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} is 0: expected 1 or more"):
+        WorldModelConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("sizes", [{"latent_size": 7}, {"kind": "stdit", "patch": 3}])
+def test_latents_that_cannot_be_cut_into_pieces_are_refused(sizes):
+    with pytest.raises(UserError, match="cannot be cut into pieces"):
+        WorldModelConfig(**sizes)
+
+
 @pytest.mark.parametrize("name", ["kind", "actions"])
 def test_unknown_options_are_refused_with_the_choices(name):
     with pytest.raises(UserError, match=f"{name}='other' is unknown; use one of"):

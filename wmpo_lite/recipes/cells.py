@@ -16,6 +16,7 @@ from wmpo_lite.recipes.experiments import EXPERIMENTS, METHODS, OF_METHOD, ORACL
 from wmpo_lite.recipes.profiles import PROFILES
 from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.report.ledger import LEDGER, Cell, Key, Ledger, read_ledger, write_cell
+from wmpo_lite.report.results import REPORTS
 
 # Settings that a method's policy depends on, by how their names begin (WMPO's: all but some).
 COMMON = ("horizon", "temperature", "freeze_vision")
@@ -24,7 +25,6 @@ USED = {
     "dpo": (*COMMON, "dpo_"),
     "oracle": (*COMMON, "wmpo_", "oracle_", "groups", "group_size", "minibatch"),
 }
-REPORTS = ("evaluation_", "track_", "trust_")
 UNUSED_BY_WMPO = (*REPORTS, "online_", "dpo_", "oracle_")
 
 
@@ -64,7 +64,8 @@ class Book:
 
         task = folder_name(key.task)
         if key.method == "oracle":
-            return self.runs / f"{task}-upper-s{key.seed}"
+            other = "" if self.profile == "laptop" else f"-{self.profile}"
+            return self.runs / f"{task}-upper{other}-s{key.seed}"
         parts = [task, self.profile, f"p{key.rollout_budget or 128}", f"s{key.seed}"]
         return self.runs / "-".join([*parts, *([key.variant] if key.variant else [])])
 

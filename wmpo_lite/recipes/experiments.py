@@ -100,15 +100,15 @@ NOT_CELLS = {
     " round with three seeds would cost about 8 core-hours",
 }
 # Seconds of the shipped run of `place` (P = 128, 1,024 evaluation states), on two busy cores: twice
-# that is the most that it can have computed. (seconds, whether they grow with P)
+# that is the most that it can have computed. (seconds, with which power of P they grow)
 STAGES = {
-    "rollouts": (46, True),
-    "align": (399, True),
-    "reward": (33, True),
-    "trust": (239, False),
-    "wmpo": (1452, False),
-    "grpo": (16, True),
-    "dpo": (33, False),
+    "rollouts": (46, 1),
+    "align": (399, 1),
+    "reward": (218, 0.5),
+    "trust": (239, 0),
+    "wmpo": (1452, 0),
+    "grpo": (16, 1),
+    "dpo": (33, 1),
 }
 OF_METHOD = {
     "base": (),
@@ -116,7 +116,7 @@ OF_METHOD = {
     "dpo": ("dpo",),
     "wmpo": ("rollouts", "align", "reward", "trust", "wmpo"),
 }
-EVALUATION = 0.0767  # seconds a state, likewise
+EVALUATION = 0.13  # seconds a state of `square`, the slower task
 ORACLE_ITERATIONS = 40
 # of 16 groups of 16 in the simulator, and an update of about 20 seconds after each
 ORACLE = ORACLE_ITERATIONS * (256 * EVALUATION + 20)
@@ -144,8 +144,9 @@ def cost(key: Key) -> float:
         seconds += ORACLE
     elif e.kind != "try":
         for stage in OF_METHOD[key.method]:
-            took, grows = STAGES[stage]
-            seconds += took * (key.rollout_budget / 128 if grows else 1)
+            took, power = STAGES[stage]
+            # below 128 no stage is fitted for fewer steps (`profiles.for_budget`)
+            seconds += took * max(1.0, key.rollout_budget / 128) ** power
         if (steps := e.variants[key.variant].get("num_inference_steps")) is not None:
             seconds += (steps - 1) * STAGES["wmpo"][0] / 2  # about half is the denoiser's
     return 2 * seconds / 3600

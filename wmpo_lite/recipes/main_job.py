@@ -11,6 +11,7 @@ import numpy as np
 from wmpo_lite.common import checkpoint, parallel
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.machine import Compute
+from wmpo_lite.envs.splits import USES
 from wmpo_lite.recipes.trust import describe_trust, trust
 from wmpo_lite.recipes.workspace import (
     GREEDY_BATCH,
@@ -320,13 +321,13 @@ def real_success(w: Workspace, policy) -> dict:
 
 
 def train_online(w: Workspace) -> dict:
-    """Baseline: the same GRPO in the real environment until P rollouts are spent."""
+    """Baseline: the same GRPO in the real environment until P rollouts are spent, as far as they
+    can be divided into equal iterations.
+    """
     from wmpo_lite.grpo import GRPOConfig
 
     s = w.settings
-    size = min(s.online_group_size, w.run.rollout_budget)
-    groups = min(s.online_groups, w.run.rollout_budget // size)
-    per_iteration = groups * size
+    iterations, groups, size = online_iterations(s, w.run.rollout_budget)
     config = GRPOConfig(
         groups=groups,
         group_size=size,
@@ -338,13 +339,20 @@ def train_online(w: Workspace) -> dict:
         temperature=s.temperature,
     )
     policy, states = w.compute.prepare(w.base()), w.states("rollouts", w.run.rollout_budget)
-    iterations = w.run.rollout_budget // per_iteration
     records = practice_for_real(w, policy, states, config, "grpo", iterations)
     return {
         "iterations": len(records),
         "real_rollouts": sum(r["rollouts"] for r in records),
         "updates": sum("loss" in r for r in records),
     }
+
+
+def online_iterations(settings, budget: int) -> tuple[int, int, int]:
+    """How online GRPO spends P rollouts: (iterations, groups of each, rollouts of a group)."""
+    size = min(settings.online_group_size, budget)
+    affordable = budget // size  # groups in all
+    iterations = max(1, round(affordable / settings.online_groups))
+    return iterations, affordable // iterations, size
 
 
 def practice_for_real(w: Workspace, policy, states, config, stage: str, iterations: int) -> list:
@@ -473,6 +481,7 @@ def instruction_swap(w: Workspace, policy) -> dict:
     if not has_other_sentence(w.task):
         return {}
     count = max(24, w.settings.evaluation_states // 4)
+    count = min(count, USES["instruction_swap"].room)
     states = w.states("instruction_swap", count)
     swapped = with_other_sentence(w.task, states)
     said, other = (outcomes(w, policy, told)[0] for told in (states, swapped))
@@ -520,8 +529,10 @@ def record(w: Workspace, stages: dict) -> dict:
     }
 
 
-def seen(w: Workspace) -> dict:
-    """What each method has seen of the world, in [episodes, frames]; None: nothing."""
+def seen(w: Workspace, online: int) -> dict:
+    """What each method has seen of the world, in [episodes, frames]; None: nothing. online: real
+    rollouts that online GRPO has spent.
+    """
     from wmpo_lite.trajectory import load_metadata
 
     count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]
@@ -532,7 +543,7 @@ def seen(w: Workspace) -> dict:
     play = [made.get("play_episodes"), made.get("play_frames")] if "play_frames" in made else None
     parts = {
         "base": (cloned, None, None),
-        "grpo": (None, count(budget), None),
+        "grpo": (None, count(online), None),
         "dpo": (None, count(budget), None),
         "world_model": (count(len(demos)), count(budget), play),
         "reward_model": (count(len(demos)), count(budget), None),
@@ -575,7 +586,7 @@ def finish(w: Workspace, stages: dict) -> dict:
 
     result = record(w, stages)
     checkpoint.write_json(w.folder / "result.json", result)
-    checkpoint.write_json(w.folder / "seen.json", seen(w))
+    checkpoint.write_json(w.folder / "seen.json", seen(w, stages["grpo"]["real_rollouts"]))
     path = write_report(w.folder)
     shape = {"policies": dict, "comparisons": dict}
     print(describe(result, checkpoint.read_json(w.folder / "evaluation.json", shape)))

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from wmpo_lite.common.errors import require_between
+from wmpo_lite.envs.splits import USES
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,16 @@ def check_ranges(profile: Profile) -> None:
             require_between(flag, value, int(field.name not in ZERO_IS_FINE), 1_000_000)
         elif field.type is float:
             require_between(flag, value, 1e-9, 1_000)
+    for flag, value in (
+        ("--group-size", profile.group_size),
+        ("--online-group-size", profile.online_group_size),
+    ):
+        require_between(flag, value, 2, 1_000_000)  # attempts are compared with each other
+    room = lambda use: USES[use].room
+    require_between("--trust-rollouts", profile.trust_rollouts, 1, room("trust"))
+    require_between("--track-states", profile.track_states, 1, room("tracking"))
+    left = room("evaluation") - profile.evaluation_from
+    require_between("--evaluation-states", profile.evaluation_states, 1, left)
 
 
 def paper_models() -> dict:

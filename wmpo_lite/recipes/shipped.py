@@ -191,6 +191,7 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
         if rollouts is not None:
             about = load_metadata(run / "rollouts.hdf5")
             save_trajectories(target / "rollouts.hdf5", recorded[:rollouts], **about)
+            checkpoint.write_json(target / "config.json", config | {"kept_rollouts": rollouts})
         checkpoint.write_json(target / "reward.json", thresholds["result"])
         _copy_half(run / "reward", checkpoint.make_folder(target / "reward"))
         for name, tensors in changes.items():

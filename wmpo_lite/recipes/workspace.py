@@ -24,6 +24,8 @@ REWARD_CLIPS = 48  # a batch of the reward model's training
 # What takes the memory of a stage, where the result may be another.
 LOWER = {"rollouts": "rollout-budget", "align": "align-batch", "reward": "rollout-budget"}
 LOWER |= {"trust": "trust-rollouts", "grpo": "online-groups", "evaluate": "evaluation-states"}
+LOWER |= {"dpo": "rollout-budget"}
+SPENT = ("seconds", "core_seconds")
 FEWEST = 5  # rollouts of which a quarter can hold a success and a failure
 
 
@@ -80,7 +82,7 @@ class Run:
 
 class Workspace:
     """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers
-    its JSON result.
+    its JSON result and the time that it took, in all processes that began it and could say so.
 
     The folder belongs to this process until `close`. Nothing is written before all that can be
     known to be wrong has been looked at. device: see `choose_device`; all models are loaded there.
@@ -131,6 +133,7 @@ class Workspace:
 
     def _own_folder(self, config: dict):
         self._try_assets()
+        self._require_budget()
         self._owner = Owner(self.folder)
         path = self.folder / "config.json"
         if path.exists():
@@ -147,6 +150,18 @@ class Workspace:
                 )
         else:
             checkpoint.write_json(path, config)
+
+    def _require_budget(self):
+        """UserError if an arm has recorded more or fewer rollouts here than the budget says."""
+        path, budget = self.folder / "stages" / "rollouts.json", self.run.rollout_budget
+        if not path.exists():
+            return
+        n = checkpoint.read_json(path, {"result": {"n": int}})["result"]["n"]
+        if n != budget:
+            raise UserError(
+                f"{self.folder} holds {n} rollouts and --rollout-budget is {budget}; give"
+                f" --rollout-budget {n}, or choose another --name"
+            )
 
     def _try_assets(self):
         """Load what later stages need, so that a broken file is found before the first one."""
@@ -174,6 +189,7 @@ class Workspace:
     def stage(self, name: str, fn, shared: bool = False):
         """shared: `fn` shares its work out over all processes; else the first one does it."""
         path = self.folder / "stages" / f"{name}.json"
+        begun = path.with_suffix(".begun")  # what a stage that was stopped had already taken
         clock, busy = time.monotonic(), time.process_time()
 
         def found():
@@ -181,19 +197,29 @@ class Workspace:
                 return checkpoint.read_json(path, {"result": dict})["result"]
             print(f"[{name}]", flush=True)
 
+        def spent():
+            now = (time.monotonic() - clock, time.process_time() - busy)
+            old = checkpoint.read_json(begun, dict.fromkeys(SPENT, float)) if begun.exists() else {}
+            return {key: round(old.get(key, 0) + t, 1) for key, t in zip(SPENT, now)}
+
         def write(result):
-            spent = {
-                "seconds": round(time.monotonic() - clock, 1),
-                "core_seconds": round(time.process_time() - busy, 1),
-            }
-            checkpoint.write_json(path, {"result": result, **spent})
+            checkpoint.write_json(path, {"result": result, **spent()})
+            begun.unlink(missing_ok=True)
             return checkpoint.read_json(path)["result"]
+
+        def compute():
+            try:
+                return self._computed(name, fn)
+            except BaseException:
+                if not parallel.rank():
+                    checkpoint.write_json(begun, spent())
+                raise
 
         if (done := parallel.first(found)) is not None:
             return done
         if not shared:
-            return parallel.first(lambda: write(self._computed(name, fn)))
-        result = self._computed(name, fn)
+            return parallel.first(lambda: write(compute()))
+        result = compute()
         return parallel.first(lambda: write(result))
 
     def _computed(self, name: str, fn):

@@ -100,7 +100,7 @@ def about_rollouts(rollouts, config, clip) -> list[Check]:
     n, won = len(rollouts), [t for t in rollouts if t.success]
     if not n:
         return []
-    budget = config.get("rollout_budget") or n
+    budget = config.get("kept_rollouts") or config.get("rollout_budget") or n
     said = f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}"
     rows = [check("budget", n == budget, said)]
     said = f"{len(won)} of {n} real rollouts succeed"

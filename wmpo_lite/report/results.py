@@ -12,6 +12,8 @@ RESULTS = ASSETS / "results"
 PATH = RESULTS / "main_job.json"
 BUDGET = 128  # P of the README's runs, which have the plain names of these variants
 NOT_ALIGNED, ALIGNED = "not aligned", "aligned on P and demonstrations"
+# settings that change what is told of a run, not what is done
+REPORTS = ("evaluation_", "track_", "trust_")
 BOUND = {"task": str, "upper_bound_success": float}
 RECORD = {
     "task": str,
@@ -42,6 +44,7 @@ def collect(runs, folder: Path = RESULTS):
     for run in map(Path, runs):
         if (run / "upper_bound.json").exists():
             bounds.append(checkpoint.read_json(run / "upper_bound.json", BOUND))
+            _require_usual(run, bounds[-1].get("profile", "laptop"), bounds[-1]["task"])
             continue
         if not (run / "result.json").exists():
             raise UserError(
@@ -49,12 +52,7 @@ def collect(runs, folder: Path = RESULTS):
                 " finish it"
             )
         new.append(checkpoint.read_json(run / "result.json", RECORD))
-        wanted = "libero" if "/" in new[-1]["task"] else "laptop"
-        if new[-1]["profile"] != wanted:
-            raise UserError(
-                f"{run} was run with profile '{new[-1]['profile']}'; only {wanted} runs are"
-                " collected for its task, a smoke run proves nothing"
-            )
+        _require_usual(run, new[-1]["profile"], new[-1]["task"])
     for name, libero in (("main_job.json", False), ("libero.json", True)):
         here = [[r for r in part if ("/" in r["task"]) == libero] for part in (new, bounds)]
         if not any(here):
@@ -64,11 +62,29 @@ def collect(runs, folder: Path = RESULTS):
             old = records.get(_key(r), {})
             kept = {key: old[key] for key in MEASURED if key in old}
             records[_key(r)] = kept | r | (of_the_suite(r["task"], folder) if libero else {})
-        for bound in here[1]:
-            for row in records.values():
-                if row["task"] == bound["task"]:
-                    row["upper_bound_success"] = bound["upper_bound_success"]
+        stored = {r["task"]: r for r in records.values() if "upper_bound_success" in r}
+        known = stored | {bound["task"]: bound for bound in here[1]}
+        for row in records.values():
+            if row["task"] in known:
+                row["upper_bound_success"] = known[row["task"]]["upper_bound_success"]
         checkpoint.write_json(folder / name, [records[key] for key in sorted(records)])
+
+
+def _require_usual(run: Path, profile: str, task: str) -> None:
+    """UserError for a run of another profile, or with settings that are not its profile's."""
+    wanted = "libero" if "/" in task else "laptop"
+    if profile != wanted:
+        raise UserError(
+            f"{run} was run with profile '{profile}'; only {wanted} runs are collected for its"
+            " task, a smoke run proves nothing"
+        )
+    path = run / "config.json"
+    changes = checkpoint.read_json(path).get("changes", {}) if path.exists() else {}
+    if changed := sorted(name for name in changes if not name.startswith(REPORTS)):
+        raise UserError(
+            f"{run} was run with other settings than its profile's ({', '.join(changed)}), and is"
+            " no row of this table; `wmpo-lite reproduce` keeps ablations apart"
+        )
 
 
 def _key(record: dict):
