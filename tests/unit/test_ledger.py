@@ -378,6 +378,17 @@ def test_lengths_are_of_states_that_both_solve():
     assert ledger_tables.relative_length(alone, "wmpo") is None
 
 
+def test_the_interval_of_lengths_is_as_wide_as_seeds_lie_apart():
+    steps = [20] * 40
+    base = cell("base", [1] * 40, steps=steps)
+    found = []
+    for lengths in ([10], [5, 15]):  # the same mean
+        cells = [cell("wmpo", [1] * 40, s, steps=[x] * 40) for s, x in enumerate(lengths)]
+        (line,) = ledger_tables.lines(dict([base, *cells]), "table_1")
+        found.append(ledger_tables.relative_length(line, "wmpo"))
+    assert found[0] == (50, 50, 50, 40) and found[1] == (50, 25, 75, 80)
+
+
 def test_the_base_policy_stands_beside_every_budget_and_efficiency_takes_table_1_along():
     made = dict(
         [

@@ -90,7 +90,7 @@ def strengths(cells: dict):
 
 
 def undisturbed(cells: dict, line):
-    """The line of table 1 with the methods of `line`, cut to its states."""
+    """The line of table 1 with the methods and seeds of `line`, cut to its states."""
     n = min(len(cell) for row in line.cells.values() for cell in row.values())
     plain = [
         row for row in lines(cells, "table_1") if (row.task, row.budget) == (line.task, line.budget)
@@ -103,9 +103,9 @@ def undisturbed(cells: dict, line):
         line,
         variant="",
         cells={
-            method: {seed: cut(cell) for seed, cell in row.items()}
+            method: {seed: cut(row[seed]) for seed in line.cells[method] if seed in row}
             for method, row in found.items()
-            if method in line.cells
+            if line.cells.get(method, {}).keys() & row.keys()
         },
     )
 

@@ -85,18 +85,26 @@ def gain(line: Line, method: str, over: str) -> tuple[float, float, float] | Non
 
 def relative_length(line: Line, method: str):
     """(mean, low, high, episodes): mean finish step of `method` where the base policy took 100, of
-    episodes that both solve, with a bootstrap interval over them; None for fewer than two.
+    episodes that both solve, with a bootstrap interval over states and seeds (`mean_over_seeds`);
+    None for fewer than two.
     """
-    steps = [
-        np.stack([a.finish_steps, b.finish_steps])[:, a.success & b.success]
-        for a, b in pairs(line, method, "base")
-    ]
-    before, after = np.concatenate(steps, axis=1) if steps else np.zeros((2, 0))
-    if len(before) < 2:
+    both = pairs(line, method, "base")
+    count = sum(int((a.success & b.success).sum()) for a, b in both)
+    if count < 2:
         return None
-    drawn = np.random.default_rng(0).integers(len(before), size=(2000, len(before)))
-    ratios = 100 * after[drawn].sum(axis=1) / before[drawn].sum(axis=1)
-    return 100 * after.sum() / before.sum(), *np.percentile(ratios, (2.5, 97.5)), len(before)
+    # steps of every episode, 0 where one of the two fails: (2, S, n)
+    steps = np.stack(
+        [np.stack([a.finish_steps, b.finish_steps]) * (a.success & b.success) for a, b in both],
+        axis=1,
+    )
+    _, seeds, n = steps.shape
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=4000)  # how often each state, (R, n)
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=4000)  # (R, S)
+    before, after = np.einsum("rn,psn,rs->pr", drawn, steps, weights, optimize=True)
+    ratios = 100 * after[before > 0] / before[before > 0]
+    mean = 100 * steps[1].sum() / steps[0].sum()
+    return mean, *np.percentile(ratios, (2.5, 97.5)), count
 
 
 # -- tables ----------------------------------------------------------------------------------------
