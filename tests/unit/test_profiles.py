@@ -52,7 +52,8 @@ def test_budget_smaller_than_a_group_is_refused():
 def test_more_rollouts_are_fitted_for_more_steps(budget, times):
     usual, sized = PROFILES["laptop"], Run(rollout_budget=budget).settings()
     grown = {"align_steps": round(300 * times), "reward_steps": round(500 * times**0.5)}
-    grown["dpo_pairs"] = round(256 * times)
+    grown |= {"dpo_pairs": round(256 * times)}
+    grown |= {"dpo_lr": 1e-5 / times**0.5, "online_lr": 3e-4 / times**0.5}
     assert sized == dataclasses.replace(usual, **grown) == for_budget(usual, budget)
 
 

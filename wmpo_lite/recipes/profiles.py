@@ -14,7 +14,7 @@ class Profile:
     """Sizes of one run, the same for all tasks. Every number that a result depends on is here and
     is written into the run's config.json.
 
-    `align_steps`, `reward_steps` and `dpo_pairs` are those of a run with P = 128: see `for_budget`.
+    Some of them are those of a run with P = 128 and others with more rollouts: see `for_budget`.
     """
 
     evaluation_states: int = 256
@@ -114,7 +114,10 @@ BUDGET = 128  # P that the profiles' numbers of training steps are meant for
 def for_budget(profile: Profile, rollout_budget: int) -> Profile:
     """The profile for P rollouts. Where there are more of them, the world model is fitted for more
     steps and DPO gets more pairs in proportion, so that a rollout is seen as often, and the reward
-    model is fitted for more steps by the square root: its loss levels off sooner.
+    model is fitted for more steps by the square root: its loss levels off sooner. DPO and online
+    GRPO, which then take more steps, take smaller ones: their learning rates fall by the square
+    root. With those of P = 128 they gain nothing from 1,280 rollouts of `place`, with the smaller
+    ones 11 points and more (notebooks/lab_book.md).
     """
     times = max(1.0, rollout_budget / BUDGET)
     return dataclasses.replace(
@@ -122,6 +125,8 @@ def for_budget(profile: Profile, rollout_budget: int) -> Profile:
         align_steps=round(times * profile.align_steps),
         reward_steps=round(times**0.5 * profile.reward_steps),
         dpo_pairs=round(times * profile.dpo_pairs),
+        dpo_lr=profile.dpo_lr / times**0.5,
+        online_lr=profile.online_lr / times**0.5,
     )
 
 
