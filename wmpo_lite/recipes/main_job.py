@@ -480,8 +480,7 @@ def instruction_swap(w: Workspace, policy) -> dict:
 
     if not has_other_sentence(w.task):
         return {}
-    count = max(24, w.settings.evaluation_states // 4)
-    count = min(count, USES["instruction_swap"].room)
+    count = min(USES["instruction_swap"].room, max(24, w.settings.evaluation_states // 4))
     states = w.states("instruction_swap", count)
     swapped = with_other_sentence(w.task, states)
     said, other = (outcomes(w, policy, told)[0] for told in (states, swapped))

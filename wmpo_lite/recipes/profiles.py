@@ -117,7 +117,7 @@ def for_budget(profile: Profile, rollout_budget: int) -> Profile:
     model is fitted for more steps by the square root: its loss levels off sooner. DPO and online
     GRPO, which then take more steps, take smaller ones: their learning rates fall by the square
     root. With those of P = 128 they gain nothing from 1,280 rollouts of `place`, with the smaller
-    ones 11 points and more (notebooks/lab_book.md).
+    ones about ten points (notebooks/lab_book.md).
     """
     times = max(1.0, rollout_budget / BUDGET)
     return dataclasses.replace(
