@@ -146,7 +146,7 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
 
     monkeypatch.setattr("wmpo_lite.train.set_threads", lambda: None)  # a run takes all cores
     settings = Settings(
-        checkpoint="policy", collect=3, name="desk", speed=10.0, look=0.5, lerobot=True
+        checkpoint="policy", collect=5, name="desk", speed=10.0, look=0.5, lerobot=True
     )
     calls = []
     original = records.save_episode
@@ -164,10 +164,10 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
         "runs/desk/rollouts.hdf5"
     )
     first = os.path.getmtime("runs/desk/episodes/episode_0000.hdf5")
-    assert main(settings) == 0 and len(calls) == 3
+    assert main(settings) == 0 and len(calls) == 5
     assert os.path.getmtime("runs/desk/episodes/episode_0000.hdf5") == first
     rollouts = load_trajectories("runs/desk/rollouts.hdf5")
-    theirs = initial_states(PLACE, "rollouts", range(3))
+    theirs = initial_states(PLACE, "rollouts", range(5))
     assert all(
         (t.initial_state == state).all() and t.tokens is not None and len(t) == 40
         for t, state in zip(rollouts, theirs.states)
@@ -179,16 +179,16 @@ def test_collecting_goes_on_where_it_was_and_the_main_job_starts_from_it(desk, c
         Run(
             task="place",
             profile="smoke",
-            rollout_budget=64,
+            rollout_budget=5,
             assets=str(tiny.assets(desk / "assets")),
         ),
         desk / "runs" / "desk",
     )
     assert (
-        workspace.stage("rollouts", lambda: pytest.fail("the rollouts are there already"))["n"] == 3
+        workspace.stage("rollouts", lambda: pytest.fail("the rollouts are there already"))["n"] == 5
     )
     starts = initial_frames(workspace.rollouts())
-    assert starts.frames.shape == (3, 16, 16, 3) and (starts.states == theirs.states).all()
+    assert starts.frames.shape == (5, 16, 16, 3) and (starts.states == theirs.states).all()
     workspace.env.close()
     checkpoint.write_json(desk / "runs" / "desk" / "stages" / "align.json", {"result": {}})
     with pytest.raises(UserError, match="trained on already"):
