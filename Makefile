@@ -26,6 +26,8 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=90
 ifeq ($(shell uname -s),Linux)
 TEST_ENV += MUJOCO_GL=$${MUJOCO_GL:-egl}
 endif
+PYTEST = WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL)
+JOBS ?= 2
 
 .DEFAULT_GOAL := setup
 .PHONY: setup check demo test style types test-libero reliability endurance bench findings lab notebooks browser book assets \
@@ -60,8 +62,14 @@ $(STAMP): pyproject.toml | check
 demo: check $(STAMP)  ## WMPO and its baselines on one task, with a report in runs/
 	$(BIN)/wmpo-lite demo $(ARGS)
 
+# Files of tests are shared out between as many workers as JOBS; those of the arms run in real time, so they come alone.
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
-	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests notebooks)
+ifeq ($(ARGS),)
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/arms tests notebooks; code=$$?; \
+	    $(PYTEST) tests/arms && exit $$code
+else
+	$(PYTEST) $(ARGS)
+endif
 
 style: check $(STAMP)  ## format and lint (ruff, 100 columns)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -72,7 +80,7 @@ types: check $(STAMP)  ## check the types of the core (half a minute)
 test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
-	WMPO_STATIC=1 WMPO_PROFILE=smoke $(TEST_ENV) $(BIN)/python -m pytest $(NBVAL) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
+	$(PYTEST) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
 
 reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 min; ARGS="fuzz")
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
