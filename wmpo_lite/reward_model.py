@@ -8,7 +8,7 @@ no words and puts a linear head on the mean token. The words are summed, so thei
 without; a model that is asked both refuses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -21,7 +21,8 @@ from wmpo_lite.language import build_tokenizer, check_count, word_ids
 @dataclass(frozen=True)
 class RewardConfig:
     """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The
-    paper's encoder is VideoMAE-base at 224 pixels.
+    paper's encoder is VideoMAE-base at 224 pixels. members: networks that judge together (paper:
+    1), see `RewardModel.together`.
     """
 
     image: int = 64
@@ -31,6 +32,7 @@ class RewardConfig:
     width: int = 96
     depth: int = 4
     heads: int = 4
+    members: int = 1
 
     def __post_init__(self):
         if self.clip < 2 or self.clip % self.tubelet:
@@ -84,6 +86,8 @@ class RewardModel(Saved, nn.Module):
         )
         nn.init.normal_(self.words.weight, std=0.3)
         self.register_buffer("threshold", torch.tensor(0.5))
+        alone = replace(config, members=1)
+        self.others = nn.ModuleList(RewardModel(alone) for _ in range(config.members - 1))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
         """Logits (B,). UserError for clips of another size, sentences with unknown words, and for
@@ -101,7 +105,10 @@ class RewardModel(Saved, nn.Module):
         seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
         question = self.words(self._words(instructions, seen.device))  # (B, width)
         found, _ = self.ask(question[:, None], seen, seen, need_weights=False)
-        return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0].float()
+        logits = self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0].float()
+        if len(self.others):
+            logits = torch.stack([logits, *(m(clips, instructions) for m in self.others)]).mean(0)
+        return logits
 
     def _words(self, instructions, device) -> torch.Tensor:
         """Word numbers (B, longest) of the sentences, filled up with 0."""
@@ -129,6 +136,25 @@ class RewardModel(Saved, nn.Module):
         )
         model.inflate(policy.vision.state_dict())
         return model
+
+    @classmethod
+    def together(cls, models: list) -> "RewardModel":
+        """One reward model that judges by the mean of the log-odds of several of one size. Fitted
+        to a hundred rollouts each of them has learned accidents of its own; the mean has fewer.
+        """
+        if len(models) == 1:
+            return models[0]
+        with torch.random.fork_rng():  # weights that are replaced at once
+            whole = cls(replace(models[0].config, members=len(models)))
+        whole.to(models[0].threshold.device).load_state_dict(
+            models[0].state_dict()
+            | {
+                f"others.{i}.{k}": v
+                for i, m in enumerate(models[1:])
+                for k, v in m.state_dict().items()
+            }
+        )
+        return whole.eval()
 
     @torch.no_grad()
     def inflate(self, tower: dict):

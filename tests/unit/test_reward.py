@@ -53,6 +53,19 @@ def spoken(**options):
 # --------------------------------------------------------------------------------------- the model
 
 
+def test_several_judge_by_the_mean_of_their_log_odds(tmp_path):
+    alone = [tiny.reward_model(contrast=c) for c in (10, 20, 30)]
+    clips = torch.from_numpy(tiny.noise_frames(5, L))[:, :L]
+    texts = [tiny.RED, tiny.BLUE] * 2 + [tiny.RED]
+    said = [model(clips, texts).detach() for model in alone]
+    assert (said[0] - said[1]).abs().min() > 1e-4, "three that agree would show nothing"
+    whole = RewardModel.together(alone)
+    assert torch.equal(whole(clips, texts), torch.stack(said).mean(dim=0))
+    assert RewardModel.together(alone[:1]) is alone[0]
+    whole.save(tmp_path / "reward")
+    assert torch.equal(RewardModel.load(tmp_path / "reward")(clips, texts), whole(clips, texts))
+
+
 @pytest.mark.parametrize("steps", [L - 1, L, L + 1, 11])
 def test_a_window_is_the_clip_that_ends_at_its_frame(steps):
     model = tiny.reward_model()

@@ -41,19 +41,19 @@ def one_thread():
         yield
 
 
-def make_run(folder) -> Run:
+def make_run(folder, **changes) -> Run:
     """A smoke run of `place` with tiny assets, shorter stages and two layers of vision.
 
     The reward model keeps one of them as it is.
     """
     assets = tiny.assets(folder / "assets")
     tiny.policy(vision_depth=2).save(assets / "place" / "policy")
-    return Run(profile="smoke", assets=str(assets), changes=SMALL)
+    return Run(profile="smoke", assets=str(assets), changes=SMALL | changes)
 
 
-def make_recorded(folder, **options) -> Workspace:
+def make_recorded(folder, changes=None, **options) -> Workspace:
     """A workspace with 12 recorded rollouts of 8 steps, half of them successes."""
-    made = Workspace(make_run(folder), folder / "run", **options)
+    made = Workspace(make_run(folder, **(changes or {})), folder / "run", **options)
     made.horizon = 8
     save_trajectories(
         made.folder / "rollouts.hdf5", tiny.trajectories(12), env_args={}, provenance={}
@@ -266,6 +266,12 @@ def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(
         fitted, held = main_job.split_rollouts([t.success for t in rollouts], seed)
         assert sorted(fitted + held) == list(range(budget)) and len(held) == -(-budget // 4)
         assert enough == (0 < sum(rollouts[i].success for i in held) < len(held))
+        quarters = [
+            main_job.split_rollouts([t.success for t in rollouts], seed, k) for k in range(4)
+        ]
+        assert sorted(i for _, held in quarters for i in held) == list(range(budget))
+        rates = [np.mean([rollouts[i].success for i in held]) for _, held in quarters]
+        assert max(rates) - min(rates) <= 1.01 / (budget // 4)
     if enough:
         main_job.require_outcomes(rollouts)
         return
@@ -389,6 +395,37 @@ def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagine
     assert np.array_equal(given_back, recorded.autoencoder().reconstruct(filmed))
     assert np.array_equal(imagined[:, 0], filmed[:, 0]) and not np.array_equal(imagined, filmed)
     assert all(np.array_equal(part, success[:13]) for part in np.split(success, 3))
+
+
+def test_four_members_hold_out_a_quarter_each_and_thresholds_come_from_all(tmp_path, monkeypatch):
+    from wmpo_lite import reward
+
+    w = make_recorded(tmp_path, {"reward_members": 4})
+    w.stage("align", lambda: main_job.align_world_model(w))
+    seen, loss = [], reward.reward_loss
+    monkeypatch.setattr(
+        reward,
+        "reward_loss",
+        lambda model, episodes, **more: seen.append(episodes) or loss(model, episodes, **more),
+    )
+    result = w.stage("reward", lambda: main_job.fit_reward(w))
+    w.env.close()
+    rollouts = w.rollouts()
+    assert result["chosen_on"] == len(rollouts) == 12 and len(seen) == 4
+    shown = lambda t, films: any(np.array_equal(t.frames, film) for film in films)
+    held = [[not shown(t, member["frames"]) for t in rollouts] for member in seen]
+    assert (
+        np.array_equal(np.sum(held, axis=0), np.ones(12))
+        and np.sum(held, axis=1).tolist() == [3] * 4
+    )
+    for member in seen:  # what is imagined belongs to what was filmed
+        filmed, _, imagined = np.split(member["frames"], 3)
+        assert np.array_equal(imagined[:, 0], filmed[:, 0])
+    model = RewardModel.load(w.folder / "reward")
+    assert (
+        model.config.members == 4
+        and len({float(m.judge[-1].bias.detach()) for m in model.others}) == 3
+    )
 
 
 def test_demonstrations_without_a_simulator_state_are_imagined_beside_rollouts(judged):

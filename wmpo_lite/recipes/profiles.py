@@ -30,6 +30,8 @@ class Profile:
     reward_lr: float = 1e-3
     # lower layers of its encoder that stay as the policy's image tower has them
     reward_frozen: int = 2
+    # networks that judge together, each fitted without another quarter of the rollouts (1 to 4)
+    reward_members: int = 1
     iterations: int = 28
     groups: int = 16
     group_size: int = 16
@@ -146,6 +148,7 @@ def check_ranges(profile: Profile) -> None:
         ("--online-group-size", profile.online_group_size),
     ):
         require_between(flag, value, 2, 1_000_000)  # attempts are compared with each other
+    require_between("--reward-members", profile.reward_members, 1, 4)  # a quarter for each
     room = lambda use: USES[use].room
     require_between("--trust-rollouts", profile.trust_rollouts, 1, room("trust"))
     require_between("--track-states", profile.track_states, 1, room("tracking"))
