@@ -40,6 +40,8 @@ class RewardConfig:
                 f"a reward clip of {self.clip} frames cannot be cut into tubelets of"
                 f" {self.tubelet}; use an even number of at least 2"
             )
+        if not 1 <= self.members <= 16:
+            raise UserError(f"{self.members} reward models cannot judge together; use 1 to 16")
 
 
 class RewardModel(Saved, nn.Module):

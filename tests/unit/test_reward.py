@@ -62,6 +62,8 @@ def test_several_judge_by_the_mean_of_their_log_odds(tmp_path):
     whole = RewardModel.together(alone)
     assert torch.equal(whole(clips, texts), torch.stack(said).mean(dim=0))
     assert RewardModel.together(alone[:1]) is alone[0]
+    with pytest.raises(UserError, match="0 reward models cannot judge together"):
+        RewardConfig(members=0)
     whole.save(tmp_path / "reward")
     assert torch.equal(RewardModel.load(tmp_path / "reward")(clips, texts), whole(clips, texts))
 

@@ -374,18 +374,24 @@ def test_the_reward_model_begins_with_the_policys_tower_and_keeps_its_lower_laye
     assert max(gaps) < 0.1  # fine-tuned, not built anew
 
 
-def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagined(
-    recorded, monkeypatch
-):
+def fitted_to(monkeypatch) -> list:
+    """A list that gets the episodes which each reward model is fitted to."""
     from wmpo_lite import reward
 
-    recorded.stage("align", lambda: main_job.align_world_model(recorded))
     seen, loss = [], reward.reward_loss
     monkeypatch.setattr(
         reward,
         "reward_loss",
         lambda model, episodes, **more: seen.append(episodes) or loss(model, episodes, **more),
     )
+    return seen
+
+
+def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagined(
+    recorded, monkeypatch
+):
+    recorded.stage("align", lambda: main_job.align_world_model(recorded))
+    seen = fitted_to(monkeypatch)
     main_job.fit_reward(recorded)
     frames, success = seen[0]["frames"], seen[0]["success"]
     assert len(frames) == 3 * (9 + 4) and len(seen[0]["instruction"]) == len(
@@ -398,16 +404,9 @@ def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagine
 
 
 def test_four_members_hold_out_a_quarter_each_and_thresholds_come_from_all(tmp_path, monkeypatch):
-    from wmpo_lite import reward
-
     w = make_recorded(tmp_path, {"reward_members": 4})
     w.stage("align", lambda: main_job.align_world_model(w))
-    seen, loss = [], reward.reward_loss
-    monkeypatch.setattr(
-        reward,
-        "reward_loss",
-        lambda model, episodes, **more: seen.append(episodes) or loss(model, episodes, **more),
-    )
+    seen = fitted_to(monkeypatch)
     result = w.stage("reward", lambda: main_job.fit_reward(w))
     w.env.close()
     rollouts = w.rollouts()
