@@ -89,7 +89,12 @@ def preset(name: str) -> Sizes:
     return Sizes(
         made.autoencoder,
         replace(made.world_model, num_inference_steps=s.num_inference_steps),
-        RewardConfig(**tower, width=policy.vision_width, depth=policy.vision_depth),
+        RewardConfig(
+            **tower,
+            width=policy.vision_width,
+            depth=policy.vision_depth,
+            members=s.reward_members,
+        ),
         policy,
         horizon=40,
         rollout_budget=128,
