@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from wmpo_lite.common.checkpoint import Saved
-from wmpo_lite.common.errors import UserError
+from wmpo_lite.common.errors import UserError, require_between
 from wmpo_lite.language import build_tokenizer, check_count, word_ids
 
 
@@ -185,6 +185,22 @@ class RewardModel(Saved, nn.Module):
         whole.config = replace(whole.config, members=len(models), shared=shared)
         whole.others.extend(copy.deepcopy(model)._above(shared) for model in models[1:])
         return whole.eval()
+
+    def alone(self, member: int) -> "RewardModel":
+        """One of those that judge together, as a reward model of its own: they count from 0. Its
+        threshold is what it had before.
+        """
+        require_between("the number of a member", member, 0, self.config.members - 1)
+        shared, model = self.config.shared, copy.deepcopy(self)
+        model.config, model.others = replace(self.config, members=1, shared=0), nn.ModuleList()
+        if member:
+            other = copy.deepcopy(self.others[member - 1])
+            below, above = model.encoder.encoder.layer[:shared], other.encoder.encoder.layer
+            if shared:
+                other.encoder.embeddings = model.encoder.embeddings
+            other.encoder.encoder.layer = nn.ModuleList([*below, *above])
+            model = other
+        return model.eval()
 
     @torch.no_grad()
     def inflate(self, tower: dict):

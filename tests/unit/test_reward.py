@@ -88,6 +88,12 @@ def test_lower_layers_that_members_have_in_common_are_gone_through_once(tmp_path
     assert whole.config.shared == shared
     assert [len(m.encoder.encoder.layer) for m in whole.others] == [2 - shared] * 2
     assert all(m.config.members == 1 and len(m.others) == 0 for m in alone), "left as they were"
+    for k, model in enumerate(alone):
+        again = whole.alone(k)
+        assert again.config == model.config
+        assert torch.equal(again(clips, texts), model(clips, texts))
+    with pytest.raises(UserError, match="the number of a member is 3; expected 0 to 2"):
+        whole.alone(3)
     whole.save(tmp_path / "reward")
     loaded = RewardModel.load(tmp_path / "reward")
     assert loaded.config.shared == shared and torch.equal(loaded(clips, texts), said)
