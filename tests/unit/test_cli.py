@@ -140,7 +140,7 @@ def test_presets_have_two_names(capsys):
 def test_the_numbers_of_a_run_with_more_rollouts(capsys):
     cli.main(["config", "--rollout-budget", "256"])
     found = json.loads(capsys.readouterr().out)
-    assert (found["align_steps"], found["reward_steps"]) == (600, 283)
+    assert (found["align_steps"], found["reward_steps"]) == (600, 707)
 
 
 def test_an_upper_bound_of_other_iterations_is_not_given_back(tmp_path, monkeypatch, capsys):

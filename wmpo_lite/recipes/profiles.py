@@ -26,12 +26,12 @@ class Profile:
     align_lr: float = 3e-4
     align_batch: int = 64
     after_success: int = 4  # frames that alignment still sees once an episode has succeeded
-    reward_steps: int = 200  # of each of its members
+    reward_steps: int = 500
     reward_lr: float = 1e-3
     # lower layers of its encoder that stay as the policy's image tower has them
     reward_frozen: int = 2
     # networks that judge together, each fitted without another quarter of the rollouts (1 to 4)
-    reward_members: int = 4
+    reward_members: int = 1
     iterations: int = 28
     groups: int = 16
     group_size: int = 16
@@ -86,7 +86,6 @@ PROFILES = {
         align_steps=4,
         align_batch=8,
         reward_steps=8,
-        reward_members=2,
         iterations=1,
         wmpo_decay=0,
         groups=4,
@@ -105,32 +104,28 @@ PROFILES = {
         groups=64,
         align_steps=2000,
         align_batch=128,
-        reward_steps=400,
+        reward_steps=1000,
         trust_rollouts=512,
     ),
 }
 
 
 BUDGET = 128  # P that the profiles' numbers of training steps are meant for
-MANY = 4 * BUDGET  # rollouts from which on one reward model judges, of as many steps as 2.5 of them
 
 
 def for_budget(profile: Profile, rollout_budget: int) -> Profile:
     """The profile for P rollouts. Where there are more of them, the world model is fitted for more
     steps and DPO gets more pairs in proportion, so that a rollout is seen as often, and the reward
-    model is fitted for more steps by the square root: its loss levels off sooner. Several reward
-    models that judge together make up for rollouts that are missing; where there are many, one
-    judges, fitted for longer. DPO and online GRPO, which then take more steps, take smaller ones:
-    their learning rates fall by the square root. With those of P = 128 they gain nothing from 1,280
-    rollouts of `place`, with the smaller ones about ten points (notebooks/lab_book.md).
+    model is fitted for more steps by the square root: its loss levels off sooner. DPO and online
+    GRPO, which then take more steps, take smaller ones: their learning rates fall by the square
+    root. With those of P = 128 they gain nothing from 1,280 rollouts of `place`, with the smaller
+    ones about ten points (notebooks/lab_book.md).
     """
     times = max(1.0, rollout_budget / BUDGET)
-    alone = rollout_budget >= MANY
     return dataclasses.replace(
         profile,
         align_steps=round(times * profile.align_steps),
-        reward_steps=round(times**0.5 * profile.reward_steps * (2.5 if alone else 1)),
-        reward_members=1 if alone else profile.reward_members,
+        reward_steps=round(times**0.5 * profile.reward_steps),
         dpo_pairs=round(times * profile.dpo_pairs),
         dpo_lr=profile.dpo_lr / times**0.5,
         online_lr=profile.online_lr / times**0.5,
