@@ -8,15 +8,13 @@ no words and puts a linear head on the mean token. The words are summed, so thei
 without; a model that is asked both refuses.
 """
 
-import copy
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from wmpo_lite.common.checkpoint import Saved
-from wmpo_lite.common.errors import UserError, require_between
+from wmpo_lite.common.errors import UserError
 from wmpo_lite.language import build_tokenizer, check_count, word_ids
 
 
@@ -24,8 +22,7 @@ from wmpo_lite.language import build_tokenizer, check_count, word_ids
 class RewardConfig:
     """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The
     paper's encoder is VideoMAE-base at 224 pixels. members: networks that judge together (paper:
-    1), see `RewardModel.together`; shared: lower layers of the encoder, with what comes before
-    them, that all members have in common (0: each has its own).
+    1), see `RewardModel.together`.
     """
 
     image: int = 64
@@ -36,7 +33,6 @@ class RewardConfig:
     depth: int = 4
     heads: int = 4
     members: int = 1
-    shared: int = 0
 
     def __post_init__(self):
         if self.clip < 2 or self.clip % self.tubelet:
@@ -46,12 +42,6 @@ class RewardConfig:
             )
         if not 1 <= self.members <= 16:
             raise UserError(f"{self.members} reward models cannot judge together; use 1 to 16")
-        most = self.depth if self.members > 1 else 0
-        if not 0 <= self.shared <= most:
-            raise UserError(
-                f"{self.members} reward models of {self.depth} layers cannot share {self.shared};"
-                f" use 0 to {most}"
-            )
 
 
 class RewardModel(Saved, nn.Module):
@@ -98,10 +88,8 @@ class RewardModel(Saved, nn.Module):
         )
         nn.init.normal_(self.words.weight, std=0.3)
         self.register_buffer("threshold", torch.tensor(0.5))
-        alone = replace(config, members=1, shared=0)
-        self.others = nn.ModuleList(
-            RewardModel(alone)._above(config.shared) for _ in range(config.members - 1)
-        )
+        alone = replace(config, members=1)
+        self.others = nn.ModuleList(RewardModel(alone) for _ in range(config.members - 1))
 
     def forward(self, clips: torch.Tensor, instructions) -> torch.Tensor:
         """Logits (B,). UserError for clips of another size, sentences with unknown words, and for
@@ -116,35 +104,13 @@ class RewardModel(Saved, nn.Module):
             )
         clips = clips.to(self.threshold.device)
         pixels = clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (B, L, 3, H, W)
-        words = self._words(instructions, pixels.device)
-        begun, layers = self.encoder.embeddings(pixels, None), self.encoder.encoder.layer
-        for layer in layers[: c.shared]:
-            begun = layer(begun)
-        logits = self._finish(begun, layers[c.shared :], words)
-        if not len(self.others):
-            return logits
-        own = lambda other: begun if c.shared else other.encoder.embeddings(pixels, None)
-        others = (m._finish(own(m), m.encoder.encoder.layer, words) for m in self.others)
-        return torch.stack([logits, *others]).mean(dim=0)
-
-    def _finish(self, tokens: torch.Tensor, layers, words: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) of one member from its tokens (B, N, width): through the rest of its
-        encoder's layers, and what its head says.
-        """
-        for layer in layers:
-            tokens = layer(tokens)
-        seen, question = self.norm(tokens), self.words(words)  # (B, N, width), (B, width)
+        seen = self.norm(self.encoder(pixel_values=pixels).last_hidden_state)  # (B, tokens, width)
+        question = self.words(self._words(instructions, seen.device))  # (B, width)
         found, _ = self.ask(question[:, None], seen, seen, need_weights=False)
-        return self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0].float()
-
-    def _above(self, layers: int) -> "RewardModel":
-        """This model without the encoder's first `layers` layers and what comes before them, which
-        another one has in common with it; whole for 0.
-        """
-        if layers:
-            self.encoder.embeddings = nn.Identity()
-            self.encoder.encoder.layer = self.encoder.encoder.layer[layers:]
-        return self
+        logits = self.judge(torch.cat([found[:, 0], question], dim=-1))[:, 0].float()
+        if len(self.others):
+            logits = torch.stack([logits, *(m(clips, instructions) for m in self.others)]).mean(0)
+        return logits
 
     def _words(self, instructions, device) -> torch.Tensor:
         """Word numbers (B, longest) of the sentences, filled up with 0."""
@@ -177,30 +143,20 @@ class RewardModel(Saved, nn.Module):
     def together(cls, models: list) -> "RewardModel":
         """One reward model that judges by the mean of the log-odds of several of one size. Fitted
         to a hundred rollouts each of them has learned accidents of its own; the mean has fewer.
-        Lower layers that are the same in all of them (`freeze_lower`) are gone through once.
         """
         if len(models) == 1:
             return models[0]
-        shared, whole = common_layers(models), copy.deepcopy(models[0])
-        whole.config = replace(whole.config, members=len(models), shared=shared)
-        whole.others.extend(copy.deepcopy(model)._above(shared) for model in models[1:])
+        with torch.random.fork_rng():  # weights that are replaced at once
+            whole = cls(replace(models[0].config, members=len(models)))
+        whole.to(models[0].threshold.device).load_state_dict(
+            models[0].state_dict()
+            | {
+                f"others.{i}.{k}": v
+                for i, m in enumerate(models[1:])
+                for k, v in m.state_dict().items()
+            }
+        )
         return whole.eval()
-
-    def alone(self, member: int) -> "RewardModel":
-        """One of those that judge together, as a reward model of its own: they count from 0. Its
-        threshold is what it had before.
-        """
-        require_between("the number of a member", member, 0, self.config.members - 1)
-        shared, model = self.config.shared, copy.deepcopy(self)
-        model.config, model.others = replace(self.config, members=1, shared=0), nn.ModuleList()
-        if member:
-            other = copy.deepcopy(self.others[member - 1])
-            below, above = model.encoder.encoder.layer[:shared], other.encoder.encoder.layer
-            if shared:
-                other.encoder.embeddings = model.encoder.embeddings
-            other.encoder.encoder.layer = nn.ModuleList([*below, *above])
-            model = other
-        return model.eval()
 
     @torch.no_grad()
     def inflate(self, tower: dict):
@@ -325,19 +281,3 @@ def last_judged(frame: int, stride: int) -> int:
     if stride < 1:
         raise UserError(f"the stride between judged windows is {stride}; expected 1 or more frames")
     return frame - frame % stride
-
-
-def common_layers(models: list) -> int:
-    """How many of their encoders' lower layers reward models have in common, to the last bit; 0
-    where what comes before the layers differs.
-    """
-
-    def same(part):
-        first, *others = (part(model.encoder).state_dict() for model in models)
-        return all(torch.equal(v, state[k]) for state in others for k, v in first.items())
-
-    if not same(lambda encoder: encoder.embeddings):
-        return 0
-    depth = models[0].config.depth
-    parts = (lambda encoder, i=i: encoder.encoder.layer[i] for i in range(depth))
-    return sum(1 for _ in itertools.takewhile(same, parts))

@@ -116,21 +116,6 @@ def test_the_reward_model_costs_what_is_planned(planned):
     assert training == pytest.approx(measured(reward_model), rel=0.1)
 
 
-def test_reward_models_learn_one_by_one_and_judge_together():
-    config = dataclasses.replace(SIZES.reward, members=3, shared=1)
-    alone, together = (
-        dataclasses.replace(SIZES, reward=c, reward_frozen=1) for c in (SIZES.reward, config)
-    )
-    u, rows = plan.unit_costs(together), [plan.stages(s)[5] for s in (alone, together)]
-    prepared = 8 * 16 * (u["encode"] + u["decode"])
-    assert rows[1]["flop"] - prepared == pytest.approx(3 * (rows[0]["flop"] - prepared))
-    assert rows[1]["parameters"] == rows[0]["parameters"]
-    model, clip = RewardModel(config), torch.from_numpy(tiny.noise_frames(1, 4))[:, :4]
-    with torch.no_grad():
-        assert u["judge"] == pytest.approx(measured(lambda: model(clip, [tiny.RED])), rel=0.1)
-    assert u["judge"] < 0.9 * 3 * plan.unit_costs(alone)["judge"]
-
-
 @pytest.mark.parametrize("threshold", [2.0, 0.5570])
 def test_grpo_in_imagination_costs_what_is_planned(threshold):
     policy, reward, records = tiny.policy(), tiny.reward_model(), []

@@ -68,43 +68,6 @@ def test_several_judge_by_the_mean_of_their_log_odds(tmp_path):
     assert torch.equal(RewardModel.load(tmp_path / "reward")(clips, texts), whole(clips, texts))
 
 
-@pytest.mark.parametrize("shared, layer", [(0, None), (1, 1), (2, 2)])
-def test_lower_layers_that_members_have_in_common_are_gone_through_once(tmp_path, shared, layer):
-    """What they say is the same to the last bit; the layer that differs is each one's own."""
-    alone = [tiny.reward_model(depth=2, contrast=c) for c in (10, 20, 30)]
-    with torch.no_grad():
-        for i, model in enumerate(alone):
-            model.encoder.load_state_dict(alone[0].encoder.state_dict())
-            if layer is None:
-                model.encoder.embeddings.patch_embeddings.projection.bias += i
-            elif layer < 2:
-                model.encoder.encoder.layer[layer].output.dense.bias += i
-    clips, texts = torch.from_numpy(tiny.noise_frames(5, L))[:, :L], [tiny.RED] * 5
-    said = torch.stack([model(clips, texts).detach() for model in alone]).mean(dim=0)
-    whole = RewardModel.together(alone)
-    seen = []
-    whole.encoder.encoder.layer[0].register_forward_hook(lambda *a: seen.append(0))
-    assert torch.equal(whole(clips, texts), said) and seen == [0]
-    assert whole.config.shared == shared
-    assert [len(m.encoder.encoder.layer) for m in whole.others] == [2 - shared] * 2
-    assert all(m.config.members == 1 and len(m.others) == 0 for m in alone), "left as they were"
-    for k, model in enumerate(alone):
-        again = whole.alone(k)
-        assert again.config == model.config
-        assert torch.equal(again(clips, texts), model(clips, texts))
-    with pytest.raises(UserError, match="the number of a member is 3; expected 0 to 2"):
-        whole.alone(3)
-    whole.save(tmp_path / "reward")
-    loaded = RewardModel.load(tmp_path / "reward")
-    assert loaded.config.shared == shared and torch.equal(loaded(clips, texts), said)
-
-
-@pytest.mark.parametrize("members, shared, most", [(1, 1, 0), (4, -1, 2), (4, 3, 2)])
-def test_more_layers_than_there_are_cannot_be_shared(members, shared, most):
-    with pytest.raises(UserError, match=f"cannot share {shared}; use 0 to {most}"):
-        RewardConfig(depth=2, members=members, shared=shared)
-
-
 @pytest.mark.parametrize("steps", [L - 1, L, L + 1, 11])
 def test_a_window_is_the_clip_that_ends_at_its_frame(steps):
     model = tiny.reward_model()

@@ -184,8 +184,7 @@ def fit_reward(w: Workspace) -> dict:
     lower half keeps them. A quarter of the rollouts is held out; on it the threshold for camera
     video is chosen by F1 (median of bootstrap samples), and the one for imagined video so that as
     many imagined replays count as success as truly succeeded. With several members each holds out
-    another quarter, and thresholds are chosen on the judgments that each gives of its own: one
-    member a rollout, so that they fit the mean, which scatters less, approximately.
+    another quarter, and thresholds are chosen on the judgments that each gives of its own.
     """
     from wmpo_lite.reward import RewardModel
 

@@ -89,13 +89,7 @@ def preset(name: str) -> Sizes:
     return Sizes(
         made.autoencoder,
         replace(made.world_model, num_inference_steps=s.num_inference_steps),
-        RewardConfig(
-            **tower,
-            width=policy.vision_width,
-            depth=policy.vision_depth,
-            members=s.reward_members,
-            shared=s.reward_frozen if s.reward_members > 1 else 0,
-        ),
+        RewardConfig(**tower, width=policy.vision_width, depth=policy.vision_depth),
         policy,
         horizon=40,
         rollout_budget=128,
@@ -109,9 +103,7 @@ def preset(name: str) -> Sizes:
 
 
 def build(sizes: Sizes) -> dict:
-    """The models on the `meta` device, by name: nothing is allocated. One member of the reward
-    model beside the whole: they learn one after the other.
-    """
+    """The four models on the `meta` device, by name: nothing is allocated."""
     dims = sizes.policy.action_dim
     statistics = ActionStatistics(("",) * dims, (-1.0,) * dims, (1.0,) * dims)
     with torch.device("meta"):
@@ -119,14 +111,13 @@ def build(sizes: Sizes) -> dict:
             "autoencoder": Autoencoder(sizes.autoencoder),
             "world model": WorldModel(sizes.world_model),
             "reward model": RewardModel(sizes.reward),
-            "reward member": RewardModel(replace(sizes.reward, members=1, shared=0)),
             "policy": Policy(sizes.policy, statistics),
         }
 
 
 def passes(sizes: Sizes, models: dict) -> dict:
     """What is done to one thing at a time: name -> (model, function that returns its output)."""
-    a, w, r, member, p = models.values()
+    a, w, r, p = models.values()
     c, size, empty = sizes.world_model, sizes.autoencoder.size, torch.empty
     latent = (1, c.latent_channels, c.latent_size, c.latent_size)
     clip = empty(1, sizes.reward.clip, *(sizes.reward.image,) * 2, 3, dtype=torch.uint8)
@@ -142,7 +133,6 @@ def passes(sizes: Sizes, models: dict) -> dict:
         "decode": ("autoencoder", lambda: a.decode_raw(empty(*latent))),
         "denoise": ("world model", denoise),
         "judge": ("reward model", lambda: r(clip, [TEXT])),
-        "judge alone": ("reward member", lambda: member(clip, [TEXT])),
         "see": ("policy", lambda: p.features(frame)),
         "act": ("policy", lambda: p.logits(frame, [TEXT])),
     }
@@ -175,7 +165,7 @@ def unit_costs(sizes: Sizes) -> dict:
     """
     models, found = build(sizes), {}
     models["policy"].train_vision(not sizes.freeze_vision)
-    models["reward member"].freeze_lower(sizes.reward_frozen)
+    models["reward model"].freeze_lower(sizes.reward_frozen)
     for name, model in models.items():
         found[f"parameters {name}"] = sum(p.numel() for p in model.parameters())
         found[f"trained {name}"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -203,8 +193,7 @@ def stages(sizes: Sizes) -> list[dict]:
     )
     auto, learn = u["encode + back"] + u["decode + back"], u["denoise + back"]
     looks = 3 * 16 * u["see"]  # the tower of its loss sees 16 frames, real and made, and way back
-    clips = s.reward.members * s.reward_steps * s.reward_batch
-    updates = trajectories * s.kept * s.valid * s.epochs
+    clips, updates = s.reward_steps * s.reward_batch, trajectories * s.kept * s.valid * s.epochs
     rows = (
         ("autoencoder", "decode", s.autoencoder_steps * (s.autoencoder_batch * auto + looks)),
         ("world model", "denoise", s.world_model_steps * s.world_model_batch * learn),
@@ -212,16 +201,12 @@ def stages(sizes: Sizes) -> list[dict]:
         ("P rollouts", "act", s.rollout_budget * chunks * u["act"]),
         ("alignment", "denoise", s.align_steps * s.align_batch * learn + frames * u["encode"]),
         # its clips are taken from frames as filmed, as reconstructed and as imagined
-        (
-            "reward",
-            "judge alone",
-            clips * u["judge alone + back"] + frames * (u["encode"] + u["decode"]),
-        ),
+        ("reward", "judge", clips * u["judge + back"] + frames * (u["encode"] + u["decode"])),
         ("imagination", "denoise", trajectories * imagined),
         ("updates", "act", updates * chunks * u["update"]),
         ("evaluation", "act", s.evaluation_states * chunks * u["act"]),
     )
-    model = {"decode": "autoencoder", "denoise": "world model", "judge alone": "reward member"}
+    model = {"decode": "autoencoder", "denoise": "world model", "judge": "reward model"}
     found = []
     for stage, example, flop in rows:
         name, learns = model.get(example, "policy"), stage not in ACTING
