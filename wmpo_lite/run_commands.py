@@ -44,6 +44,9 @@ class Demo:
     seed: int = 0
     rollout_budget: int = 128  # P: real rollouts of the task after cloning
     name: str = ""  # folder under runs/; by default task, profile, seed and P
+    after: Path | None = None
+    """folder of a finished run: the next round begins with its WMPO policy and learns from its
+    rollouts, too"""
     from_scratch: bool = False  # train the shipped assets anew first (hours)
     track_real: bool = True
     """try the policy in the simulator as it learns: outside the budget, nothing is chosen by it"""
@@ -68,6 +71,7 @@ class Demo:
         """The run and its folder, once all that can be known to be wrong has been looked at."""
         from wmpo_lite.common import parallel
         from wmpo_lite.envs.tasks import folder_name, get_task
+        from wmpo_lite.recipes.rounds import finished
         from wmpo_lite.recipes.workspace import ASSETS, REWARD_CLIPS, Run, run_folder
 
         if self.from_scratch:
@@ -76,17 +80,23 @@ class Demo:
         changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
         if self.evaluation_states is not None:
             changes["evaluation_states"] = self.evaluation_states
+        earlier = {}
+        if self.after is not None:
+            found = finished(self.after, self.task)
+            earlier = {"after": str(self.after), "round": found.round + 1}
+            earlier["recorded_before"] = found.recorded
         # a number said that P gives anyway changes nothing
-        plain = vars(Run(profile=self.profile, rollout_budget=self.rollout_budget).settings())
+        sizes = {"profile": self.profile, "rollout_budget": self.rollout_budget}
+        plain = vars(Run(**sizes, **earlier).settings())
         kept = lambda name: name == "evaluation_states" or changes[name] != plain[name]
         changes = {name: changes[name] for name in changes if kept(name)}
         run = Run(
             task=self.task,
-            profile=self.profile,
             seed=self.seed,
-            rollout_budget=self.rollout_budget,
             assets=str(assets),
             changes=changes,
+            **sizes,
+            **earlier,
         )
         settings, _ = run.settings(), get_task(self.task)
         online = min(settings.online_groups, self.rollout_budget // settings.online_group_size)
@@ -96,6 +106,7 @@ class Demo:
         return run, run_folder(
             self.name
             or f"{folder_name(self.task)}-{self.profile}-p{self.rollout_budget}-s{self.seed}"
+            + (f"-round-{run.round}" if earlier else "")
         )
 
 

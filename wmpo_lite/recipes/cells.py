@@ -70,16 +70,32 @@ class Book:
         return self.runs / "-".join([*parts, *([key.variant] if key.variant else [])])
 
     def run(self, key: Key) -> Run:
-        """The run that gives a cell."""
-        changes = EXPERIMENTS[key.experiment].variants[key.variant]
-        changes = {"evaluation_states": self.states(key.experiment)[0], **changes}
-        budget = key.rollout_budget or 128
-        return Run(key.task, self.profile, key.seed, budget, changes=changes)
+        """The run that gives a cell; of a round without the folder of the one before."""
+        e, states = EXPERIMENTS[key.experiment], self.states(key.experiment)[0]
+        changes, budget = e.variants[key.variant], key.rollout_budget or 128
+        if e.kind != "round":
+            changes = {"evaluation_states": states, **changes}
+            return Run(key.task, self.profile, key.seed, budget, changes=changes)
+        number, changes = changes["round"], {"evaluation_states": states}
+        more = {"round": number, "recorded_before": (number - 1) * budget}
+        return Run(key.task, self.profile, key.seed, budget, changes=changes, **more)
 
 
 def trained(key: Key) -> Key:
-    """The cell whose policy a cell tries out."""
+    """The cell whose policy a cell tries out, or a round begins with."""
+    e = EXPERIMENTS[key.experiment]
+    if e.kind == "round":
+        number = e.variants[key.variant]["round"]
+        before = [name for name, of in e.variants.items() if of["round"] == number - 1]
+        where = (key.experiment, before[0]) if before else ("table_1", "")
+        return Key(where[0], key.task, "wmpo", key.rollout_budget, key.seed, where[1])
     return Key("table_1", key.task, key.method, key.rollout_budget, key.seed)
+
+
+def waves() -> list[list[str]]:
+    """The experiments in the order in which one needs the policies of another."""
+    kinds = lambda *these: [name for name, e in EXPERIMENTS.items() if e.kind in these]
+    return [kinds("run", "oracle"), kinds("round"), kinds("try")]
 
 
 # -- what a cell is made from ----------------------------------------------------------------------
@@ -99,12 +115,15 @@ def run_inputs(method: str, assets: dict, settings: dict) -> dict:
 def inputs(key: Key, book: Book, cells: dict) -> dict:
     """What the cell would be made from now. UserError where it cannot be told."""
     e = EXPERIMENTS[key.experiment]
-    if e.kind != "try":
-        run = book.run(key)
-        return run_inputs(key.method, shipped_assets(key.task), plain_settings(run))
+    settings = {} if e.kind == "try" else plain_settings(book.run(key))
+    if e.kind in ("run", "oracle"):
+        return run_inputs(key.method, shipped_assets(key.task), settings)
     if trained(key) not in cells:
         raise UserError(f"{key} takes the policy of {trained(key)}, which is not in the ledger yet")
-    return {"policy": cells[trained(key)].record["weights"], **e.variants[key.variant]}
+    policy = {"policy": cells[trained(key)].record["weights"]}
+    if e.kind == "round":
+        return run_inputs(key.method, shipped_assets(key.task) | policy, settings)
+    return {**policy, **e.variants[key.variant]}
 
 
 def plain_settings(run: Run) -> dict:
@@ -132,9 +151,11 @@ def standing(book: Book) -> Ledger:
     cells, bad = {}, dict(found.bad)
     every = {key for name in EXPERIMENTS for key in keys(name)}
     bad |= {str(k): f"{k} is a cell of no experiment" for k in found.cells if k not in every}
-    # a policy that is tried out has a cell of its own, which comes first
-    tried = lambda key: EXPERIMENTS[key.experiment].kind == "try"
-    for key in sorted(every & set(found.cells), key=tried):
+    # a policy that is tried out, or that a round begins with, has a cell of its own, which comes
+    # first
+    wave = {name: number for number, names in enumerate(waves()) for name in names}
+    order = lambda key: (wave[key.experiment], key.variant)
+    for key in sorted(every & set(found.cells), key=order):
         if said := stale(found.cells[key], book, cells):
             bad[str(key)] = said
         else:
@@ -185,7 +206,8 @@ def enter(folder: Path, book: Book) -> list[Key]:
     measured = (_of_upper_bound if oracle else _of_demo)(folder, config)
     there = standing(book).cells
     made = [key for key in given(config, book, oracle) if key not in there]
-    begun = [_made_from(key, folder, book, config, len(measured[key.method][0])) for key in made]
+    evaluated = lambda key: len(measured[key.method][0])
+    begun = [_made_from(key, folder, book, config, evaluated(key), there) for key in made]
     for key, made_from in zip(made, begun):
         _enter(key, measured[key.method], folder, book, made_from)
     return made
@@ -216,7 +238,7 @@ def _of_upper_bound(folder: Path, config: dict) -> dict:
     return {"oracle": (success, [steps] * len(success), seen, here())}
 
 
-def _made_from(key: Key, folder: Path, book: Book, config: dict, evaluated: int) -> dict:
+def _made_from(key: Key, folder: Path, book: Book, config: dict, evaluated: int, there) -> dict:
     """The inputs of a cell that a run gives. UserError where the run was evaluated on other states,
     or made from other things, than are asked for now.
     """
@@ -229,7 +251,7 @@ def _made_from(key: Key, folder: Path, book: Book, config: dict, evaluated: int)
         )
     settings = {k: config[k] for k in plain_settings(book.run(key)) if k in config}
     made = run_inputs(key.method, config["assets"], settings)
-    if changed := changes(made, inputs(key, book, {})):
+    if changed := changes(made, inputs(key, book, there)):
         raise UserError(
             f"{folder} was made from something else than {key} asks for now ({changed}); run it"
             " again under another --name"
@@ -269,15 +291,17 @@ def given(config: dict, book: Book, oracle: bool = False) -> list[Key]:
             f" {book.profile}; name another folder with --ledger and its --profile"
         )
     changed = {k: v for k, v in config["changes"].items() if not k.startswith(REPORTS)}
-    shape = (task, 0 if oracle else budget, seed)
+    shape, number = (task, 0 if oracle else budget, seed), config.get("round", 1)
+    kind = "oracle" if oracle else "round" if number > 1 else "run"
+    asked = lambda key: changed | ({"round": number} if kind == "round" else {})
     found = [
         key
         for name, e in EXPERIMENTS.items()
-        if e.kind == ("oracle" if oracle else "run")
+        if e.kind == kind
         for key in keys(name)
         if (key.task, key.rollout_budget, key.seed) == shape
-        and key.method != "base"
-        and e.variants[key.variant] == changed
+        and (key.method != "base" or kind == "round")
+        and e.variants[key.variant] == asked(key)
     ]
     if not found:
         raise UserError(
@@ -312,10 +336,14 @@ def policy_of(folder: Path, key: Key, device: str = "cpu"):
     from wmpo_lite.common.machine import choose_device
     from wmpo_lite.envs.tasks import folder_name
     from wmpo_lite.policies import load_policy
+    from wmpo_lite.recipes.rounds import finished
     from wmpo_lite.recipes.shipped import Shipped
 
     name = {"oracle": "upper"}.get(key.method, key.method)
-    if key.method == "base":
+    if key.method == "base" and EXPERIMENTS[key.experiment].kind == "round":
+        config = checkpoint.read_json(Path(folder) / "config.json", {"after": str})
+        found = finished(Path(config["after"]), key.task).policy()
+    elif key.method == "base":
         found = load_policy(ASSETS / folder_name(key.task) / "policy")
     elif (Path(folder) / f"{name}.safetensors").exists():
         found = Shipped(key.task, Path(folder).parents[1]).policy(name)

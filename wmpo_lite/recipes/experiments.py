@@ -14,9 +14,11 @@ SEEDS = (0, 1, 2)
 @dataclass(frozen=True)
 class Experiment:
     """Cells: tasks x methods x budgets x seeds x variants. kind: `run` (a demo gives its four
-    methods), `oracle` (GRPO in the simulator), `try` (trained policies tried out in another world).
+    methods), `round` (a demo that goes on from the one before), `oracle` (GRPO in the simulator),
+    `try` (trained policies tried out in another world).
 
-    variants: by name what is changed: settings of the run, or the world in which policies act.
+    variants: by name what is changed: settings of the run, which round it is, or the world in which
+    policies act.
     n: evaluation states, from number 1000 on.
     """
 
@@ -57,6 +59,13 @@ EXPERIMENTS = {
         methods=METHODS[1:],
         budgets=(32, 64, 256, 512),  # 128 and 1280 are table 1's
     ),
+    # base: the policy that the round begins with, WMPO's of the one before
+    "lifelong": Experiment(
+        "round",
+        "WMPO keeps learning over rounds",
+        tasks=FIVE[:1],
+        variants={"round-2": {"round": 2}, "round-3": {"round": 3}},
+    ),
     "self_correction": Experiment(
         "try",
         "WMPO's policy recovers from errors",
@@ -96,8 +105,8 @@ WAITING = {
 NOT_CELLS = {
     "context noise, pooled actions": "each needs a world model of its own, pre-trained anew",
     "ratio by chunk, reward threshold": "the main job has no setting for them",
-    "lifelong rounds": "a run begins with the shipped policy; WMPO's and DPO's second and third"
-    " round with three seeds would cost about 8 core-hours",
+    "DPO in rounds of its own, cloning with 128 more demonstrations a round": "a round begins with"
+    " WMPO's policy; its DPO and online GRPO begin there, too",
 }
 # Seconds of the shipped run of `place` (P = 128, 1,024 evaluation states), on two busy cores: twice
 # that is the most that it can have computed. (seconds, with which power of P they grow)
@@ -124,11 +133,12 @@ ORACLE = ORACLE_ITERATIONS * (256 * EVALUATION + 20)
 
 def keys(name: str) -> list[Key]:
     """The cells of an experiment in the order in which they are worth running. The base policy has
-    learned from no rollout: it is one cell, whatever the seeds and budgets.
+    learned from no rollout: it is one cell, whatever the seeds and budgets (but for rounds).
     """
     e = EXPERIMENTS[name]
+    alone = lambda method: method == "base" and e.kind != "round"
     found = [
-        Key(name, task, method, *((0, 0) if method == "base" else (budget, seed)), variant)
+        Key(name, task, method, *((0, 0) if alone(method) else (budget, seed)), variant)
         for task, budget, seed, method, variant in product(
             e.tasks, e.budgets, e.seeds, e.methods, e.variants
         )
@@ -146,7 +156,8 @@ def cost(key: Key) -> float:
         for stage in OF_METHOD[key.method]:
             took, power = STAGES[stage]
             # below 128 no stage is fitted for fewer steps (`profiles.for_budget`)
-            seconds += took * max(1.0, key.rollout_budget / 128) ** power
+            rollouts = key.rollout_budget * e.variants[key.variant].get("round", 1)
+            seconds += took * max(1.0, rollouts / 128) ** power
         if (steps := e.variants[key.variant].get("num_inference_steps")) is not None:
             seconds += (steps - 1) * STAGES["wmpo"][0] / 2  # about half is the denoiser's
     return 2 * seconds / 3600

@@ -30,11 +30,14 @@ from wmpo_lite.recipes.workspace import (
 
 
 def record_rollouts(w: Workspace) -> dict:
-    """P real rollouts of the base policy at the sampling temperature: the whole real budget."""
+    """P real rollouts of the base policy at the sampling temperature: the whole real budget. A
+    later round keeps those of the rounds before in front of its own.
+    """
     from wmpo_lite.envs.tabletop.replay import env_args
     from wmpo_lite.rollout import rollout
     from wmpo_lite.trajectory import save_trajectories
 
+    before = w.earlier().rollouts() if w.run.after else []
     states = w.states("rollouts", w.run.rollout_budget)
     found = rollout(
         w.base(),
@@ -45,10 +48,10 @@ def record_rollouts(w: Workspace) -> dict:
         seed=w.run.seed,
         desc="record rollouts",
     )
-    require_outcomes(found)
+    require_outcomes(before + found)
     save_trajectories(
         w.folder / "rollouts.hdf5",
-        found,
+        before + found,
         env_args=env_args(w.run.task, w.env.size),
         provenance=w.provenance(),
     )
@@ -522,6 +525,7 @@ def record(w: Workspace, stages: dict) -> dict:
         "seed": w.run.seed,
         "profile": w.run.profile,
         "rollout_budget": w.run.rollout_budget,
+        "round": w.run.round,
         "n": e["n"],
         **{f"{name}_success": e[f"{name}_success"] for name in ("base", "wmpo", "grpo", "dpo")},
         "gain": gain["gain"],
@@ -557,13 +561,14 @@ def seen(w: Workspace, online: int) -> dict:
     from wmpo_lite.trajectory import load_metadata
 
     count = lambda episodes, frames=w.horizon + 1: [episodes, episodes * frames]
-    demos, budget = demonstrations(w), w.run.rollout_budget
+    before = w.run.recorded_before
+    demos, budget = demonstrations(w), before + w.run.rollout_budget
     about = load_metadata(w.assets / "demos.hdf5").get("provenance", {})
     cloned = count(about.get("of", len(demos)))
     made = checkpoint.read_json(w.shared / "world_model" / "provenance.json")
     play = [made.get("play_episodes"), made.get("play_frames")] if "play_frames" in made else None
     parts = {
-        "base": (cloned, None, None),
+        "base": (cloned, count(before) if before else None, play if before else None),
         "grpo": (None, count(online), None),
         "dpo": (None, count(budget), None),
         "world_model": (count(len(demos)), count(budget), play),
@@ -619,7 +624,9 @@ def describe(result: dict, evaluation: dict) -> str:
     from wmpo_lite.evaluate import success_rate
 
     lines = [
-        f"{result['task']}, P = {result['rollout_budget']}, seed {result['seed']}: greedy success"
+        f"{result['task']}, P = {result['rollout_budget']}, seed {result['seed']}"
+        + (f", round {result['round']}" if result["round"] > 1 else "")
+        + ": greedy success"
         f" on {result['n']} held-out initial states"
     ]
     for name, row in evaluation["policies"].items():

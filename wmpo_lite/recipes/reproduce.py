@@ -2,6 +2,7 @@
 they share. A demo of one task, budget and seed gives the cells of its four methods together.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -25,6 +26,7 @@ from wmpo_lite.recipes.cells import (
     policy_of,
     standing,
     trained,
+    waves,
 )
 from wmpo_lite.recipes.experiments import (
     EXPERIMENTS,
@@ -40,7 +42,9 @@ from wmpo_lite.report.ledger import Key, Ledger, write_cell
 
 
 def find_policy(key: Key, book: Book, weights: str):
-    """The policy with these weights: of the run that gave the cell, or of the shipped run."""
+    """The policy with these weights, and the folder of its run: that which gave the cell, or the
+    shipped one.
+    """
     from wmpo_lite.envs.tasks import folder_name
 
     places = [book.run_folder(key), ASSETS / folder_name(key.task) / "run"]
@@ -51,7 +55,7 @@ def find_policy(key: Key, book: Book, weights: str):
             except UserError:
                 continue
             if checkpoint.fingerprint(policy) == weights:
-                return policy
+                return policy, place
     raise UserError(
         f"the policy of {key} is in none of {', '.join(map(str, places))}; copy its run folder"
         f" there, or remove the cell and run it again"
@@ -99,7 +103,7 @@ def recoveries(error: str, book: Book) -> tuple[list, list]:
     if not len(rows):
         raise UserError(f"base and wmpo recover from the same states of '{error}'; try another")
     for key in (base, other):
-        policy = find_policy(trained(key), book, cells[key].record["weights"])
+        policy, _ = find_policy(trained(key), book, cells[key].record["weights"])
         found = attempt(policy, "place", {"error": error}, rows, every_frame=True)
         films.append([t.frames for t in found])
     return rows.tolist(), list(zip(*films))
@@ -133,7 +137,12 @@ def make(group: list[Key], book: Book) -> None:
     else:
         from wmpo_lite.recipes.main_job import main_job
 
-        main_job(book.run(key), book.run_folder(key), book.device)
+        run = book.run(key)
+        if kind == "round":
+            begun = inputs(key, book, standing(book).cells)["policy"]
+            _, before = find_policy(trained(key), book, begun)
+            run = dataclasses.replace(run, after=str(before))
+        main_job(run, book.run_folder(key), book.device)
         enter(book.run_folder(key), book)
 
 
@@ -142,7 +151,7 @@ def _try(key: Key, book: Book) -> None:
     if key in cells:  # another process has made it just now
         return
     made_from = inputs(key, book, cells)
-    policy = find_policy(trained(key), book, made_from["policy"])
+    policy, _ = find_policy(trained(key), book, made_from["policy"])
     n, first = book.states(key.experiment)
     clock, busy = time.monotonic(), time.process_time()
     world = EXPERIMENTS[key.experiment].variants[key.variant]
@@ -199,11 +208,12 @@ def reproduce(names, book: Book, jobs: int = 1) -> None:
     """
     require_between("--jobs", jobs, 1, 1024)
     work = groups(choose(names, standing(book)), book)
-    kinds = lambda group: EXPERIMENTS[group[0].experiment].kind
-    # policies that are tried out have to be there
-    waves = [[g for g in work if (kinds(g) == "try") == later] for later in (False, True)]
+    # policies that are tried out, or that a round begins with, have to be there
+    stages = [[g for g in work if g[0].experiment in names] for names in waves()]
+    rounds = dict.fromkeys(g[0].variant for g in stages[1])
+    one_by_one = [[g for g in stages[1] if g[0].variant == name] for name in rounds]
     failed = []
-    for wave in waves:
+    for wave in (stages[0], *one_by_one, stages[2]):
         for group, said in _together(wave, book, min(jobs, len(wave))):
             print(f"{group[0]}: {said or 'done'}", flush=True)
             failed += [said] if said else []

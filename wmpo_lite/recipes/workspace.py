@@ -55,6 +55,10 @@ class Run:
     rollout_budget: int = 128
     assets: str = str(ASSETS)
     changes: dict = dataclasses.field(default_factory=dict)  # settings that are not the profile's
+    # see `rounds`: the folder of the run before, and how many rollouts all rounds before recorded
+    after: str = ""
+    round: int = 1
+    recorded_before: int = 0
 
     def settings(self) -> Profile:
         if self.profile not in PROFILES:
@@ -62,8 +66,9 @@ class Run:
                 f"profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}"
             )
         require_between("--seed", self.seed, 0, LARGEST_SEED)
-        require_between("--rollout-budget", self.rollout_budget, 1, USES["rollouts"].room)
-        sized = for_budget(PROFILES[self.profile], self.rollout_budget)
+        room = USES["rollouts"].room - self.recorded_before
+        require_between("--rollout-budget", self.rollout_budget, 1, room)
+        sized = for_budget(PROFILES[self.profile], self.rollout_budget, self.recorded_before)
         settings = dataclasses.replace(sized, **self.changes)
         check_ranges(settings)
         if self.rollout_budget < settings.online_group_size:
@@ -78,6 +83,11 @@ class Run:
                 " very least; raise --rollout-budget"
             )
         return settings
+
+
+def defaults(instance) -> dict:
+    """The fields of a dataclass that no command names."""
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
 
 
 class Workspace:
@@ -137,7 +147,10 @@ class Workspace:
         self._owner = Owner(self.folder)
         path = self.folder / "config.json"
         if path.exists():
-            if (found := checkpoint.read_json(path)) != config:
+            # a setting that the kit has gained since was as it is by default
+            found = checkpoint.plain(defaults(Profile()) | defaults(Run()))
+            found |= checkpoint.read_json(path)
+            if found != config:
                 changed = sorted(
                     key
                     for key in config.keys() | found.keys()
@@ -184,7 +197,10 @@ class Workspace:
                 f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or"
                 " train them with --from-scratch"
             )
-        return {name: checkpoint.checksum(path)[:12] for name, path in weights.items()}
+        begun = {name: checkpoint.checksum(path)[:12] for name, path in weights.items()}
+        if self.run.after:
+            begun["policy"] = checkpoint.fingerprint(self.base())
+        return begun
 
     def stage(self, name: str, fn, shared: bool = False):
         """shared: `fn` shares its work out over all processes; else the first one does it."""
@@ -264,7 +280,18 @@ class Workspace:
         return self._once("autoencoder", load)
 
     def base(self):
+        """The policy that the run begins with, anew at every call: the cloned one, or in a later
+        round WMPO's of the round before.
+        """
+        if self.run.after:
+            return self.earlier().policy().to(self.device)
         return self.policy(self.assets / "policy")
+
+    def earlier(self):
+        """The round before this one (`rounds.Earlier`)."""
+        from wmpo_lite.recipes.rounds import finished
+
+        return finished(Path(self.run.after), self.run.task)
 
     def policy(self, folder: Path):
         """The policy in a folder, anew at every call."""
@@ -291,7 +318,9 @@ class Workspace:
         return self._once("reward", load)
 
     def rollouts(self):
-        """The P rollouts. A warning if they were recorded with another MuJoCo."""
+        """The P rollouts, in a later round after those of the rounds before. A warning if they were
+        recorded with another MuJoCo.
+        """
         from wmpo_lite.envs.tabletop.replay import warn_of_version
         from wmpo_lite.trajectory import load_trajectories
 
@@ -318,6 +347,8 @@ class Workspace:
         """Initial states for one of the uses in `envs.splits`, of this run's seed."""
         from wmpo_lite.envs.tasks import initial_states
 
+        if use == "rollouts":  # rounds before have used the first ones
+            skip += self.run.recorded_before
         split, rows = numbers(use, count, self.run.seed, skip)
         return initial_states(self.task, self.env, split, rows)
 

@@ -60,11 +60,12 @@ def rate(cells: dict) -> tuple[float, float, float]:
 
 
 def pairs(line: Line, method: str, over: str) -> list[tuple]:
-    """Cells (over, method) of the same seed. The base policy is one cell, which meets every seed.
-    Empty where the line lacks one of the two.
+    """Cells (over, method) of the same seed. The base policy is one cell, which meets every seed,
+    but for rounds. Empty where the line lacks one of the two.
     """
     a, b = (line.cells.get(name, {}) for name in (over, method))
-    if "base" in (over, method):
+    alone = lambda cells: any(not cell.key.rollout_budget for cell in cells.values())
+    if "base" in (over, method) and (alone(a) or alone(b)):
         return [(one, other) for one in a.values() for other in b.values()]
     return [(a[seed], b[seed]) for seed in a if seed in b]
 

@@ -88,7 +88,8 @@ def _require_usual(run: Path, profile: str, task: str) -> None:
 
 
 def _key(record: dict):
-    return record["task"], record.get("rollout_budget", 0), record["seed"]
+    shape = record["task"], record.get("rollout_budget", 0), record["seed"]
+    return *shape, record.get("round", 1)
 
 
 def _stored(path: Path, shape: dict) -> list[dict]:

@@ -31,7 +31,7 @@ SWAP_WORDS = {
 
 def head(name: str, config: dict, task: str | None, evaluation: dict, trust: dict) -> str:
     """Title, settings, the result in one sentence and in tiles; dicts are empty where missing."""
-    known = ("profile", "seed", "rollout_budget", "horizon", "chunk")
+    known = ("profile", "seed", "rollout_budget", "round", "horizon", "chunk")
     facts = "".join(
         f" &middot; {key.replace('_', ' ')} {html.escape(str(config[key]))}"
         for key in known
@@ -76,6 +76,8 @@ def _headline(config: dict, outcomes: dict, comparison: dict | None) -> str:
         )
     budget = config.get("rollout_budget")
     source = f"with {budget} real rollouts" if budget is not None else "on recorded rollouts"
+    if before := config.get("recorded_before"):
+        source += f" and the {before} of rounds before"
     base, wmpo = outcomes["base"], outcomes["wmpo"]
     sentence = (
         f"After training only inside a world model fitted {source}, the policy solves"

@@ -1,0 +1,66 @@
+"""Rounds: a run that goes on where a finished one ended (the paper's lifelong learning).
+
+It begins with that run's WMPO policy, records P rollouts of it from initial states that no round
+before has used, and fits the world model, as pre-trained, and the reward model to those of all
+rounds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wmpo_lite.common import checkpoint
+from wmpo_lite.common.errors import UserError
+
+NEEDED = ("config.json", "rollouts.hdf5", "result.json")  # the last is written at the very end
+FOLDER, SHIPPED = Path("policies") / "wmpo", "wmpo.safetensors"  # its policy, either of these
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A finished run, in its folder or as shipped in assets/<task>/run."""
+
+    folder: Path
+    round: int
+    recorded: int  # real rollouts of all rounds up to this one
+
+    def policy(self):
+        """Its WMPO policy, anew at every call."""
+        from wmpo_lite.policies import load_policy
+        from wmpo_lite.recipes.shipped import Shipped
+
+        if (self.folder / FOLDER).is_dir():
+            return load_policy(self.folder / FOLDER)
+        config = checkpoint.read_json(self.folder / "config.json", {"task": str})
+        return Shipped(config["task"], self.folder.resolve().parents[1]).policy("wmpo")
+
+    def rollouts(self) -> list:
+        """The real rollouts of all rounds up to this one."""
+        from wmpo_lite.trajectory import load_trajectories
+
+        return load_trajectories(self.folder / "rollouts.hdf5")
+
+
+def finished(folder: Path, task: str) -> Earlier:
+    """The run in `folder`, for one of `task` to go on from; UserError if it cannot."""
+    folder = Path(folder)
+    absent = [name for name in NEEDED if not (folder / name).exists()]
+    if not ((folder / FOLDER).is_dir() or (folder / SHIPPED).is_file()):
+        absent.append(str(FOLDER))
+    if absent:
+        raise UserError(
+            f"{folder} is not a finished run ({', '.join(absent)} missing), so no round can follow"
+            " it; run its command again to finish it, or name another folder with --after"
+        )
+    config = checkpoint.read_json(folder / "config.json", {"task": str, "rollout_budget": int})
+    if config["task"] != task:
+        raise UserError(
+            f"{folder} is a run of '{config['task']}' and --task is '{task}'; a round goes on with"
+            " the task of the one before"
+        )
+    if "kept_rollouts" in config and config["kept_rollouts"] < config["rollout_budget"]:
+        raise UserError(
+            f"{folder} keeps {config['kept_rollouts']} of its {config['rollout_budget']} rollouts"
+            " and a round needs them all; name another folder with --after"
+        )
+    before = config.get("recorded_before", 0)
+    return Earlier(folder, config.get("round", 1), before + config["rollout_budget"])
