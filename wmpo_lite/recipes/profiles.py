@@ -114,12 +114,12 @@ BUDGET = 128  # P that the profiles' numbers of training steps are meant for
 
 
 def for_budget(profile: Profile, rollout_budget: int, before: int = 0) -> Profile:
-    """The profile for P rollouts, and as many as rounds `before` have recorded. Where there are more of them, the world model is fitted for more
-    steps and DPO gets more pairs in proportion, so that a rollout is seen as often, and the reward
-    model is fitted for more steps by the square root: its loss levels off sooner. DPO and online
-    GRPO, which then take more steps, take smaller ones: their learning rates fall by the square
-    root. With those of P = 128 they gain nothing from 1,280 rollouts of `place`, with the smaller
-    ones about ten points (notebooks/lab_book.md).
+    """The profile for P rollouts beside those that rounds `before` have recorded. Where there are
+    more of them, the world model is fitted for more steps and DPO gets more pairs in proportion, so
+    that a rollout is seen as often, and the reward model is fitted for more steps by the square
+    root: its loss levels off sooner. DPO and online GRPO, which then take more steps, take smaller
+    ones: their learning rates fall by the square root. With those of P = 128 they gain nothing from
+    1,280 rollouts of `place`, with the smaller ones about ten points (notebooks/lab_book.md).
     """
     times = max(1.0, (before + rollout_budget) / BUDGET)
     spent = max(1.0, rollout_budget / BUDGET)  # by online GRPO, which learns from its own alone

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError, require_between
-from wmpo_lite.common.files import restore, whole_folder
-from wmpo_lite.recipes.workspace import ASSETS
+from wmpo_lite.common.files import ASSETS, restore, whole_folder
 
 POLICIES = ("grpo", "dpo", "wmpo")
 FILES = (
