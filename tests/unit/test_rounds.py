@@ -19,7 +19,7 @@ from wmpo_lite.recipes.cells import Book, enter, standing
 from wmpo_lite.recipes.experiments import EXPERIMENTS, cost, keys
 from wmpo_lite.recipes.rounds import finished
 from wmpo_lite.recipes.workspace import Run, Workspace
-from wmpo_lite.report import ledger_tables
+from wmpo_lite.report import ledger_figures, ledger_tables
 from wmpo_lite.report.checks import about_rollouts
 from wmpo_lite.report.ledger import Key
 from wmpo_lite.trajectory import load_trajectories, save_trajectories
@@ -198,6 +198,12 @@ def test_a_round_becomes_four_cells_of_which_base_is_where_it_began(book):
     assert len(enter(book.run_folder(THIRD), book)) == 4 and not standing(book).bad
     (line,) = [x for x in ledger_tables.lines(standing(book).cells, "lifelong")][1:]
     assert line.variant == "round-3" and ledger_tables.gain(line, "wmpo", "base") is not None
+    (panel,) = ledger_figures.rounds(standing(book).cells).axes
+    wmpo = next(line for line in panel.containers if line.get_label() == "WMPO")[0]
+    assert wmpo.get_xdata().tolist() == [1, 2, 3]
+    assert wmpo.get_ydata()[0] == pytest.approx(
+        100 * found.cells[cells.trained(SECOND)].success.mean()
+    )
 
 
 def test_a_round_is_stale_when_the_one_before_is_another(book):

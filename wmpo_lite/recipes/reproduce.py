@@ -42,9 +42,12 @@ from wmpo_lite.report.ledger import Key, Ledger, write_cell
 
 
 def find_policy(key: Key, book: Book, weights: str):
-    """The policy with these weights, and the folder of its run: that which gave the cell, or the
-    shipped one.
-    """
+    """The policy with these weights: of the run that gave the cell, or of the shipped run."""
+    return _find(key, book, weights)[0]
+
+
+def _find(key: Key, book: Book, weights: str):
+    """`find_policy`, and the folder of its run."""
     from wmpo_lite.envs.tasks import folder_name
 
     places = [book.run_folder(key), ASSETS / folder_name(key.task) / "run"]
@@ -103,7 +106,7 @@ def recoveries(error: str, book: Book) -> tuple[list, list]:
     if not len(rows):
         raise UserError(f"base and wmpo recover from the same states of '{error}'; try another")
     for key in (base, other):
-        policy, _ = find_policy(trained(key), book, cells[key].record["weights"])
+        policy = find_policy(trained(key), book, cells[key].record["weights"])
         found = attempt(policy, "place", {"error": error}, rows, every_frame=True)
         films.append([t.frames for t in found])
     return rows.tolist(), list(zip(*films))
@@ -140,7 +143,7 @@ def make(group: list[Key], book: Book) -> None:
         run = book.run(key)
         if kind == "round":
             begun = inputs(key, book, standing(book).cells)["policy"]
-            _, before = find_policy(trained(key), book, begun)
+            _, before = _find(trained(key), book, begun)
             run = dataclasses.replace(run, after=str(before))
         main_job(run, book.run_folder(key), book.device)
         enter(book.run_folder(key), book)
@@ -151,7 +154,7 @@ def _try(key: Key, book: Book) -> None:
     if key in cells:  # another process has made it just now
         return
     made_from = inputs(key, book, cells)
-    policy, _ = find_policy(trained(key), book, made_from["policy"])
+    policy = find_policy(trained(key), book, made_from["policy"])
     n, first = book.states(key.experiment)
     clock, busy = time.monotonic(), time.process_time()
     world = EXPERIMENTS[key.experiment].variants[key.variant]

@@ -75,6 +75,19 @@ def efficiency(cells: dict):
     return curves(cells, panels, "real rollouts P", log=True)
 
 
+def rounds(cells: dict):
+    """Figure: success after each round of P rollouts, a panel a task. Base: where a round began;
+    the baselines began there, too. Round 1 is table 1's, of the seeds that went on.
+    """
+    panels: dict = {}
+    for line in lines(cells, "lifelong"):
+        points = panels.setdefault(f"{line.task}, P = {line.budget}", [])
+        if not points:
+            points.append((1, undisturbed(cells, line)))
+        points.append((int(line.variant.partition("-")[2]), line))
+    return curves(cells, panels, "round")
+
+
 def strengths(cells: dict):
     """Figure: success against the strength of a disturbance, a panel a kind; strength 0 is the same
     evaluation states of table 1.
@@ -99,13 +112,17 @@ def undisturbed(cells: dict, line):
         cell, success=cell.success[:n], finish_steps=cell.finish_steps[:n]
     )
     found = plain[0].cells if plain else {}
+    # the base policy of table 1 is one cell, whatever the seed
+    same = lambda method, seed: (
+        method in line.cells and (method == "base" or seed in line.cells[method])
+    )
     return dataclasses.replace(
         line,
         variant="",
         cells={
-            method: {seed: cut(row[seed]) for seed in line.cells[method] if seed in row}
+            method: {seed: cut(row[seed]) for seed in row if same(method, seed)}
             for method, row in found.items()
-            if line.cells.get(method, {}).keys() & row.keys()
+            if any(same(method, seed) for seed in row)
         },
     )
 
@@ -118,6 +135,8 @@ def write(cells: dict, folder: Path) -> None:
         made["self_correction"] = bars(cells, "self_correction", "recovered (%)")
     if here & {"efficiency", "table_1"}:
         made["efficiency"] = efficiency(cells)
+    if "lifelong" in here:
+        made["lifelong"] = rounds(cells)
     if "table_2" in here:
         made["table_2"] = strengths(cells)
     for name, figure in made.items():
