@@ -30,14 +30,11 @@ from wmpo_lite.recipes.workspace import (
 
 
 def record_rollouts(w: Workspace) -> dict:
-    """P real rollouts of the base policy at the sampling temperature: the whole real budget. A
-    later round keeps those of the rounds before in front of its own.
-    """
+    """P real rollouts of the base policy at the sampling temperature: the whole real budget."""
     from wmpo_lite.envs.tabletop.replay import env_args
     from wmpo_lite.rollout import rollout
     from wmpo_lite.trajectory import save_trajectories
 
-    before = w.earlier().rollouts() if w.run.after else []
     states = w.states("rollouts", w.run.rollout_budget)
     found = rollout(
         w.base(),
@@ -48,10 +45,10 @@ def record_rollouts(w: Workspace) -> dict:
         seed=w.run.seed,
         desc="record rollouts",
     )
-    require_outcomes(before + found)
+    require_outcomes(w.earlier_rollouts() + found)
     save_trajectories(
         w.folder / "rollouts.hdf5",
-        before + found,
+        found,
         env_args=env_args(w.run.task, w.env.size),
         provenance=w.provenance(),
     )

@@ -22,6 +22,7 @@ class Earlier:
     folder: Path
     round: int
     recorded: int  # real rollouts of all rounds up to this one
+    before: "Earlier | None" = None
 
     def policy(self):
         """Its WMPO policy, anew at every call."""
@@ -37,7 +38,8 @@ class Earlier:
         """The real rollouts of all rounds up to this one."""
         from wmpo_lite.trajectory import load_trajectories
 
-        return load_trajectories(self.folder / "rollouts.hdf5")
+        before = self.before.rollouts() if self.before else []
+        return before + load_trajectories(self.folder / "rollouts.hdf5")
 
 
 def finished(folder: Path, task: str) -> Earlier:
@@ -62,5 +64,7 @@ def finished(folder: Path, task: str) -> Earlier:
             f"{folder} keeps {config['kept_rollouts']} of its {config['rollout_budget']} rollouts"
             " and a round needs them all; name another folder with --after"
         )
-    before = config.get("recorded_before", 0)
-    return Earlier(folder, config.get("round", 1), before + config["rollout_budget"])
+    after = config.get("after")
+    before = finished(Path(after), task) if after else None
+    recorded = config["rollout_budget"] + (before.recorded if before else 0)
+    return Earlier(folder, before.round + 1 if before else 1, recorded, before)

@@ -293,6 +293,10 @@ class Workspace:
 
         return finished(Path(self.run.after), self.run.task)
 
+    def earlier_rollouts(self) -> list:
+        """The rollouts of all rounds before this one."""
+        return self.earlier().rollouts() if self.run.after else []
+
     def policy(self, folder: Path):
         """The policy in a folder, anew at every call."""
         from wmpo_lite.policies import load_policy
@@ -318,8 +322,8 @@ class Workspace:
         return self._once("reward", load)
 
     def rollouts(self):
-        """The P rollouts, in a later round after those of the rounds before. A warning if they were
-        recorded with another MuJoCo.
+        """The P rollouts, in a later round with those of all rounds before in front. A warning if
+        they were recorded with another MuJoCo.
         """
         from wmpo_lite.envs.tabletop.replay import warn_of_version
         from wmpo_lite.trajectory import load_trajectories
@@ -327,7 +331,7 @@ class Workspace:
         path = self.folder / "rollouts.hdf5"
         if not hasattr(self, "_rollouts"):
             warn_of_version(path)
-        return self._once("rollouts", lambda: load_trajectories(path))
+        return self._once("rollouts", lambda: self.earlier_rollouts() + load_trajectories(path))
 
     def _once(self, name, load):
         if not hasattr(self, f"_{name}"):

@@ -100,10 +100,8 @@ def about_rollouts(rollouts, config, clip) -> list[Check]:
     n, won = len(rollouts), [t for t in rollouts if t.success]
     if not n:
         return []
-    budget, before = config.get("rollout_budget"), config.get("recorded_before", 0)
-    budget = config.get("kept_rollouts") or (before + budget if budget else n)
-    earlier = f", {before} of rounds before included" if before else ""
-    said = f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}{earlier}"
+    budget = config.get("kept_rollouts") or config.get("rollout_budget") or n
+    said = f"rollouts.hdf5 holds {n} episodes and the budget P is {budget}"
     rows = [check("budget", n == budget, said)]
     said = f"{len(won)} of {n} real rollouts succeed"
     rows.append(check("rollouts", 0 < len(won) < n, said))
