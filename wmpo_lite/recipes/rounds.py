@@ -11,13 +11,14 @@ from pathlib import Path
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
 
-NEEDED = ("config.json", "rollouts.hdf5", "result.json")  # the last is written at the very end
-FOLDER, SHIPPED = Path("policies") / "wmpo", "wmpo.safetensors"  # its policy, either of these
+NEEDED = ("config.json", "rollouts.hdf5")
+# its policy: a folder, of which this is written last, or as shipped
+POLICY, SHIPPED = Path("policies") / "wmpo" / "actions.json", "wmpo.safetensors"
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A finished run, in its folder or as shipped in assets/<task>/run."""
+    """A run that has its WMPO policy, in its folder or as shipped in assets/<task>/run."""
 
     folder: Path
     round: int
@@ -29,8 +30,8 @@ class Earlier:
         from wmpo_lite.policies import load_policy
         from wmpo_lite.recipes.shipped import Shipped
 
-        if (self.folder / FOLDER).is_dir():
-            return load_policy(self.folder / FOLDER)
+        if (self.folder / POLICY).exists():
+            return load_policy((self.folder / POLICY).parent)
         config = checkpoint.read_json(self.folder / "config.json", {"task": str})
         return Shipped(config["task"], self.folder.resolve().parents[1]).policy("wmpo")
 
@@ -46,12 +47,12 @@ def finished(folder: Path, task: str) -> Earlier:
     """The run in `folder`, for one of `task` to go on from; UserError if it cannot."""
     folder = Path(folder)
     absent = [name for name in NEEDED if not (folder / name).exists()]
-    if not ((folder / FOLDER).is_dir() or (folder / SHIPPED).is_file()):
-        absent.append(str(FOLDER))
+    if not any((folder / name).exists() for name in (POLICY, SHIPPED)):
+        absent.append(str(POLICY.parent))
     if absent:
         raise UserError(
-            f"{folder} is not a finished run ({', '.join(absent)} missing), so no round can follow"
-            " it; run its command again to finish it, or name another folder with --after"
+            f"{folder} is not a run that has ended ({', '.join(absent)} missing), so no round can"
+            " follow it; run its command again to finish it, or name another folder with --after"
         )
     config = checkpoint.read_json(folder / "config.json", {"task": str, "rollout_budget": int})
     if config["task"] != task:
