@@ -85,11 +85,6 @@ class Run:
         return settings
 
 
-def defaults(instance) -> dict:
-    """The fields of a dataclass that no command names."""
-    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
-
-
 class Workspace:
     """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers
     its JSON result and the time that it took, in all processes that began it and could say so.
@@ -148,7 +143,7 @@ class Workspace:
         path = self.folder / "config.json"
         if path.exists():
             # a setting that the kit has gained since was as it is by default
-            found = checkpoint.plain(defaults(Profile()) | defaults(Run()))
+            found = checkpoint.plain(vars(Profile()) | vars(Run()))
             found |= checkpoint.read_json(path)
             if found != config:
                 changed = sorted(
