@@ -293,7 +293,7 @@ def given(config: dict, book: Book, oracle: bool = False) -> list[Key]:
     changed = {k: v for k, v in config["changes"].items() if not k.startswith(REPORTS)}
     shape, number = (task, 0 if oracle else budget, seed), config.get("round", 1)
     kind = "oracle" if oracle else "round" if number > 1 else "run"
-    asked = lambda key: changed | ({"round": number} if kind == "round" else {})
+    asked = changed | ({"round": number} if kind == "round" else {})
     found = [
         key
         for name, e in EXPERIMENTS.items()
@@ -301,7 +301,7 @@ def given(config: dict, book: Book, oracle: bool = False) -> list[Key]:
         for key in keys(name)
         if (key.task, key.rollout_budget, key.seed) == shape
         and (key.method != "base" or kind == "round")
-        and e.variants[key.variant] == asked(key)
+        and e.variants[key.variant] == asked
     ]
     if not found:
         raise UserError(
