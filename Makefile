@@ -80,7 +80,7 @@ types: check $(STAMP)  ## check the types of the core (half a minute)
 test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
-	$(PYTEST) $(or $(ARGS),tests/libero notebooks/08_libero.ipynb)
+	$(PYTEST) $(or $(ARGS),-n $(JOBS) --dist loadfile --no-loadscope-reorder tests/libero notebooks/08_libero.ipynb)
 
 reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 min; ARGS="fuzz")
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
