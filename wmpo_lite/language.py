@@ -23,6 +23,12 @@ def build_tokenizer(words=WORDS):
     return tokenizer
 
 
+def known_words(tokenizer) -> tuple[str, ...]:
+    """The words of a tokenizer of `build_tokenizer`, as it was given them."""
+    numbers = tokenizer.get_vocab()
+    return tuple(sorted(numbers, key=numbers.get))[2:]
+
+
 def word_ids(tokenizer, sentence: str, longest: int | None = None) -> list[int]:
     """Numbers of the words of `sentence` under a word-level tokenizer; case and punctuation do not
     count.

@@ -15,14 +15,14 @@ from torch import nn
 
 from wmpo_lite.common.checkpoint import Saved
 from wmpo_lite.common.errors import UserError
-from wmpo_lite.language import build_tokenizer, check_count, word_ids
+from wmpo_lite.language import WORDS, build_tokenizer, check_count, known_words, word_ids
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """clip: frames L a window holds (paper: 8; here 4 frames at 5 Hz tell a still scene). The
     paper's encoder is VideoMAE-base at 224 pixels. members: networks that judge together (paper:
-    1), see `RewardModel.together`.
+    1), see `RewardModel.together`. words: of the instructions; none: those of the table-top.
     """
 
     image: int = 64
@@ -33,6 +33,7 @@ class RewardConfig:
     depth: int = 4
     heads: int = 4
     members: int = 1
+    words: tuple = ()
 
     def __post_init__(self):
         if self.clip < 2 or self.clip % self.tubelet:
@@ -55,7 +56,7 @@ class RewardModel(Saved, nn.Module):
         from transformers import VideoMAEConfig, VideoMAEModel
 
         self.config = config
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(config.words or WORDS)
         self._asked: dict[tuple, str] = {}  # every sentence so far, by its words, sorted
         self.encoder = VideoMAEModel(
             VideoMAEConfig(
@@ -131,11 +132,13 @@ class RewardModel(Saved, nn.Module):
 
     @classmethod
     def from_tower(cls, policy) -> "RewardModel":
-        """A new reward model whose encoder has the sizes and weights of `policy`'s image tower."""
-        c = policy.config
-        model = cls(
-            RewardConfig(image=c.image, patch=c.patch, width=c.vision_width, depth=c.vision_depth)
-        )
+        """A new reward model whose encoder has the sizes and weights of `policy`'s image tower, and
+        which knows the policy's words.
+        """
+        c, words = policy.config, known_words(policy.tokenizer)
+        sizes = {"image": c.image, "patch": c.patch, "width": c.vision_width}
+        sizes["depth"] = c.vision_depth
+        model = cls(RewardConfig(**sizes, words=() if words == tuple(WORDS) else words))
         model.inflate(policy.vision.state_dict())
         return model
 

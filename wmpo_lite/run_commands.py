@@ -163,12 +163,25 @@ class Assets:
     profile: str = "laptop"
     only: str | None = None
     """a task: make its policy and demonstrations, and leave the rest as it is"""
+    suite: str | None = None
+    """a suite of LIBERO: train what its tasks share, and the policies of --tasks"""
+    tasks: tuple[int, ...] = (0,)  # numbers of tasks of the suite
     device: str = "auto"  # auto, cuda, mps or cpu; auto: the first of these that is here
 
     def __call__(self):
+        from wmpo_lite.common.owner import Owner
         from wmpo_lite.recipes.pretrain import install_assets
+        from wmpo_lite.recipes.pretrain_libero import install_suite, make_suite
         from wmpo_lite.recipes.workspace import ASSETS
 
+        if self.suite is not None:
+            require_between("--seed", self.seed, 0, LARGEST_SEED)
+            folder = Path("runs") / "assets"
+            how = {"seed": self.seed, "profile": self.profile, "device": self.device}
+            with Owner(folder):
+                make_suite(folder, self.suite, self.tasks, **how)
+            install_suite(folder, ASSETS, self.suite)
+            return
         train_assets(Path("runs") / "assets", self.seed, self.profile, self.device, self.only)
         install_assets(Path("runs") / "assets", ASSETS, self.only)
 

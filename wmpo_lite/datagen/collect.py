@@ -144,9 +144,17 @@ def contents(path: Path) -> list:
         return [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
 
 
+def labels_of(path: Path) -> Path:
+    """Where the labels of a shard are, which no world model is shown."""
+    return path.with_name(f"labels_{path.name}")
+
+
 def _work(job):
     function, arguments, path = job
-    write_shard(path, function(*arguments), recipe(function, arguments))
+    data, how = function(*arguments), recipe(function, arguments)
+    if "labels" in data:
+        write_shard(labels_of(path), data.pop("labels"), how)
+    write_shard(path, data, how)
 
 
 def _collect(jobs, desc: str, workers: int | None = None) -> list[Path]:
@@ -177,6 +185,37 @@ def collect_play(
     return _collect(jobs, "record play", workers)
 
 
+def collect_libero_play(suite: str, shards: int, folder: Path, *, episodes: int):
+    """Record shards 0 to `shards` - 1 of play in the scenes of a suite of LIBERO, their labels
+    beside them (`labels_of`); returns the paths.
+    """
+    from wmpo_lite.datagen.libero import HORIZON, record_libero_play
+
+    jobs = [
+        (record_libero_play, (suite, i, 64, HORIZON, episodes), Path(folder) / f"play_{i:04d}.npz")
+        for i in range(shards)
+    ]
+    return _collect(jobs, "record play")
+
+
+def collect_libero_demonstrations(
+    task: str, count: int, folder: Path, *, noise: float, burst: float
+) -> dict:
+    """As `collect_demonstrations`, of a task of LIBERO."""
+    from wmpo_lite.datagen.libero import record_libero_demonstrations
+
+    size = min(count, 16)
+    jobs = [
+        (
+            record_libero_demonstrations,
+            (task, i, noise, burst, 64, size),
+            Path(folder) / f"demos_{noise:g}_{burst:g}_{i:04d}.npz",
+        )
+        for i in range(-(-(count + count // 8 + 1) // size))
+    ]
+    return _joined(jobs, task, count)
+
+
 def collect_demonstrations(
     task: str, count: int, folder: Path, *, noise: float, burst: float
 ) -> dict:
@@ -189,6 +228,11 @@ def collect_demonstrations(
         (record_demonstrations, (task, i, noise, burst), Path(folder) / name.format(i))
         for i in range(shards)
     ]
+    return _joined(jobs, task, count)
+
+
+def _joined(jobs, task: str, count: int) -> dict:
+    """The first `count` of the demonstrations that `jobs` record; UserError for too few."""
     parts = [read_arrays(path) for path in _collect(jobs, "record demonstrations")]
     data = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
     if len(data["frames"]) < count:

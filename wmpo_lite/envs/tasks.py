@@ -5,6 +5,8 @@ A task has `horizon` (control steps of an episode); those of the table-top have 
 and `instruction` besides.
 """
 
+import numpy as np
+
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.trajectory import InitialStates
 
@@ -29,6 +31,14 @@ def get_task(name: str):
 def folder_name(name: str) -> str:
     """What folders of this task are called: "libero_object/0" -> "libero_object-0"."""
     return name.replace("/", "-")
+
+
+def shared_name(name: str) -> str:
+    """The folder of what this task shares with others, its autoencoder and world model: the
+    table-top's or that of its suite.
+    """
+    suite, slash, _ = name.partition("/")
+    return suite if slash else "tabletop"
 
 
 def make_env(task, **options):
@@ -59,6 +69,15 @@ def initial_states(task, env, split: str, indices) -> InitialStates:
     from wmpo_lite.envs.tabletop.env import initial_states as draw
 
     return draw(task, split, indices)
+
+
+def of_the_benchmark(task, states: InitialStates) -> np.ndarray:
+    """Which of these states are a benchmark's own and not drawn by the kit, bool (B,)."""
+    if hasattr(task, "suite"):
+        from wmpo_lite.envs.libero.states import of_the_benchmark
+
+        return of_the_benchmark(states)
+    return np.zeros(len(states), bool)
 
 
 def has_other_sentence(task) -> bool:

@@ -431,6 +431,7 @@ def train_offline(w: Workspace) -> dict:
 
 def evaluate(w: Workspace) -> dict:
     """Base, GRPO, DPO and WMPO, greedy, on the same held-out initial states."""
+    from wmpo_lite.envs.tasks import of_the_benchmark
     from wmpo_lite.evaluate import paired_comparison, trajectory_length_ratio
 
     n = w.settings.evaluation_states
@@ -453,9 +454,11 @@ def evaluate(w: Workspace) -> dict:
         if both.any():
             base, other = (np.array(table[who]["finish_step"])[both] for who in ("base", name))
             lengths[name] = trajectory_length_ratio(base, other)
+    own = of_the_benchmark(w.task, states)
     result = {
-        "n": n,
+        "n": len(states),
         "from": w.settings.evaluation_from,
+        **({"of_the_benchmark": own.tolist()} if own.any() else {}),
         "policies": table,
         "comparisons": compare,
         "length_ratio": lengths,
@@ -463,7 +466,7 @@ def evaluate(w: Workspace) -> dict:
     }
     parallel.first(lambda: show_episodes(w, policies, states[:8], result))
     return {
-        "n": n,
+        "n": len(states),
         **{f"{name}_success": float(np.mean(row["success"])) for name, row in table.items()},
         "comparisons": compare,
     }
@@ -628,6 +631,10 @@ def describe(result: dict, evaluation: dict) -> str:
     ]
     for name, row in evaluation["policies"].items():
         lines.append(f"  {name:5s} {success_rate(np.array(row['success']))}")
+    own = np.array(evaluation.get("of_the_benchmark", []), bool)
+    for kind, which in (("the benchmark's own states", own), ("states drawn by the kit", ~own)):
+        for name, row in evaluation["policies"].items() if which.any() else ():
+            lines.append(f"  {name:5s} {success_rate(np.array(row['success'])[which])} of {kind}")
     for name, c in evaluation["comparisons"].items():
         lines.append(
             f"  {name.replace('_', ' ')}: {100 * c['gain']:+.1f} points [{100 * c['low']:+.1f},"

@@ -28,7 +28,14 @@ from wmpo_lite.common.files import ASSETS, read_arrays
 from wmpo_lite.common.machine import choose_device
 from wmpo_lite.common.origin import claim, require_same
 from wmpo_lite.common.progress import progress
-from wmpo_lite.datagen.collect import collect_demonstrations, collect_play, collect_scenes, contents
+from wmpo_lite.datagen.collect import (
+    PLAY_HORIZON,
+    PLAY_SHARD,
+    collect_demonstrations,
+    collect_play,
+    collect_scenes,
+    contents,
+)
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
 from wmpo_lite.policy import Policy
 from wmpo_lite.train import FitConfig, fit, set_threads
@@ -187,39 +194,68 @@ def _part(config: PretrainConfig, *names: str) -> dict:
 
 def make_shared(folder: Path, config: PretrainConfig, *, seed: int, device="cpu"):
     """Autoencoder and world model of the table-top, from broad play."""
-    home, work = folder / SHARED, folder / "work"
-    paths = collect_play(config.play_shards, work / "play")
-    episodes = 32 * config.play_shards
+    paths = collect_play(config.play_shards, folder / "work" / "play")
+    tower = Policy.load(folder / "place" / "policy").vision.to(device)
+    played = (PLAY_SHARD, PLAY_HORIZON)
+    train_shared(folder / SHARED, folder / "work", paths, config, tower, played, seed=seed)
+
+
+def train_shared(
+    home: Path, work: Path, paths, config, tower, played: tuple[int, int], *, seed: int, start=None
+):
+    """An autoencoder, which looks through the image `tower` of a policy, and a world model into
+    `home`, on tower's device, from the shards of play at `paths`. played: episodes of a shard and
+    their steps. start: the folder of an autoencoder and a world model to begin with.
+    """
+    episodes, device = played[0] * config.play_shards, next(tower.parameters()).device
     note = lambda asked, records, **more: {
         **asked,
         "settings": checkpoint.plain(dataclasses.asdict(config)),
         "final": records[-1],
         "play_episodes": episodes,
-        "play_frames": 49 * episodes,
+        "play_frames": (played[1] + 1) * episodes,
         **more,
     }
+    begin = (
+        {} if start is None else _inputs(start_autoencoder=Autoencoder.load(start / "autoencoder"))
+    )
+    begin |= (
+        {} if start is None else _inputs(start_world_model=WorldModel.load(start / "world_model"))
+    )
     asks = lambda settings, **inputs: {
         "seed": seed,
         "settings": _part(config, *settings),
-        "inputs": _inputs(**inputs),
+        "inputs": _inputs(**inputs) | begin,
     }
 
-    tower = Policy.load(folder / "place" / "policy").vision.to(device)
     asked = asks(("autoencoder", "autoencoder_shards", "autoencoder_steps"), tower=tower)
     if not _made(home / "autoencoder", asked):
         if config.autoencoder.kind == "pixels":  # nothing to learn
             Autoencoder(config.autoencoder).save(home / "autoencoder", note(asked, [None]))
         else:
-            _fit_autoencoder(home, work, paths, config, tower, asked, note)
+            _fit_autoencoder(home, work, paths, config, tower, asked, note, start)
 
     autoencoder = Autoencoder.load(home / "autoencoder").to(device)
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
     asked = asks(names, autoencoder=autoencoder)
     if not _made(home / "world_model", asked):
-        _fit_world_model(home, work, paths, config, autoencoder, asked, note)
+        _fit_world_model(home, work, paths, config, autoencoder, asked, note, start)
 
 
-def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note):
+def _begin_with(model, start: Path | None, name: str):
+    """Give `model` the weights of the one in start/name, as far as they have its shapes: those that
+    read actions of another arm stay as they are drawn.
+    """
+    if start is None:
+        return
+    found, own = type(model).load(start / name).state_dict(), model.state_dict()
+    fit = {
+        key: value for key, value in found.items() if key in own and own[key].shape == value.shape
+    }
+    model.load_state_dict(own | fit)
+
+
+def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note, start=None):
     """Train the world model on play as the autoencoder sees it."""
     seed, work = asked["seed"], work / "fit_world_model"
     _begin(work, asked)
@@ -227,6 +263,7 @@ def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note):
     torch.manual_seed(seed)
     device = next(autoencoder.parameters()).device
     model = WorldModel(config.world_model).to(device, memory_format=torch.channels_last)
+    _begin_with(model, start, "world_model")
     pool = Pool(episodes, model, config.windows)
     more = {"warmup": 100, "decay": 0.5, "ema": 0.998, "save_every": 500}
     records = fit(
@@ -243,7 +280,7 @@ def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note):
     model.save(home / "world_model", note(asked, records))
 
 
-def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
+def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note, start=None):
     """Train the autoencoder on pictures of play, looked at through the policy's image tower."""
     seed, work = asked["seed"], work / "fit_autoencoder"
     _begin(work, asked)
@@ -253,6 +290,7 @@ def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note):
     torch.manual_seed(seed)
     device = next(tower.parameters()).device
     model = Autoencoder(config.autoencoder).to(device, memory_format=torch.channels_last)
+    _begin_with(model, start, "autoencoder")
     spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
     sample = to_float(torch.from_numpy(frames[spread_over]).to(device))
     more = {"warmup": 100, "decay": 0.5, "ema": 0.995, "save_every": 500}

@@ -22,15 +22,17 @@ CENTER, SCALE = (0.19, 0.0, 0.05), (0.04, 0.07, 0.04)  # m: what places are meas
 
 
 class Probe(nn.Module):
-    """A vision tower with throw-away heads: one query an object for positions, one linear map a
-    patch for masks.
+    """A vision tower with throw-away heads: one query a thing for positions, one linear map a patch
+    for masks. things: how many, the hand the last; center, scale (3,): meters that places are
+    measured from and in.
     """
 
-    def __init__(self, tower):
+    def __init__(self, tower, things: int = 5, center=CENTER, scale=SCALE):
         super().__init__()
         width = tower.config.hidden_size
         self.tower = tower
-        self.queries = nn.Parameter(torch.randn(5, width) * 0.02)
+        self.center, self.scale = center, scale
+        self.queries = nn.Parameter(torch.randn(things, width) * 0.02)
         self.read = nn.MultiheadAttention(width, 4, batch_first=True)
         self.place = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5)
@@ -50,13 +52,13 @@ class Probe(nn.Module):
         there = lambda array: torch.from_numpy(array).to(self.queries.device)
         place, masks = self(there(scenes["frames"][index]))
         present = there(scenes["present"][index])
-        center, scale = (torch.tensor(x, device=present.device) for x in (CENTER, SCALE))
+        center, scale = (torch.tensor(x, device=present.device) for x in (self.center, self.scale))
         points = (there(scenes["points"][index]) - center) / scale
         mean = lambda errors: (errors * present).sum() / present.sum()  # over things that are there
         distance = F.smooth_l1_loss(place[..., :3], points, reduction="none", beta=0.2).mean(-1)
         off = ((place[..., :2] - points[..., :2]) * scale[:2]).norm(dim=-1).detach()
         exists = F.binary_cross_entropy_with_logits(place[..., 3], present.float())
-        opening = F.mse_loss(place[:, 4, 4], there(scenes["opening"][index]))
+        opening = F.mse_loss(place[:, -1, 4], there(scenes["opening"][index]))
         loss, record = (
             2 * mean(distance) + exists + opening,
             {"centimeters": float(mean(off) * 100)},
@@ -75,10 +77,16 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
     which pixels they cover.
 
     scenes: arrays as `envs.tabletop.scenes.random_scenes` gives them; without masks nothing is
-    asked of pixels. Returns (records, held-out errors).
+    asked of pixels, and places are measured in their own spread. Returns (records, held-out
+    errors).
     """
     torch.manual_seed(seed)
-    probe = Probe(tower).to(next(tower.parameters()).device)
+    center, scale = CENTER, SCALE
+    if "masks" not in scenes:
+        known = scenes["points"][scenes["present"]]
+        center, scale = (tuple(map(float, x)) for x in (known.mean(axis=0), known.std(axis=0)))
+    probe = Probe(tower, scenes["points"].shape[1], center, scale)
+    probe = probe.to(next(tower.parameters()).device)
     total = len(scenes["frames"])
     known = total - min(HELD_OUT_SCENES, total // 5)
 
@@ -86,7 +94,7 @@ def train_vision(scenes: dict, tower, fit_config, *, seed: int, folder: Path, ba
         return probe.errors(scenes, np.sort(rng.integers(known, size=batch)))
 
     made_from = {"scenes": digest(scenes), "batch": batch}
-    made_from |= {"center": list(CENTER), "scale": list(SCALE)}
+    made_from |= {"center": list(center), "scale": list(scale)}
     records = fit(
         probe, loss_fn, fit_config, seed=seed, name="vision", folder=folder, made_from=made_from
     )

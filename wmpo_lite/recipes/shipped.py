@@ -28,11 +28,11 @@ class Shipped:
     """
 
     def __init__(self, task: str = "place", assets: Path = ASSETS):
-        from wmpo_lite.envs.tasks import folder_name, get_task
+        from wmpo_lite.envs.tasks import folder_name, get_task, shared_name
 
         self.task = get_task(task)
         self.home = Path(assets) / folder_name(task)
-        self.shared = Path(assets) / "tabletop"
+        self.shared = Path(assets) / shared_name(task)
         self.run = restore(self.home / "run")
         if not (self.home / "policy").exists():
             raise UserError(
@@ -161,7 +161,7 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
     are many bytes. Everything is read before anything is written, and the new run takes the place
     of the shipped one as a whole.
     """
-    from wmpo_lite.envs.tasks import folder_name
+    from wmpo_lite.envs.tasks import folder_name, shared_name
     from wmpo_lite.trajectory import load_metadata, load_trajectories, save_trajectories
 
     run = Path(run)
@@ -171,7 +171,8 @@ def ship_run(run: Path, assets: Path = ASSETS, rollouts: int | None = None) -> P
             " to finish it"
         )
     config = checkpoint.read_json(run / "config.json", {"task": str, "assets": dict})
-    home, shared = Path(assets) / folder_name(config["task"]), Path(assets) / "tabletop"
+    task = config["task"]
+    home, shared = Path(assets) / folder_name(task), Path(assets) / shared_name(task)
     _require_same_start(run, config["assets"], home, shared)
     for name in FILES:
         if name.endswith(".json"):

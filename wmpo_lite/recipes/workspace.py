@@ -16,7 +16,7 @@ from wmpo_lite.common.files import ASSETS
 from wmpo_lite.common.machine import Compute
 from wmpo_lite.common.owner import Owner
 from wmpo_lite.envs.splits import USES, numbers
-from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges, for_budget
+from wmpo_lite.recipes.profiles import PROFILES, Profile, check_ranges, for_budget, for_suite
 
 LEARNING = ("align", "reward", "wmpo", "grpo", "dpo")  # stages with a way back
 GREEDY_BATCH, SCORED = 64, 16  # episodes that are evaluated, and judged, together
@@ -68,7 +68,10 @@ class Run:
         require_between("--seed", self.seed, 0, LARGEST_SEED)
         room = USES["rollouts"].room - self.recorded_before
         require_between("--rollout-budget", self.rollout_budget, 1, room)
-        sized = for_budget(PROFILES[self.profile], self.rollout_budget, self.recorded_before)
+        profile = PROFILES[self.profile]
+        if "/" in self.task:
+            profile = for_suite(profile)
+        sized = for_budget(profile, self.rollout_budget, self.recorded_before)
         settings = dataclasses.replace(sized, **self.changes)
         check_ranges(settings)
         if self.rollout_budget < settings.online_group_size:
@@ -85,6 +88,12 @@ class Run:
         return settings
 
 
+def trained_by(task: str) -> str:
+    """What a user types to have the assets of `task` trained."""
+    suite, slash, number = task.partition("/")
+    return f"`wmpo-lite assets --suite {suite} --tasks {number}`" if slash else "--from-scratch"
+
+
 class Workspace:
     """The run folder and what is loaded for it. `stage(name, fn)` runs fn once ever and remembers
     its JSON result and the time that it took, in all processes that began it and could say so.
@@ -96,7 +105,7 @@ class Workspace:
 
     def __init__(self, run: Run, folder: Path, device: str = "auto", compute: Compute = Compute()):
         from wmpo_lite.common.machine import choose_device
-        from wmpo_lite.envs.tasks import folder_name, get_task, make_env
+        from wmpo_lite.envs.tasks import folder_name, get_task, make_env, shared_name
         from wmpo_lite.train import MetricsLog, set_threads
 
         set_threads()
@@ -104,18 +113,13 @@ class Workspace:
         self.device, self.compute = choose_device(device), compute
         self.task = get_task(run.task)
         self.horizon = self.task.horizon
-        if hasattr(self.task, "suite"):
-            raise UserError(
-                f"the demo of '{run.task}' waits for a world model of LIBERO's pictures, which this"
-                " version does not have; choose place or square"
-            )
         self.assets = Path(run.assets) / folder_name(run.task)
-        self.shared = Path(run.assets) / "tabletop"
+        self.shared = Path(run.assets) / shared_name(run.task)
         if not self.assets.exists():
             raise UserError(
                 f"there are no trained assets for task '{run.task}' ({self.assets}); train them"
-                " with --from-scratch, choose another task, or let WMPO_ASSETS name the folder that"
-                " holds assets"
+                f" with {trained_by(run.task)}, choose another task, or let WMPO_ASSETS name the"
+                " folder that holds assets"
             )
         config = {
             **dataclasses.asdict(run),
