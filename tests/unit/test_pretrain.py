@@ -97,6 +97,20 @@ def test_reach_teaches_the_decoder_and_leaves_the_tower_alone(monkeypatch):
     assert 0.1 < np.mean([text == "move to the plate" for text in asked]) < 0.3
 
 
+def test_a_model_begins_with_anothers_weights_as_far_as_they_fit(tmp_path):
+    """The world model of another arm reads other actions; everything else is the same."""
+    other, model = tiny.world_model(), tiny.world_model(action_dim=7)
+    other.save(tmp_path / "world_model")
+    pretrain._begin_with(model, None, "world_model")  # with nothing: as it was drawn
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pretrain._begin_with(model, tmp_path, "world_model")
+    found, there = model.state_dict(), other.state_dict()
+    fits = {name for name in found if found[name].shape == there[name].shape}
+    assert 0 < len(found) - len(fits) < 3 and len(fits) > 10
+    assert all(torch.equal(found[name], there[name]) for name in fits)
+    assert all(torch.equal(found[name], before[name]) for name in set(found) - fits)
+
+
 def test_demonstrations_become_trajectories_of_executed_actions():
     """`finish_step` counts from 1: done is true from the step that led to the first successful
     frame on.

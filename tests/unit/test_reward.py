@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from wmpo_lite.common.errors import UserError
+from wmpo_lite.language import build_tokenizer
 from wmpo_lite.reward import (
     RewardConfig,
     RewardModel,
@@ -365,6 +366,19 @@ def test_of_a_still_clip_the_inflated_encoder_sees_what_the_tower_sees(tower):
     assert expected.std() > 0.5 and not torch.allclose(expected[:1], expected[1:], atol=0.1)
     expected = expected.repeat(1, L // 2, 1)  # once for each tubelet of two frames
     assert torch.allclose(seen, expected, atol=1e-4)
+
+
+def test_a_reward_model_knows_the_words_of_the_policy_whose_eyes_it_gets(tmp_path):
+    policy = tiny.policy()
+    policy.tokenizer = build_tokenizer(["soup", "basket", "alphabet"])
+    model = RewardModel.from_tower(policy)
+    assert model.config.words == ("soup", "basket", "alphabet")
+    model.save(tmp_path)
+    clips = torch.from_numpy(tiny.noise_frames(L))[None]
+    told = [found(clips, ["Alphabet soup"]) for found in (model.eval(), RewardModel.load(tmp_path))]
+    assert torch.equal(*told)
+    with pytest.raises(UserError, match="does not know the word cube"):
+        model(clips, ["soup cube"])
 
 
 def test_of_two_frames_the_inflated_encoder_takes_the_mean(tower):

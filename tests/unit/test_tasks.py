@@ -9,6 +9,7 @@ import pytest
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.envs import tasks
 from wmpo_lite.envs.tabletop.tasks import NAMES, Task, get_task
+from wmpo_lite.trajectory import InitialStates
 
 ELSEWHERE = SimpleNamespace(suite="libero_object", horizon=56)
 
@@ -44,6 +45,19 @@ def test_folders_of_tasks():
         "place",
         "libero_object-0",
     ]
+
+
+def test_what_tasks_share_is_in_a_folder_of_their_simulator_or_suite():
+    names = ("place", "square", "libero_object/0", "libero_object/7", "libero_spatial/2")
+    found = [tasks.shared_name(name) for name in names]
+    assert found == ["tabletop"] * 2 + ["libero_object"] * 2 + ["libero_spatial"]
+
+
+@pytest.mark.parametrize("split, own", [("evaluation", 2), ("validation", 0)])
+def test_the_first_fifty_states_of_evaluation_are_the_benchmarks_own(split, own):
+    states = InitialStates(np.zeros((4, 3)), None, ("",) * 4, split, np.arange(48, 52))
+    assert tasks.of_the_benchmark(ELSEWHERE, states).tolist() == [True] * own + [False] * (4 - own)
+    assert not tasks.of_the_benchmark(tasks.get_task("place"), states).any()
 
 
 def test_the_other_sentence_names_the_other_object_of_the_same_scene():

@@ -164,18 +164,24 @@ def test_a_task_without_assets_is_refused_before_anything_is_written(run, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_task_of_libero_is_refused_until_there_is_a_world_model_of_its_pictures(
-    run, tmp_path, monkeypatch
-):
+def test_a_task_of_libero_without_assets_is_told_how_they_are_trained(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tasks, "get_task", lambda name: SimpleNamespace(suite="libero_object", horizon=56)
     )
     with pytest.raises(
         UserError,
-        match="demo of 'libero_object/0' waits for a world model of LIBERO's pictures.*place",
+        match="no trained assets for task 'libero_object/3'.*--suite libero_object --tasks 3",
     ):
-        Workspace(dataclasses.replace(run, task="libero_object/0"), tmp_path / "new")
+        Workspace(dataclasses.replace(run, task="libero_object/3"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_on_libero_begins_with_the_benchmarks_states_and_learns_by_the_same_numbers():
+    here, there = Run("place").settings(), Run("libero_object/0").settings()
+    looked_at = {"evaluation_from": 0, "trust_rollouts": 128, "track_states": 64}
+    assert vars(there) == vars(here) | looked_at
+    asked = Run("libero_object/0", changes={"evaluation_from": 50}).settings()
+    assert asked.evaluation_from == 50
 
 
 def test_a_folder_that_another_process_works_in_is_refused_and_left_alone(workspace, run, tmp_path):
