@@ -11,7 +11,6 @@ import wmpo_lite.rollout
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.files import read_arrays
 from wmpo_lite.datagen.collect import labels_of
-from wmpo_lite.datagen.libero import play, record_libero_play
 from wmpo_lite.policy import Policy
 from wmpo_lite.recipes.main_job import describe, main_job
 from wmpo_lite.recipes.pretrain_libero import install_suite, make_suite
@@ -31,27 +30,11 @@ def test_play_is_pictures_and_actions_and_its_labels_are_kept_apart(assets):
     shards = [read_arrays(path) for path in paths]
     assert len(shards) == 3 and all(set(shard) == {"frames", "actions"} for shard in shards)
     assert all(shard["actions"].shape == (2, 48, 7) for shard in shards)
-    scenes = {tuple(read_arrays(labels_of(path))["names"]) for path in paths}
-    assert len(scenes) == 3  # one of each of the first three tasks
-    moved = [np.abs(np.diff(shard["frames"].astype(int), axis=1)).max() for shard in shards]
-    assert min(moved) > 50
-
-
-def test_a_shard_of_play_is_the_same_again():
-    first, again = (record_libero_play(SUITE, 4, horizon=4, episodes=1) for _ in range(2))
-    labels = [found.pop("labels") for found in (first, again)]
-    for one, other in ((first, again), labels):
-        assert all((one[name] == other[name]).all() for name in one)
-
-
-def test_play_brings_things_to_the_basket_and_elsewhere(env):
-    """By the rule for all tasks: of a dozen hands some carry something far from where it stood."""
-    states, seen = env.initial_states("play", np.arange(12)), []
-    play(env, states, np.random.default_rng(3), 40, seen.append)
-    objects = np.stack([now["objects"] for now in seen], axis=1)  # (B, T + 1, n, 3)
-    lifted = (objects[..., 2] - objects[:, :1, :, 2]).max(axis=(1, 2)) > 0.05
-    carried = np.linalg.norm(objects[:, -1] - objects[:, 0], axis=-1).max(axis=1) > 0.08
-    assert 3 <= lifted.sum() and carried.any() and not carried.all()
+    labels = [read_arrays(labels_of(path)) for path in paths]
+    assert len({tuple(told["names"]) for told in labels}) == 3  # the first three tasks' scenes
+    height = np.concatenate([told["objects"][..., 2] for told in labels], axis=0)  # (6, 49, n)
+    lifted = (height - height[:, :1]).max(axis=(1, 2)) > 0.05
+    assert 0 < lifted.sum() < 6  # taken by some hands, missed by others
 
 
 def test_what_the_suite_shares_begins_with_the_table_tops_weights(assets):
@@ -89,12 +72,12 @@ def test_a_whole_run_tells_the_benchmarks_states_from_drawn_ones(
             yield dataclasses.replace(t, success=bool(n % 2), finish_step=len(t))
 
     monkeypatch.setattr(wmpo_lite.rollout, "rollout", lambda *a, **more: list(dealt(*a, **more)))
-    few = {"trust_rollouts": 4, "evaluation_states": 4, "evaluation_from": 48, "track_states": 4}
+    few = {"trust_rollouts": 2, "evaluation_states": 2, "evaluation_from": 49, "track_real": False}
     run = Run(f"{SUITE}/0", "smoke", rollout_budget=8, assets=str(assets), changes=few)
     result = main_job(run, tmp_path / "run")
     evaluation = checkpoint.read_json(tmp_path / "run" / "evaluation.json")
-    assert evaluation["of_the_benchmark"] == [True, True, False, False]
-    assert result["n"] == 4 and result["task"] == f"{SUITE}/0"
+    assert evaluation["of_the_benchmark"] == [True, False]
+    assert result["n"] == 2 and result["task"] == f"{SUITE}/0"
     said = describe(result, evaluation)
     assert said.count("of the benchmark's own states") == 4
     assert said.count("of states drawn by the kit") == 4

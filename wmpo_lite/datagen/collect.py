@@ -204,14 +204,15 @@ def collect_libero_demonstrations(
     """As `collect_demonstrations`, of a task of LIBERO."""
     from wmpo_lite.datagen.libero import record_libero_demonstrations
 
-    size = min(count, 16)
+    wanted = count + count // 8 + 1  # some fail
+    size = min(wanted, 16)
     jobs = [
         (
             record_libero_demonstrations,
             (task, i, noise, burst, 64, size),
             Path(folder) / f"demos_{noise:g}_{burst:g}_{i:04d}.npz",
         )
-        for i in range(-(-(count + count // 8 + 1) // size))
+        for i in range(-(-wanted // size))
     ]
     return _joined(jobs, task, count)
 
