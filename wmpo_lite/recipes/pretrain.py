@@ -161,7 +161,7 @@ def _start(folder: Path, task: str) -> Path:
     return made if made.is_dir() else ASSETS / task / "policy"
 
 
-def _made(folder: Path, asked: dict) -> bool:
+def is_made(folder: Path, asked: dict) -> bool:
     """Whether `folder` is complete. UserError where it was made from something
     else than `asked`.
     """
@@ -172,14 +172,14 @@ def _made(folder: Path, asked: dict) -> bool:
     return True
 
 
-def _begin(folder: Path, asked: dict) -> None:
+def claim_work(folder: Path, asked: dict) -> None:
     """Note in `folder`, where trainings keep their unfinished states, what they are made from;
-    UserError as in `_made`.
+    UserError as in `is_made`.
     """
     claim(folder / "made_from.json", asked, begun=any(folder.glob("**/progress.json")))
 
 
-def _inputs(**modules) -> dict:
+def fingerprints(**modules) -> dict:
     return {name: checkpoint.fingerprint(module) for name, module in modules.items()}
 
 
@@ -216,20 +216,20 @@ def train_shared(
         "play_frames": (played[1] + 1) * episodes,
         **more,
     }
-    begin = (
-        {} if start is None else _inputs(start_autoencoder=Autoencoder.load(start / "autoencoder"))
-    )
-    begin |= (
-        {} if start is None else _inputs(start_world_model=WorldModel.load(start / "world_model"))
-    )
+    begun = {}
+    if start is not None:
+        begun = fingerprints(
+            start_autoencoder=Autoencoder.load(start / "autoencoder"),
+            start_world_model=WorldModel.load(start / "world_model"),
+        )
     asks = lambda settings, **inputs: {
         "seed": seed,
         "settings": _part(config, *settings),
-        "inputs": _inputs(**inputs) | begin,
+        "inputs": fingerprints(**inputs) | begun,
     }
 
     asked = asks(("autoencoder", "autoencoder_shards", "autoencoder_steps"), tower=tower)
-    if not _made(home / "autoencoder", asked):
+    if not is_made(home / "autoencoder", asked):
         if config.autoencoder.kind == "pixels":  # nothing to learn
             Autoencoder(config.autoencoder).save(home / "autoencoder", note(asked, [None]))
         else:
@@ -238,7 +238,7 @@ def train_shared(
     autoencoder = Autoencoder.load(home / "autoencoder").to(device)
     names = ("play_shards", "world_model_steps", "world_model_lr", "world_model", "windows")
     asked = asks(names, autoencoder=autoencoder)
-    if not _made(home / "world_model", asked):
+    if not is_made(home / "world_model", asked):
         _fit_world_model(home, work, paths, config, autoencoder, asked, note, start)
 
 
@@ -258,7 +258,7 @@ def _begin_with(model, start: Path | None, name: str):
 def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note, start=None):
     """Train the world model on play as the autoencoder sees it."""
     seed, work = asked["seed"], work / "fit_world_model"
-    _begin(work, asked)
+    claim_work(work, asked)
     episodes = play_episodes(autoencoder, paths[HELD_OUT:], work.parent / "latents")
     torch.manual_seed(seed)
     device = next(autoencoder.parameters()).device
@@ -283,7 +283,7 @@ def _fit_world_model(home, work, paths, config, autoencoder, asked: dict, note, 
 def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note, start=None):
     """Train the autoencoder on pictures of play, looked at through the policy's image tower."""
     seed, work = asked["seed"], work / "fit_autoencoder"
-    _begin(work, asked)
+    claim_work(work, asked)
     shown = paths[HELD_OUT : HELD_OUT + config.autoencoder_shards]
     frames = np.concatenate([read_arrays(path)["frames"][:, ::2] for path in shown])
     frames = frames.reshape(-1, *frames.shape[2:])
@@ -371,15 +371,15 @@ def make_policy(task: str, folder: Path, config: PolicyConfig, *, seed: int, dev
     home, work, kept = folder / task, folder / "work" / task, folder / task / "demos.hdf5"
     asked = {"task": task, "seed": seed, "settings": dataclasses.asdict(config)}
     if config.start is not None:
-        asked["inputs"] = _inputs(start=Policy.load(_start(folder, config.start)))
+        asked["inputs"] = fingerprints(start=Policy.load(_start(folder, config.start)))
     about = {"of": config.demos, "noise": config.noise, "burst": config.burst}
     if kept.exists():
         require_same(kept, load_metadata(kept)["provenance"], about)
-    made = _made(home / "policy", asked)
+    made = is_made(home / "policy", asked)
     if made and kept.exists():
         return
     if not made:
-        _begin(work, asked)
+        claim_work(work, asked)
         torch.manual_seed(seed)
         policy = Policy() if config.start is None else Policy.load(_start(folder, config.start))
         shards = [read_arrays(path) for path in collect_scenes(task, config.scene_shards, work)]

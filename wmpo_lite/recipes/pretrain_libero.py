@@ -27,10 +27,10 @@ from wmpo_lite.recipes.pretrain import (
     HELD_OUT,
     SHARED,
     PretrainConfig,
-    _begin,
-    _inputs,
-    _made,
+    claim_work,
     demonstration_trajectories,
+    fingerprints,
+    is_made,
     train_shared,
 )
 from wmpo_lite.train import FitConfig, set_threads
@@ -58,6 +58,16 @@ SUITE_PRETRAINING = {
             autoencoder_shards=38,
             autoencoder_steps=3_000,
             world_model_steps=8_000,
+            world_model=WorldModelConfig(frames=2, action_dim=7),
+            policies={},
+        )
+    ),
+    "gpu": SuiteConfig(
+        PretrainConfig(
+            play_shards=512,
+            autoencoder_shards=256,
+            autoencoder_steps=40_000,
+            world_model_steps=120_000,
             world_model=WorldModelConfig(frames=2, action_dim=7),
             policies={},
         )
@@ -139,8 +149,8 @@ def _tower(home: Path, work: Path, paths, suite: str, config: SuiteConfig, *, se
     kept = home / "seeing"
     asked = {"suite": suite, "seed": seed, "vision_steps": config.vision_steps}
     asked |= {"play_shards": len(paths), "episodes": config.episodes}
-    if not _made(kept, asked):
-        _begin(work, asked)
+    if not is_made(kept, asked):
+        claim_work(work, asked)
         torch.manual_seed(seed)
         policy = new_policy(suite).to(device)
         shown = [(read_arrays(path), read_arrays(labels_of(path))) for path in paths[HELD_OUT:]]
@@ -163,10 +173,10 @@ def make_libero_policy(task: str, folder: Path, config: SuiteConfig, *, seed: in
     seeing = Policy.load(folder / get_task(task).suite / "seeing")
     about = {"of": config.demos, "noise": config.noise, "burst": config.burst}
     asked = {"task": task, "seed": seed, **about, "clone_steps": config.clone_steps}
-    asked |= {"early": config.early, "inputs": _inputs(start=seeing)}
-    if _made(home / "policy", asked) and (home / "demos.hdf5").exists():
+    asked |= {"early": config.early, "inputs": fingerprints(start=seeing)}
+    if is_made(home / "policy", asked) and (home / "demos.hdf5").exists():
         return
-    _begin(work, asked)
+    claim_work(work, asked)
     demos = collect_libero_demonstrations(
         task, config.demos, work, noise=config.noise, burst=config.burst
     )
