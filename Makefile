@@ -62,11 +62,12 @@ $(STAMP): pyproject.toml | check
 demo: check $(STAMP)  ## WMPO and its baselines on one task, with a report in runs/
 	$(BIN)/wmpo-lite demo $(ARGS)
 
-# Files of tests are shared out between as many workers as JOBS; those of the arms run in real time, so they come alone.
+# Files of tests are shared out between as many workers as JOBS; those of the arms run in real time, so they come when the
+# trainings are over.
+SHARE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: check $(STAMP)  ## all tests (ARGS="-k policy -x" go to pytest)
 ifeq ($(ARGS),)
-	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/arms tests notebooks; code=$$?; \
-	    $(PYTEST) tests/arms && exit $$code
+	$(PYTEST) $(SHARE) --ignore tests/arms tests notebooks; code=$$?; $(PYTEST) $(SHARE) tests/arms && exit $$code
 else
 	$(PYTEST) $(ARGS)
 endif
@@ -80,7 +81,7 @@ types: check $(STAMP)  ## check the types of the core (half a minute)
 test-libero: check $(STAMP)  ## LIBERO: install the extra (360 MB), tests, notebook 08
 	@echo "wmpo-lite: installing LIBERO"
 	@$(BIN)/python -m pip install -q -e '.[libero]'
-	$(PYTEST) $(or $(ARGS),-n $(JOBS) --dist loadfile --no-loadscope-reorder tests/libero notebooks/08_libero.ipynb)
+	$(PYTEST) $(or $(ARGS),$(SHARE) tests/libero notebooks/08_libero.ipynb)
 
 reliability: check $(STAMP)  ## 1,400 damaged inputs, 20 kills, ... (20 min; ARGS="fuzz")
 	cd tests && $(TEST_ENV) ../$(BIN)/python -m reliability $(or $(ARGS),kinds fuzz kill)
