@@ -65,10 +65,10 @@ class PickAndPlace:
     """
 
     def __init__(self, env, things=None, spots=None, pick_offset=0.0):
-        self.batch = len(env.now["tip"])
-        self.pick_offset = np.broadcast_to(pick_offset, (self.batch, 2)).copy()
         if things is None or spots is None:
             thing, self.place = goal_of(env)
+        self.batch = len(env.now["tip"])
+        self.pick_offset = np.broadcast_to(pick_offset, (self.batch, 2)).copy()
         self.things = np.full(self.batch, thing) if things is None else np.array(things)
         self.spots = spots
         self.carry, self.low = GOALS[kind(env.objects[self.place])] if spots is None else TABLE
