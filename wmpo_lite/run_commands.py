@@ -72,10 +72,15 @@ class Demo:
         from wmpo_lite.common import parallel
         from wmpo_lite.envs.tasks import folder_name, get_task
         from wmpo_lite.recipes.rounds import finished
-        from wmpo_lite.recipes.workspace import ASSETS, REWARD_CLIPS, Run, run_folder
+        from wmpo_lite.recipes.workspace import ASSETS, REWARD_CLIPS, Run, run_folder, trained_by
 
         if self.from_scratch:
             require_one_process("--from-scratch")
+            if "/" in self.task:
+                raise UserError(
+                    f"--from-scratch trains the table-top's assets; train those of '{self.task}' with"
+                    f" {trained_by(self.task)}"
+                )
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
         if self.evaluation_states is not None:
@@ -175,6 +180,8 @@ class Assets:
         from wmpo_lite.recipes.workspace import ASSETS
 
         if self.suite is not None:
+            if self.only is not None:
+                raise UserError("--only is for the table-top; with --suite give --tasks")
             require_between("--seed", self.seed, 0, LARGEST_SEED)
             folder = Path("runs") / "assets"
             how = {"seed": self.seed, "profile": self.profile, "device": self.device}

@@ -167,6 +167,9 @@ def test_what_cannot_work_is_refused_before_hours_of_training(capsys, monkeypatc
     )
     assert "unknown" in refused(capsys, "demo", "--from-scratch", "--task", "juggle")
     assert "--name" in refused(capsys, "demo", "--from-scratch", "--name", "../x")
+    said = refused(capsys, "demo", "--from-scratch", "--task", "libero_object/3")
+    assert "assets --suite libero_object --tasks 3" in said
+    assert "--tasks" in refused(capsys, "assets", "--suite", "libero_object", "--only", "place")
     Run(profile="smoke", rollout_budget=5).settings()
 
 
