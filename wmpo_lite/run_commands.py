@@ -78,8 +78,8 @@ class Demo:
             require_one_process("--from-scratch")
             if "/" in self.task:
                 raise UserError(
-                    f"--from-scratch trains the table-top's assets; train those of '{self.task}' with"
-                    f" {trained_by(self.task)}"
+                    "--from-scratch trains the assets of the table-top; train those of"
+                    f" '{self.task}' with {trained_by(self.task)}"
                 )
         assets = Path("runs") / "assets" if self.from_scratch else ASSETS
         changes = changed(self.settings) | ({} if self.track_real else {"track_real": False})
