@@ -26,7 +26,7 @@ from wmpo_lite.common.errors import UserError
 from wmpo_lite.dpo import DPOConfig, train_dpo
 from wmpo_lite.imagined_env import ImaginedEnv
 from wmpo_lite.own_context import Episodes, Pool, WindowConfig
-from wmpo_lite.recipes.main_job import outcomes
+from wmpo_lite.recipes.evaluation import outcomes
 from wmpo_lite.recipes.pretrain_policy import clone
 from wmpo_lite.recipes.trust import shared_scores
 from wmpo_lite.recipes.workspace import replay_in

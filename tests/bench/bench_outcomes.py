@@ -18,8 +18,14 @@ import numpy as np
 from wmpo_lite.common import checkpoint
 from wmpo_lite.evaluate import agreement, auc_interval
 from wmpo_lite.policies import load_policy
-from wmpo_lite.recipes.main_job import replay_in
-from wmpo_lite.recipes.workspace import Run, Workspace, clip_scores, imagined_env, initial_frames
+from wmpo_lite.recipes.workspace import (
+    Run,
+    Workspace,
+    clip_scores,
+    imagined_env,
+    initial_frames,
+    replay_in,
+)
 from wmpo_lite.rollout import rollout
 
 

@@ -20,7 +20,8 @@ import torch
 
 from wmpo_lite.common import checkpoint
 from wmpo_lite.own_context import Pool, WindowConfig
-from wmpo_lite.recipes.main_job import demonstrations, recorded_episodes
+from wmpo_lite.recipes.align import recorded_episodes
+from wmpo_lite.recipes.rollouts import demonstrations
 from wmpo_lite.recipes.trust import panel
 from wmpo_lite.recipes.workspace import Run, Workspace
 from wmpo_lite.report.results import ALIGNED, NOT_ALIGNED, RESULTS, panel_record

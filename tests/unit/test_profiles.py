@@ -8,7 +8,7 @@ import torch
 from wmpo_lite.autoencoder import Autoencoder
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.policy import ActionStatistics, Policy
-from wmpo_lite.recipes import main_job
+from wmpo_lite.recipes import baselines
 from wmpo_lite.recipes.profiles import PROFILES, for_budget, paper_models
 from wmpo_lite.recipes.workspace import Run
 from wmpo_lite.reward import RewardModel
@@ -67,7 +67,7 @@ def test_steps_that_are_asked_for_do_not_grow_with_the_budget():
 )
 def test_online_grpo_spends_the_budget(budget, spent):
     """In equal iterations, of about four groups of eight."""
-    iterations, groups, size = main_job.online_iterations(PROFILES["laptop"], budget)
+    iterations, groups, size = baselines.online_iterations(PROFILES["laptop"], budget)
     assert iterations * groups * size == spent and 1 <= groups <= 6 and size == 8
 
 

@@ -17,6 +17,7 @@ from wmpo_lite.common.files import ASSETS
 from wmpo_lite.recipes import cells, main_job, reproduce
 from wmpo_lite.recipes.cells import Book, enter, standing
 from wmpo_lite.recipes.experiments import EXPERIMENTS, cost, keys
+from wmpo_lite.recipes.rollouts import record_rollouts
 from wmpo_lite.recipes.rounds import finished
 from wmpo_lite.recipes.workspace import Run, Workspace
 from wmpo_lite.report import ledger_figures, ledger_tables
@@ -67,7 +68,7 @@ def test_a_round_begins_with_the_policy_and_the_rollouts_of_the_one_before(
         return tiny.trajectories(8, seed=3)
 
     monkeypatch.setattr("wmpo_lite.rollout.rollout", act)
-    said = main_job.record_rollouts(second)
+    said = record_rollouts(second)
     assert asked == [(begun, list(range(12, 20)))] and said["n"] == 8
     kept, own = second.rollouts(), tiny.trajectories(8, seed=3)
     assert len(kept) == 20 and len(load_trajectories(second.folder / "rollouts.hdf5")) == 8

@@ -14,9 +14,11 @@ from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError
 from wmpo_lite.common.machine import Compute
 from wmpo_lite.envs import tasks
-from wmpo_lite.recipes import main_job
+from wmpo_lite.recipes.align import align_world_model, recorded_episodes
+from wmpo_lite.recipes.fit_reward import fit_reward, reward_episodes
+from wmpo_lite.recipes.rollouts import require_outcomes, split_rollouts
 from wmpo_lite.recipes.trust import describe_trust, panel, trust
-from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames
+from wmpo_lite.recipes.workspace import Run, Workspace, imagined_env, initial_frames, replay_in
 from wmpo_lite.reward import RewardModel
 from wmpo_lite.train import FitConfig
 from wmpo_lite.trajectory import save_trajectories
@@ -84,8 +86,8 @@ def recorded(tmp_path):
 def judged(tmp_path_factory):
     """Aligned, and with a reward model; the workspace and the reward stage's result."""
     made = make_recorded(tmp_path_factory.mktemp("judged"))
-    made.stage("align", lambda: main_job.align_world_model(made))
-    yield made, made.stage("reward", lambda: main_job.fit_reward(made))
+    made.stage("align", lambda: align_world_model(made))
+    yield made, made.stage("reward", lambda: fit_reward(made))
     made.env.close()
 
 
@@ -269,17 +271,15 @@ def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(
 ):
     rollouts = [SimpleNamespace(success=i < successes) for i in range(budget)]
     for seed in range(5):
-        fitted, held = main_job.split_rollouts([t.success for t in rollouts], seed)
+        fitted, held = split_rollouts([t.success for t in rollouts], seed)
         assert sorted(fitted + held) == list(range(budget)) and len(held) == -(-budget // 4)
         assert enough == (0 < sum(rollouts[i].success for i in held) < len(held))
-        quarters = [
-            main_job.split_rollouts([t.success for t in rollouts], seed, k) for k in range(4)
-        ]
+        quarters = [split_rollouts([t.success for t in rollouts], seed, k) for k in range(4)]
         assert sorted(i for _, held in quarters for i in held) == list(range(budget))
         rates = [np.mean([rollouts[i].success for i in held]) for _, held in quarters]
         assert max(rates) - min(rates) <= 1.01 / (budget // 4)
     if enough:
-        main_job.require_outcomes(rollouts)
+        require_outcomes(rollouts)
         return
     with pytest.raises(
         UserError,
@@ -287,7 +287,7 @@ def test_outcomes_that_no_reward_model_can_be_fitted_to_are_refused_at_once(
             f"succeeded in {successes} of {budget}.*raise --rollout-budget or take another --seed"
         ),
     ):
-        main_job.require_outcomes(rollouts)
+        require_outcomes(rollouts)
 
 
 def test_recorded_first_frames_are_where_imagination_begins():
@@ -307,7 +307,7 @@ def test_recorded_first_frames_are_where_imagination_begins():
 def test_windows_end_a_few_frames_after_a_success(recorded):
     """after_success is 1: a success at step f is seen up to frame f + 1, a failure to its end."""
     rollouts = recorded.rollouts()
-    episodes = main_job.recorded_episodes(recorded, rollouts)
+    episodes = recorded_episodes(recorded, rollouts)
     expected = [min(t.finish_step + 1, len(t)) if t.success else len(t) for t in rollouts]
     assert episodes.last.tolist() == expected and min(expected) < 8 == max(expected)
     latents = recorded.autoencoder().encode_uint8(
@@ -328,7 +328,7 @@ def test_alignment_sees_rollouts_and_demonstrations_and_changes_the_world_model(
         "Pool",
         lambda episodes, *rest: seen.append(len(episodes)) or pool(episodes, *rest),
     )
-    record = main_job.align_world_model(recorded)
+    record = align_world_model(recorded)
     assert seen == [12 + 4] and record["step"] == 3 and np.isfinite(record["loss"])
     before, after = WorldModel.load(recorded.shared / "world_model"), recorded.world_model()
     gaps = [
@@ -342,14 +342,14 @@ def test_alignment_sees_rollouts_and_demonstrations_and_changes_the_world_model(
 
 def test_a_rewards_examples_know_a_sentence_that_they_do_not_fulfil():
     rollouts = tiny.trajectories(6)
-    episodes = main_job.reward_episodes(rollouts)
+    episodes = reward_episodes(rollouts)
     assert np.array_equal(episodes["frames"], np.stack([t.frames for t in rollouts]))
     assert episodes["success"].tolist() == [True, False] * 3
     assert episodes["finish_step"].tolist() == [t.finish_step for t in rollouts]
     for said, another in zip(episodes["instruction"], episodes["other"]):
         assert another != said and another.split()[3:] == said.split()[3:]
     shown = np.zeros_like(episodes["frames"])
-    assert main_job.reward_episodes(rollouts, shown)["frames"] is shown
+    assert reward_episodes(rollouts, shown)["frames"] is shown
 
 
 def test_the_reward_model_gets_two_thresholds_from_rollouts_that_it_was_not_fitted_to(judged):
@@ -396,9 +396,9 @@ def fitted_to(monkeypatch) -> list:
 def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagined(
     recorded, monkeypatch
 ):
-    recorded.stage("align", lambda: main_job.align_world_model(recorded))
+    recorded.stage("align", lambda: align_world_model(recorded))
     seen = fitted_to(monkeypatch)
-    main_job.fit_reward(recorded)
+    fit_reward(recorded)
     frames, success = seen[0]["frames"], seen[0]["success"]
     assert len(frames) == 3 * (9 + 4) and len(seen[0]["instruction"]) == len(
         frames
@@ -411,9 +411,9 @@ def test_the_reward_model_sees_every_film_as_filmed_as_given_back_and_as_imagine
 
 def test_four_members_hold_out_a_quarter_each_and_thresholds_come_from_all(tmp_path, monkeypatch):
     w = make_recorded(tmp_path, {"reward_members": 4})
-    w.stage("align", lambda: main_job.align_world_model(w))
+    w.stage("align", lambda: align_world_model(w))
     seen = fitted_to(monkeypatch)
-    result = w.stage("reward", lambda: main_job.fit_reward(w))
+    result = w.stage("reward", lambda: fit_reward(w))
     w.env.close()
     rollouts = w.rollouts()
     assert result["chosen_on"] == len(rollouts) == 12 and len(seen) == 4
@@ -446,9 +446,7 @@ def test_demonstrations_without_a_simulator_state_are_imagined_beside_rollouts(j
             "instruction": np.array([tiny.RED, tiny.BLUE]),
         }
     )
-    films = main_job.replay_in(
-        imagined_env(workspace, 0, judged=False), tiny.trajectories(2) + demos
-    )
+    films = replay_in(imagined_env(workspace, 0, judged=False), tiny.trajectories(2) + demos)
     assert films.shape == (4, 9, 16, 16, 3)
 
 
@@ -586,7 +584,7 @@ def test_out_of_memory_names_what_to_lower_and_the_same_command_goes_on(
         return step(self, *rest)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    align = lambda w: w.stage("align", lambda: main_job.align_world_model(w), shared=True)
+    align = lambda w: w.stage("align", lambda: align_world_model(w), shared=True)
     advice = r"add --recompute or lower --micro-batch \(now 4\) and run the"
     with pytest.raises(UserError, match=f"'align' ran out of memory; {advice}"):
         align(made)
@@ -607,8 +605,8 @@ def test_stages_in_16_bits_leave_weights_and_numbers_near_those_of_32(
 ):
     exact = judged[0]
     made = make_recorded(tmp_path, compute=Compute("bf16", recompute=True, micro_batch=2))
-    made.stage("align", lambda: main_job.align_world_model(made), shared=True)
-    made.stage("reward", lambda: main_job.fit_reward(made), shared=True)
+    made.stage("align", lambda: align_world_model(made), shared=True)
+    made.stage("reward", lambda: fit_reward(made), shared=True)
     real = tiny.trajectories(12, seed=6)
     monkeypatch.setattr(made, "states", lambda *which: None)
     monkeypatch.setattr("wmpo_lite.rollout.rollout", lambda *_, **options: real)

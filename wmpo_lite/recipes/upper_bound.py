@@ -7,7 +7,7 @@ import numpy as np
 
 from wmpo_lite.common import checkpoint
 from wmpo_lite.common.errors import UserError, require_between
-from wmpo_lite.recipes.main_job import practice_for_real
+from wmpo_lite.recipes.baselines import practice_for_real
 from wmpo_lite.recipes.workspace import Run, Workspace, greedy
 
 
