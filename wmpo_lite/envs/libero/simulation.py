@@ -62,6 +62,11 @@ class Simulation:
         self.goal = [[str(word) for word in part] for part in self.env.parsed_problem["goal_state"]]
         self._bodies = [self.env.obj_body_id[name] for name in self.objects]
         self._fingers = self.robot._ref_gripper_joint_pos_indexes
+        self._torque_limits = self.robot.torque_limits
+        names = self.robot.gripper.actuators
+        self._grip = [self.sim.model.actuator_name2id(name) for name in names]
+        low, high = self.model.actuator_ctrlrange[self._grip].T
+        self._grip_middle, self._grip_half = 0.5 * (high + low), 0.5 * (high - low)
         self.wrist = wrist
         self._rest = self._read_at_rest()
         self.sample(PLACEMENT_SEED)
@@ -233,7 +238,8 @@ class Simulation:
 
     def step(self, action: np.ndarray):
         """One control step of 0.05 s, the same physics as LIBERO's `step`: it computes every
-        forward pass three times, here it is computed once.
+        forward pass three times, here it is computed once, and what its robot looks up by name in
+        every substep is looked up once for all.
         """
         controller, robot, data = self.robot.controller, self.robot, self.data
         # the controller asks for a forward pass that has just been made
@@ -243,8 +249,9 @@ class Simulation:
                 self._mujoco.mj_step1(self.model, data)
                 if not substep:
                     controller.set_goal(action[:6])
-                torques = np.clip(controller.run_controller(), *robot.torque_limits)
-                robot.grip_action(gripper=robot.gripper, gripper_action=action[6:])
+                torques = np.clip(controller.run_controller(), *self._torque_limits)
+                grip = robot.gripper.format_action(action[6:])
+                data.ctrl[self._grip] = self._grip_middle + self._grip_half * grip
                 data.ctrl[robot._ref_joint_actuator_indexes] = torques
                 self._mujoco.mj_step2(self.model, data)
         finally:
