@@ -54,8 +54,8 @@ class SuiteConfig:
 SUITE_PRETRAINING = {
     "laptop": SuiteConfig(
         PretrainConfig(
-            play_shards=40,
-            autoencoder_shards=38,
+            play_shards=24,
+            autoencoder_shards=22,
             autoencoder_steps=3_000,
             world_model_steps=8_000,
             world_model=WorldModelConfig(frames=2, action_dim=7),
