@@ -45,7 +45,7 @@ class SuiteConfig:
     episodes: int = SHARD  # of a shard of play
     vision_steps: int = 2000
     demos: int = 32
-    clone_steps: int = 150
+    clone_steps: int = 260
     early: float = 0.0  # see `pretrain_policy.clone`
     noise: float = 0.4
     burst: float = 0.15
