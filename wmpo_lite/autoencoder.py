@@ -204,6 +204,7 @@ def autoencoder_loss(
     frames: np.ndarray,
     *,
     perceptual: PerceptualLoss | None = None,
+    perceptual_weight: float = 10.0,
     batch: int = 48,
     looked_at: int = 16,
     emphasis: float = 6.0,
@@ -214,7 +215,9 @@ def autoencoder_loss(
     frames: uint8 (N, H, W, 3). emphasis: extra weight of pixels that differ from the mean frame
     (arm and things are a tenth of the picture and all of the task). latent_noise: on the latents,
     in units of their spread, so that the decoder forgives a denoiser's small errors. looked_at: how
-    many of a batch the tower, which costs as much as the autoencoder, is shown.
+    many of a batch the tower, which costs as much as the autoencoder, is shown. perceptual_weight:
+    of what the tower says: a policy acts on copies as on true frames if it is large, eyes see more
+    in them if it is small.
     """
     device = model.mean.device
     median = np.median(frames[:: max(1, len(frames) // 400)], axis=0).astype(np.uint8)
@@ -234,6 +237,6 @@ def autoencoder_loss(
         if perceptual is None:
             return loss, logs
         unlike = perceptual(given[:looked_at], x[:looked_at])
-        return loss + 10 * unlike, logs | {"perceptual": float(unlike.detach())}
+        return loss + perceptual_weight * unlike, logs | {"perceptual": float(unlike.detach())}
 
     return loss_fn

@@ -194,7 +194,7 @@ class Workspace:
         if missing := [str(path.parent) for path in weights.values() if not path.is_file()]:
             raise UserError(
                 f"trained weights are missing ({', '.join(missing)}); fetch the checkout anew, or"
-                " train them with --from-scratch"
+                f" train them with {trained_by(self.run.task)}"
             )
         begun = {name: checkpoint.checksum(path)[:12] for name, path in weights.items()}
         if self.run.after:
