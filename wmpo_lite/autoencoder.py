@@ -216,8 +216,8 @@ def autoencoder_loss(
     (arm and things are a tenth of the picture and all of the task). latent_noise: on the latents,
     in units of their spread, so that the decoder forgives a denoiser's small errors. looked_at: how
     many of a batch the tower, which costs as much as the autoencoder, is shown. perceptual_weight:
-    of what the tower says: a policy acts on copies as on true frames if it is large, eyes see more
-    in them if it is small.
+    of what the tower says: a policy acts better on copies if it is large, eyes see more in them if
+    it is small (notebooks/lab_book.md, LIBERO).
     """
     device = model.mean.device
     median = np.median(frames[:: max(1, len(frames) // 400)], axis=0).astype(np.uint8)

@@ -89,7 +89,6 @@ class PretrainConfig:
     autoencoder_shards: int = 111
     autoencoder_steps: int = 8_000
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    perceptual_weight: float = 10.0  # see `autoencoder_loss`
     world_model_steps: int = 16_000
     world_model_lr: float = 1e-3
     world_model: WorldModelConfig = WorldModelConfig(frames=2)
@@ -229,8 +228,7 @@ def train_shared(
         "inputs": fingerprints(**inputs) | begun,
     }
 
-    names = ("autoencoder", "autoencoder_shards", "autoencoder_steps", "perceptual_weight")
-    asked = asks(names, tower=tower)
+    asked = asks(("autoencoder", "autoencoder_shards", "autoencoder_steps"), tower=tower)
     if not is_made(home / "autoencoder", asked):
         if config.autoencoder.kind == "pixels":  # nothing to learn
             Autoencoder(config.autoencoder).save(home / "autoencoder", note(asked, [None]))
@@ -295,14 +293,10 @@ def _fit_autoencoder(home, work, paths, config, tower, asked: dict, note, start=
     _begin_with(model, start, "autoencoder")
     spread_over = np.random.default_rng(seed).integers(len(frames), size=2048)
     sample = to_float(torch.from_numpy(frames[spread_over]).to(device))
-    looks = {
-        "perceptual": PerceptualLoss(tower, sample[:512]),
-        "perceptual_weight": config.perceptual_weight,
-    }
     more = {"warmup": 100, "decay": 0.5, "ema": 0.995, "save_every": 500}
     records = fit(
         model,
-        autoencoder_loss(model, frames, **looks),
+        autoencoder_loss(model, frames, perceptual=PerceptualLoss(tower, sample[:512])),
         FitConfig(steps=config.autoencoder_steps, lr=2e-3, **more),
         seed=seed,
         name="autoencoder",
